@@ -1,0 +1,227 @@
+"""Django settings of every process. Behaviour of the gateway itself is a GatewaySettings row, not a setting here.
+
+All environment variables are listed in docs/configuration.md.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import secrets
+import sys
+import tempfile
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import dj_database_url
+from csp.constants import NONE, SELF
+
+from hoosh_site import __version__, env
+
+BASE_DIR = env.PROJECT_DIR
+HOOSH_VERSION = __version__
+
+# --- where things are -------------------------------------------------------------------------------------------
+HOOSH_DATA_DIR = env.data_dir()
+HOOSH_KEYS_DIR = HOOSH_DATA_DIR / "keys"
+HOOSH_JOURNAL_DIR = HOOSH_DATA_DIR / "journal"
+HOOSH_LOG_DIR = HOOSH_DATA_DIR / "log"
+
+
+def _run_dir() -> Path:
+    """Sockets and status files. A Unix socket's path may have 107 bytes, so a long data directory gets a short twin."""
+    chosen = HOOSH_DATA_DIR / "run"
+    if len(os.fsencode(chosen / "control.sock")) <= 100:
+        return chosen
+    name = hashlib.sha256(os.fsencode(HOOSH_DATA_DIR)).hexdigest()[:16]
+    return Path(tempfile.gettempdir()) / f"hoosh-{os.getuid()}-{name}"
+
+
+HOOSH_RUN_DIR = _run_dir()
+HOOSH_CONTROL_SOCKET = HOOSH_RUN_DIR / "control.sock"  # HTTP, hardened Daphne
+HOOSH_LINK_SOCKET = HOOSH_RUN_DIR / "link.sock"  # grants, configuration, access: control <-> workers
+HOOSH_METRICS_DIR = HOOSH_RUN_DIR / "metrics"  # prometheus_client multiprocess files
+HOOSH_FIRST_RUN_FILE = HOOSH_DATA_DIR / "first-run.txt"
+
+# --- the process and the host -----------------------------------------------------------------------------------
+HOOSH_ROLE = env.text("HOOSH_ROLE", "all")  # "control" and "worker" are set by the supervisor
+HOOSH_BIND = env.text("HOOSH_BIND", "127.0.0.1")
+HOOSH_PORT = env.integer("PORT", 8088, minimum=1, maximum=65535)
+HOOSH_WORKERS = env.integer("HOOSH_WORKERS", 1, minimum=1, maximum=256)
+HOOSH_DRAIN_S = env.integer("HOOSH_DRAIN_S", 30, minimum=1, maximum=3600)  # how long running streams may take at a stop
+HOOSH_CONFIG = env.text("HOOSH_CONFIG")
+HOOSH_PUBLIC_URL = env.text("HOOSH_PUBLIC_URL").rstrip("/")
+HOOSH_TRUSTED_PROXIES = env.items("HOOSH_TRUSTED_PROXIES")  # addresses or networks whose X-Forwarded-* are believed
+HOOSH_ACCESS_LOG = env.text("HOOSH_ACCESS_LOG", str(HOOSH_LOG_DIR / "access.jsonl"))  # path, "-" or "off"
+HOOSH_JOURNAL_SYNC = env.text("HOOSH_JOURNAL_SYNC", "process")  # "process" (survives kill -9) or "host" (fdatasync)
+
+DEBUG = env.boolean("HOOSH_DEBUG", default=False)
+TESTING = "pytest" in sys.modules or env.boolean("HOOSH_TESTING", default=False)
+
+
+def _session_key() -> str:
+    """The secret made by `manage.py init`. Commands that need none (check, tests, init) get one for this process."""
+    path = HOOSH_KEYS_DIR / "session.key"
+    try:
+        return path.read_text(encoding="ascii").strip()
+    except OSError:
+        return secrets.token_urlsafe(48)
+
+
+SECRET_KEY = env.text("HOOSH_SECRET_KEY") or _session_key()
+
+
+def _allowed_hosts() -> list[str]:
+    hosts = ["localhost", "127.0.0.1", "[::1]", *env.items("HOOSH_ALLOWED_HOSTS")]
+    if HOOSH_BIND not in ("127.0.0.1", "0.0.0.0", "::", "localhost"):  # noqa: S104 - compared, not bound
+        hosts.append(HOOSH_BIND)
+    if HOOSH_PUBLIC_URL:
+        hosts.append(urlsplit(HOOSH_PUBLIC_URL).hostname or "")
+    return [host for host in hosts if host]
+
+
+ALLOWED_HOSTS = _allowed_hosts()
+CSRF_TRUSTED_ORIGINS = [HOOSH_PUBLIC_URL] if HOOSH_PUBLIC_URL else []
+
+# --- applications -----------------------------------------------------------------------------------------------
+INSTALLED_APPS = [
+    "daphne",  # first: gives runserver the ASGI server
+    "hoosh_site.apps.HooshSiteConfig",
+    "hoosh_site.admin_site.HooshAdminConfig",
+    "django.contrib.auth",
+    "django.contrib.contenttypes",
+    "django.contrib.sessions",
+    "django.contrib.messages",
+    "django.contrib.staticfiles",
+    "channels",
+    "csp",
+    "rest_framework",
+    "drf_spectacular",
+    "django_prometheus",
+    "audit.apps.AuditConfig",
+    "providers.apps.ProvidersConfig",
+    "budgets.apps.BudgetsConfig",
+    "gateway.apps.GatewayConfig",
+]
+MIDDLEWARE = [
+    "django_prometheus.middleware.PrometheusBeforeMiddleware",
+    "django.middleware.security.SecurityMiddleware",
+    "csp.middleware.CSPMiddleware",
+    "whitenoise.middleware.WhiteNoiseMiddleware",
+    "django.contrib.sessions.middleware.SessionMiddleware",
+    "django.middleware.common.CommonMiddleware",
+    "django.middleware.csrf.CsrfViewMiddleware",
+    "django.contrib.auth.middleware.AuthenticationMiddleware",
+    "django.contrib.messages.middleware.MessageMiddleware",
+    "django.middleware.clickjacking.XFrameOptionsMiddleware",
+    "django_prometheus.middleware.PrometheusAfterMiddleware",
+]
+ROOT_URLCONF = "hoosh_site.urls"
+ASGI_APPLICATION = "hoosh_site.asgi.application"
+TEMPLATES = [
+    {
+        "BACKEND": "django.template.backends.django.DjangoTemplates",
+        "DIRS": [BASE_DIR / "templates"],
+        "APP_DIRS": True,
+        "OPTIONS": {
+            "context_processors": [
+                "django.template.context_processors.request",
+                "django.contrib.auth.context_processors.auth",
+                "django.contrib.messages.context_processors.messages",
+            ]
+        },
+    }
+]
+CHANNEL_LAYERS = {"default": {"BACKEND": "channels.layers.InMemoryChannelLayer"}}
+DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
+
+# --- databases: site and ledger are two files on SQLite, one database on PostgreSQL ------------------------------
+_SQLITE_OPTIONS = {
+    "timeout": 20,
+    "transaction_mode": "IMMEDIATE",
+    "init_command": "PRAGMA journal_mode=WAL;PRAGMA synchronous=FULL;",
+}
+
+
+def _databases() -> dict[str, dict[str, object]]:
+    url = env.text("DATABASE_URL")
+    if url:
+        return {"default": {**dj_database_url.parse(url, conn_max_age=60, conn_health_checks=True)}}
+    sqlite = {"ENGINE": "django.db.backends.sqlite3", "OPTIONS": _SQLITE_OPTIONS}
+    # Tests use real files: the ledger's writer is a thread with a connection of its own.
+    return {
+        "default": {**sqlite, "NAME": HOOSH_DATA_DIR / "site.sqlite3", "TEST": {"NAME": HOOSH_DATA_DIR / "test-site.sqlite3"}},
+        "ledger": {**sqlite, "NAME": HOOSH_DATA_DIR / "ledger.sqlite3", "TEST": {"NAME": HOOSH_DATA_DIR / "test-ledger.sqlite3"}},
+    }
+
+
+DATABASES = _databases()
+HOOSH_LEDGER_DB = "ledger" if "ledger" in DATABASES else "default"
+DATABASE_ROUTERS = ["budgets.router.LedgerRouter"]
+
+# --- sign-in, cookies, headers ----------------------------------------------------------------------------------
+AUTH_PASSWORD_VALIDATORS = [
+    {"NAME": f"django.contrib.auth.password_validation.{name}"}
+    for name in (
+        "UserAttributeSimilarityValidator",
+        "MinimumLengthValidator",
+        "CommonPasswordValidator",
+        "NumericPasswordValidator",
+    )
+]
+LOGIN_URL = "admin:login"
+_HTTPS = HOOSH_PUBLIC_URL.startswith("https://")
+SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = _HTTPS
+SESSION_COOKIE_HTTPONLY = True
+SESSION_COOKIE_SAMESITE = CSRF_COOKIE_SAMESITE = "Lax"
+SESSION_COOKIE_NAME = "hoosh_session"
+CSRF_COOKIE_NAME = "hoosh_csrf"
+SECURE_HSTS_SECONDS = 31_536_000 if _HTTPS else 0
+SECURE_REFERRER_POLICY = "same-origin"
+SECURE_CONTENT_TYPE_NOSNIFF = True
+X_FRAME_OPTIONS = "DENY"
+CONTENT_SECURITY_POLICY = {
+    "DIRECTIVES": {
+        "default-src": [SELF],
+        "img-src": [SELF, "data:"],
+        "object-src": [NONE],
+        "base-uri": [SELF],
+        "frame-ancestors": [NONE],
+        "form-action": [SELF],
+    }
+}
+SILENCED_SYSTEM_CHECKS = [
+    "security.W008",  # redirecting to https is the front proxy's; loopback is served in clear
+    *([] if _HTTPS else ["security.W004", "security.W012", "security.W016"]),  # no TLS in front: cookies go in clear
+]
+DATA_UPLOAD_MAX_MEMORY_SIZE = 2 * 1024 * 1024
+
+# --- the rest ---------------------------------------------------------------------------------------------------
+LANGUAGE_CODE = "en"
+TIME_ZONE = "UTC"
+USE_I18N = False
+USE_TZ = True
+FORMAT_MODULE_PATH = ["hoosh_site.formats"]
+STATIC_URL = "/static/"
+STATIC_ROOT = HOOSH_DATA_DIR / "static"
+STATICFILES_DIRS = [BASE_DIR / "static"]
+WHITENOISE_USE_FINDERS = True
+WHITENOISE_AUTOREFRESH = DEBUG
+REST_FRAMEWORK = {
+    "DEFAULT_AUTHENTICATION_CLASSES": ["gateway.api.authentication.ApiKeyAuthentication"],
+    "DEFAULT_PERMISSION_CLASSES": ["gateway.api.authentication.HasKey"],
+    "DEFAULT_RENDERER_CLASSES": ["rest_framework.renderers.JSONRenderer"],
+    "DEFAULT_PARSER_CLASSES": ["rest_framework.parsers.JSONParser"],
+    "DEFAULT_SCHEMA_CLASS": "drf_spectacular.openapi.AutoSchema",
+    "EXCEPTION_HANDLER": "gateway.api.errors.exception_handler",
+    "UNAUTHENTICATED_USER": None,
+}
+SPECTACULAR_SETTINGS = {"TITLE": "Hoosh control API", "VERSION": __version__, "COMPONENT_SPLIT_REQUEST": True}
+PROMETHEUS_EXPORT_MIGRATIONS = False
+LOGGING = {
+    "version": 1,
+    "disable_existing_loggers": False,
+    "formatters": {"json": {"()": "gateway.logs.JsonFormatter"}},
+    "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "json"}},
+    "root": {"handlers": ["stderr"], "level": env.text("HOOSH_LOG_LEVEL", "INFO").upper()},
+}

@@ -1,0 +1,19 @@
+#!/usr/bin/env python
+"""Entry point of the command line: `python manage.py COMMAND` (see docs/operations.md)."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+
+def main() -> None:
+    """Run one management command with the project's settings."""
+    os.environ.setdefault("DJANGO_SETTINGS_MODULE", "hoosh_site.settings")
+    from django.core.management import execute_from_command_line
+
+    execute_from_command_line(sys.argv)
+
+
+if __name__ == "__main__":
+    main()
