@@ -1,0 +1,761 @@
+"""The upstream pool against a real upstream that misbehaves, on asyncio's loop and on uvloop."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import json
+import resource
+import socket
+import ssl
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trustme
+import uvloop
+
+from providers.inflate import InflateError, Inflater
+from providers.upstream import (
+    BUFFER_BYTES,
+    ConnectFailedError,
+    EgressRefusedError,
+    Limits,
+    Origin,
+    Pool,
+    Reply,
+    ReplyTooLargeError,
+    StreamReply,
+    UpstreamError,
+    UpstreamProtocolError,
+    UpstreamResetError,
+    UpstreamTimeoutError,
+)
+from tests.upstream import FaultUpstream, text_of
+
+Runner = Callable[[Callable[[], Awaitable[Any]]], Any]
+QUICK = Limits(connect_s=1.0, first_byte_s=0.15, gap_s=0.15, total_s=5.0)
+
+
+@pytest.fixture(params=["asyncio", "uvloop"])
+def run(request: pytest.FixtureRequest) -> Runner:
+    """Run an async function on a fresh loop; anything the loop had to report by itself fails the test."""
+
+    def runner(main: Callable[[], Awaitable[Any]]) -> Any:
+        reports: list[dict[str, Any]] = []
+
+        async def watched() -> Any:
+            asyncio.get_running_loop().set_exception_handler(lambda _, context: reports.append(context))
+            value = await asyncio.wait_for(main(), 20)
+            gc.collect(1)
+            return value
+
+        factory = uvloop.new_event_loop if request.param == "uvloop" else None
+        with asyncio.Runner(loop_factory=factory) as loop:
+            value = loop.run(watched())
+        assert reports == []
+        return value
+
+    return runner
+
+
+@pytest.fixture(scope="module")
+def shared() -> Iterator[FaultUpstream]:
+    with FaultUpstream() as up:
+        yield up
+
+
+@pytest.fixture
+def up(shared: FaultUpstream) -> FaultUpstream:
+    shared.requests.clear()
+    return shared
+
+
+def pool_for(up: FaultUpstream, **options: Any) -> Pool:
+    return Pool(Origin.parse(up.url, "unix" if up.unix_path else "loopback"), **options)
+
+
+def head(pool: Pool, path: str = "/v1/chat/completions") -> bytes:
+    return (
+        f"POST {path} HTTP/1.1\r\nHost: {pool.origin.authority}\r\n"
+        "Content-Type: application/json\r\nAccept-Encoding: identity\r\n"
+    ).encode()
+
+
+def body(model: str, **fields: Any) -> bytes:
+    return json.dumps({"model": model, "messages": [{"role": "user", "content": "hi"}], **fields}).encode()
+
+
+async def ask(pool: Pool, model: str, limits: Limits = QUICK, **fields: Any) -> Reply:
+    return await pool.request(head(pool), body(model, **fields), limits)
+
+
+async def ask_stream(pool: Pool, model: str, limits: Limits = QUICK, **fields: Any) -> StreamReply:
+    return await pool.stream(head(pool), body(model, stream=True, **fields), limits)
+
+
+async def failure_of(awaitable: Awaitable[Any]) -> UpstreamError:
+    with pytest.raises(UpstreamError) as caught:
+        await awaitable
+    return caught.value
+
+
+async def until(condition: Callable[[], Any], timeout_s: float = 2.0) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come to that"
+        await asyncio.sleep(0.005)
+
+
+def text_in(stream: bytes) -> str:
+    words = []
+    for event in stream.replace(b"\r\n", b"\n").split(b"\n\n"):
+        if event.startswith(b"data: {"):
+            choices = json.loads(event[6:]).get("choices") or [{}]
+            words.append(choices[0].get("delta", {}).get("content", ""))
+    return "".join(words)
+
+
+def test_a_reply_is_read_whole_and_the_connection_kept(run: Runner, up: FaultUpstream) -> None:
+    async def main() -> None:
+        pool = pool_for(up)
+        for _ in range(3):
+            reply = await ask(pool, "ok", max_tokens=4)
+            assert reply.status == 200
+            assert json.loads(reply.body)["choices"][0]["message"]["content"] == text_of(4)
+            assert (b"content-type", b"application/json") in reply.headers
+            assert (pool.idle_count, pool.open_count) == (1, 1)
+        pool.close()
+        await until(lambda: pool.open_count == 0)
+
+    run(main)
+    assert len(up.requests) == 3
+    assert len({request.connection for request in up.requests}) == 1
+    sent = up.requests[0]
+    assert (sent.method, sent.path, sent.body) == ("POST", "/v1/chat/completions", body("ok", max_tokens=4))
+    assert sent.headers["content-length"] == str(len(sent.body))
+    up.wait_for(lambda: up.open_connections == 0)
+
+
+def test_a_stream_is_read_to_its_end_and_the_connection_kept(run: Runner, up: FaultUpstream) -> None:
+    async def main() -> None:
+        pool = pool_for(up)
+        for model in ("ok", "slow-2ms", "joined", "crlf", "early-hints"):
+            reply = await ask_stream(pool, model, max_tokens=5)
+            assert reply.status == 200
+            assert (b"content-type", b"text/event-stream") in reply.headers
+            parts = []
+            while data := await reply.read():
+                parts.append(data)
+            assert await reply.read() == b""
+            assert text_in(b"".join(parts)) == text_of(5)
+            assert pool.idle_count == 1
+            reply.close()
+            assert pool.idle_count == 1, "closing a finished reply must not touch its connection"
+        pool.close()
+
+    run(main)
+    assert len({request.connection for request in up.requests}) == 1
+
+
+def test_what_one_read_brought_comes_at_once(run: Runner, up: FaultUpstream) -> None:
+    async def main() -> int:
+        pool = pool_for(up)
+        reply = await ask_stream(pool, "joined", max_tokens=200)
+        await asyncio.sleep(0.05)
+        assert text_in(await reply.read()) == text_of(200)
+        assert await reply.read() == b""
+        pool.close()
+        return 0
+
+    run(main)
+
+
+def test_several_requests_at_once_use_connections_of_their_own(run: Runner, up: FaultUpstream) -> None:
+    async def main() -> None:
+        pool = pool_for(up, max_idle=3)
+        replies = await asyncio.gather(*(ask(pool, "gap-5", max_tokens=8 + i) for i in range(12)))
+        for i, reply in enumerate(replies):
+            assert json.loads(reply.body)["choices"][0]["message"]["content"] == text_of(8 + i)
+        assert pool.idle_count == 3
+        await until(lambda: pool.open_count == 3)
+        pool.close()
+
+    run(main)
+
+
+@pytest.mark.parametrize(
+    ("model", "status"),
+    [("boom-500", 500), ("rate-limit", 429), ("unauthorized", 401), ("html-error", 502), ("redirect", 307)],
+)
+def test_any_status_is_a_reply(run: Runner, up: FaultUpstream, model: str, status: int) -> None:
+    async def main() -> None:
+        pool = pool_for(up)
+        unary = await ask(pool, model)
+        stream = await ask_stream(pool, model)
+        assert unary.status == stream.status == status
+        assert await stream.read_all(10_000) == unary.body
+        assert pool.idle_count == 1
+        pool.close()
+
+    run(main)
+    assert all(request.path != "/canary" for request in up.requests), "a redirect was followed"
+
+
+def test_a_rest_larger_than_wanted_is_refused_and_closed(run: Runner, up: FaultUpstream) -> None:
+    async def main() -> None:
+        pool = pool_for(up)
+        reply = await ask_stream(pool, "flood")
+        assert isinstance(await failure_of(reply.read_all(100_000)), ReplyTooLargeError)
+        await until(lambda: pool.open_count == 0)
+
+    run(main)
+    up.wait_for(lambda: up.requests[0].closed_by_peer)
+
+
+CUT = [
+    ("refuse", UpstreamResetError, "reset"),
+    ("refuse-rst", UpstreamResetError, "reset"),
+    ("cut", UpstreamResetError, "reset"),
+    ("cut-rst", UpstreamResetError, "reset"),
+    ("cut-first", UpstreamResetError, "reset"),
+    ("bad-status", UpstreamProtocolError, "protocol"),
+    ("bad-chunk", UpstreamProtocolError, "protocol"),
+    ("huge-header", UpstreamProtocolError, "protocol"),
+    ("upgrade", UpstreamProtocolError, "protocol"),
+    ("brotli", UpstreamProtocolError, "protocol"),
+    ("gzip-cut", UpstreamProtocolError, "protocol"),
+    ("gzip-bomb", UpstreamProtocolError, "protocol"),
+    ("stall-first", UpstreamTimeoutError, "first_byte_timeout"),
+    ("stall-headers", UpstreamTimeoutError, "first_byte_timeout"),
+    ("stall-mid", UpstreamTimeoutError, "gap_timeout"),
+]
+
+
+@pytest.mark.parametrize(("model", "error", "kind"), CUT)
+def test_a_reply_that_does_not_come_whole_is_an_error(
+    run: Runner, up: FaultUpstream, model: str, error: type[UpstreamError], kind: str
+) -> None:
+    async def main() -> None:
+        pool = pool_for(up)
+        failure = await failure_of(ask(pool, model))
+        assert type(failure) is error
+        assert (failure.kind, failure.sent) == (kind, True)
+        await until(lambda: pool.open_count == 0)
+
+    run(main)
+    assert len(up.requests) == 1, "a request was sent twice"
+    up.wait_for(lambda: up.requests[0].connection_closed_at)
+
+
+@pytest.mark.parametrize(("model", "error", "kind"), CUT)
+def test_a_stream_that_does_not_come_whole_never_ends_cleanly(
+    run: Runner, up: FaultUpstream, model: str, error: type[UpstreamError], kind: str
+) -> None:
+    async def main() -> bytes:
+        pool = pool_for(up)
+        got: list[bytes] = []
+
+        async def read() -> None:
+            reply = await ask_stream(pool, model)
+            while data := await reply.read():
+                got.append(data)
+
+        failure = await failure_of(read())
+        assert type(failure) is error
+        assert (failure.kind, failure.sent) == (kind, True)
+        await until(lambda: pool.open_count == pool.idle_count)
+        assert pool.idle_count == (1 if model == "gzip-cut" else 0), "only the body was bad there, not the connection"
+        pool.close()
+        return b"".join(got)
+
+    got = run(main)
+    if model in ("cut", "cut-rst", "stall-mid"):
+        assert text_in(got) == text_of(3), "what arrived before the failure is delivered"
+    assert len(up.requests) == 1
+
+
+def test_deadlines_are_kept_in_time(run: Runner, up: FaultUpstream) -> None:
+    async def main() -> None:
+        pool = pool_for(up)
+        start = time.monotonic()
+        failure = await failure_of(ask(pool, "drip", Limits(total_s=0.3)))
+        assert failure.kind == "total_timeout"
+        assert 0.28 < time.monotonic() - start < 0.6
+        reply = await ask_stream(pool, "slow-20ms", Limits(gap_s=5, total_s=0.3), max_tokens=1000)
+        failure = await failure_of(reply.read_all(1 << 20))
+        assert failure.kind == "total_timeout"
+        start = time.monotonic()
+        assert (await failure_of(ask(pool, "stall-first", QUICK))).kind == "first_byte_timeout"
+        assert 0.13 < time.monotonic() - start < 0.4
+
+    run(main)
+
+
+def test_a_slow_but_steady_stream_passes_the_gap_deadline_many_times(run: Runner, up: FaultUpstream) -> None:
+    async def main() -> None:
+        pool = pool_for(up)
+        limits = Limits(first_byte_s=0.3, gap_s=0.08, total_s=5)
+        reply = await ask_stream(pool, "gap-30", limits, max_tokens=12)
+        assert text_in(await reply.read_all(1 << 20)) == text_of(12)
+        reply = await ask_stream(pool, "think-200ms", limits, max_tokens=2)
+        assert text_in(await reply.read_all(1 << 20)) == text_of(2), "thinking time is not a gap"
+        pool.close()
+
+    run(main)
+
+
+def test_a_deadline_belongs_to_its_own_exchange_only(run: Runner, up: FaultUpstream) -> None:
+    async def main() -> None:
+        pool = pool_for(up)
+        await ask(pool, "ok", Limits(first_byte_s=0.1, total_s=0.1))
+        reply = await ask(pool, "first-300ms", Limits())
+        assert reply.status == 200
+        await ask(pool, "ok", Limits())
+        assert (await failure_of(ask(pool, "stall-first", QUICK))).kind == "first_byte_timeout"
+        assert len({request.connection for request in up.requests}) == 1
+
+    run(main)
+
+
+def test_a_reader_that_is_slow_itself_is_not_a_gap_of_the_upstream(run: Runner, up: FaultUpstream) -> None:
+    async def main() -> None:
+        pool = pool_for(up)
+        reply = await ask_stream(pool, "tiny-events", QUICK)
+        size = len(await reply.read())
+        await asyncio.sleep(0.4)
+        size += len(await reply.read_all(1 << 26))
+        assert size == 10_000_000
+        pool.close()
+
+    run(main)
+
+
+def test_an_unread_stream_stops_the_upstream_and_keeps_memory_flat(run: Runner, up: FaultUpstream) -> None:
+    async def main() -> None:
+        pool = pool_for(up)
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        reply = await ask_stream(pool, "flood", Limits())
+        await asyncio.sleep(0.3)
+        sent = up.requests[0].bytes_sent
+        await asyncio.sleep(0.3)
+        assert up.requests[0].bytes_sent == sent, "the upstream was not held back"
+        for _ in range(200):
+            assert len(await reply.read()) <= 3 * BUFFER_BYTES
+        assert up.requests[0].bytes_sent > sent
+        reply.close()
+        await until(lambda: pool.open_count == 0)
+        assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 40 * 1024
+
+    run(main)
+    up.wait_for(lambda: up.requests[0].closed_by_peer)
+
+
+@pytest.mark.parametrize("model", ["stall-first", "stall-mid", "gap-50"])
+@pytest.mark.parametrize("stream", [False, True])
+def test_cancelling_closes_the_connection(run: Runner, up: FaultUpstream, model: str, stream: bool) -> None:
+    async def main() -> None:
+        pool = pool_for(up)
+
+        async def call() -> None:
+            if stream:
+                await (await ask_stream(pool, model, Limits(), max_tokens=100)).read_all(1 << 20)
+            else:
+                await ask(pool, model, Limits(), max_tokens=100)
+
+        task = asyncio.create_task(call())
+        await until(lambda: up.requests)
+        await asyncio.sleep(0.05)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        await until(lambda: pool.open_count == 0)
+        assert pool.idle_count == 0
+
+    run(main)
+    up.wait_for(lambda: up.requests[0].closed_by_peer, 1.0)
+
+
+def test_cancelling_at_any_moment_leaks_no_connection(run: Runner, up: FaultUpstream) -> None:
+    async def main() -> None:
+        pool = pool_for(up)
+
+        async def stream() -> None:
+            reply = await ask_stream(pool, "ok", max_tokens=20)
+            try:
+                while await reply.read():
+                    pass
+            finally:
+                reply.close()
+
+        for step in range(120):
+            call = stream() if step % 2 else ask(pool, "ok")
+            task = asyncio.ensure_future(call)
+            for _ in range(step % 15):
+                await asyncio.sleep(0)
+            if step % 3 == 0:
+                await asyncio.sleep(step % 7 / 4000)
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+            assert (await ask(pool, "ok", max_tokens=3)).status == 200
+        await until(lambda: pool.open_count == pool.idle_count)
+        pool.close()
+        await until(lambda: pool.open_count == 0)
+
+    run(main)
+    up.wait_for(lambda: up.open_connections == 0)
+
+
+def test_closing_a_reply_early_closes_its_connection_and_wakes_its_reader(run: Runner, up: FaultUpstream) -> None:
+    async def main() -> None:
+        pool = pool_for(up)
+        reply = await ask_stream(pool, "stall-mid", Limits())
+        await reply.read()
+        reader = asyncio.create_task(reply.read_all(1 << 20))
+        await asyncio.sleep(0.02)
+        reply.close()
+        reply.close()
+        assert (await failure_of(reader)).sent is True
+        await until(lambda: pool.open_count == 0)
+
+    run(main)
+    up.wait_for(lambda: up.requests[0].closed_by_peer, 1.0)
+
+
+def test_waiting_for_a_quiet_stream_does_not_disturb_it(run: Runner, up: FaultUpstream) -> None:
+    async def main() -> None:
+        pool = pool_for(up)
+        reply = await ask_stream(pool, "think-200ms", Limits(), max_tokens=2)
+        waits = 0
+        while not await reply.wait(0.05):
+            waits += 1
+        assert 2 <= waits <= 5
+        assert text_in(await reply.read_all(1 << 20)) == text_of(2)
+        assert await reply.wait(0.05)
+        pool.close()
+
+    run(main)
+
+
+def test_an_idle_connection_that_the_upstream_closed_is_not_used(run: Runner, up: FaultUpstream) -> None:
+    async def main() -> None:
+        pool = pool_for(up)
+        for _ in range(20):
+            assert (await ask(pool, "close-idle")).status == 200
+            time.sleep(0.01)  # the loop stands still: only looking at the socket itself can tell
+        await until(lambda: pool.open_count == 0)
+        assert pool.idle_count == 0
+
+    run(main)
+    assert len(up.requests) == 20
+
+
+@pytest.mark.parametrize("model", ["close-reuse", "close-reuse-unread"])
+def test_a_reused_connection_that_dies_is_reported_and_nothing_is_sent_again(
+    run: Runner, up: FaultUpstream, model: str
+) -> None:
+    async def main() -> None:
+        pool = pool_for(up)
+        for call in (ask, ask_stream):
+            await ask(pool, model)
+            failure = await failure_of(call(pool, "ok"))
+            assert type(failure) is UpstreamResetError
+            assert (failure.kind, failure.sent) == ("reset", True)
+            await until(lambda: pool.open_count == 0)
+
+    unread = up.unread_closes
+    run(main)
+    assert len(up.requests) + up.unread_closes - unread == 4
+
+
+@pytest.mark.parametrize("model", ["close-after", "close-delimited", "extra-bytes"])
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_connection_that_cannot_be_kept_is_closed(run: Runner, up: FaultUpstream, model: str, stream: bool) -> None:
+    async def main() -> None:
+        pool = pool_for(up)
+        for _ in range(3):
+            if stream:
+                assert text_in(await (await ask_stream(pool, model)).read_all(1 << 20)) == text_of(8)
+            else:
+                content = json.loads((await ask(pool, model)).body)["choices"][0]["message"]["content"]
+                assert content == text_of(8)
+            await until(lambda: pool.open_count == 0)
+
+    run(main)
+    assert len({request.connection for request in up.requests}) == 3
+
+
+def test_gzip_that_nobody_asked_for_is_taken_apart(run: Runner, up: FaultUpstream) -> None:
+    async def main() -> None:
+        pool = pool_for(up)
+        reply = await ask(pool, "gzip", max_tokens=500)
+        assert json.loads(reply.body)["choices"][0]["message"]["content"] == text_of(500)
+        assert all(name not in (b"content-encoding", b"content-length") for name, _ in reply.headers)
+        stream = await ask_stream(pool, "gzip", max_tokens=500)
+        assert text_in(await stream.read_all(1 << 20)) == text_of(500)
+        assert pool.idle_count == 1
+        pool.close()
+
+    run(main)
+
+
+def test_a_bomb_costs_little_memory(run: Runner, up: FaultUpstream) -> None:
+    async def main() -> None:
+        pool = pool_for(up)
+        await failure_of(ask(pool, "brotli"))
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        await failure_of(ask(pool, "gzip-bomb"))
+        reply = await ask_stream(pool, "gzip-bomb")
+        assert "expands" in str(await failure_of(reply.read_all(1 << 28)))
+        assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 24 * 1024
+
+    run(main)
+
+
+def test_a_reply_over_the_limit_is_refused_before_it_is_taken(run: Runner, up: FaultUpstream) -> None:
+    async def main() -> None:
+        pool = pool_for(up)
+        for model in ("ok", "huge-line", "flood"):
+            failure = await failure_of(ask(pool, model, Limits(body_bytes=200)))
+            assert type(failure) is ReplyTooLargeError
+            assert (failure.kind, failure.sent) == ("too_large", True)
+        await until(lambda: pool.open_count == 0)
+
+    run(main)
+
+
+def test_no_connection_means_not_sent(run: Runner) -> None:
+    async def main() -> None:
+        with socket.socket() as taken:
+            taken.bind(("127.0.0.1", 0))
+            url = f"http://127.0.0.1:{taken.getsockname()[1]}"
+            failure = await failure_of(ask(Pool(Origin.parse(url, "loopback")), "ok"))
+            assert type(failure) is ConnectFailedError
+            assert (failure.kind, failure.sent) == ("connect", False)
+            failure = await failure_of(ask(Pool(Origin.parse(url, "private")), "ok"))
+            assert type(failure) is EgressRefusedError
+            assert (failure.kind, failure.sent) == ("egress", False)
+        failure = await failure_of(ask(Pool(Origin.parse("http://nowhere.invalid", "public")), "ok"))
+        assert (failure.kind, failure.sent) == ("connect", False)
+
+    run(main)
+
+
+def test_a_host_that_does_not_answer_is_given_up_in_time(run: Runner) -> None:
+    async def main() -> None:
+        with socket.socket() as deaf:
+            deaf.bind(("127.0.0.1", 0))
+            deaf.listen(0)
+            url = f"http://127.0.0.1:{deaf.getsockname()[1]}"
+            fillers = [socket.socket() for _ in range(3)]
+            for filler in fillers:
+                filler.setblocking(False)
+                filler.connect_ex(deaf.getsockname())
+            pool = Pool(Origin.parse(url, "loopback"))
+            failure = await failure_of(ask(pool, "ok", Limits(connect_s=0.2)))
+            assert (type(failure), failure.kind, failure.sent) == (ConnectFailedError, "connect", False)
+            failure = await failure_of(ask(pool, "ok", Limits(connect_s=5, total_s=0.2)))
+            assert (type(failure), failure.kind, failure.sent) == (UpstreamTimeoutError, "total_timeout", False)
+            for filler in fillers:
+                filler.close()
+
+    run(main)
+
+
+def test_a_name_with_a_dead_address_falls_back_to_the_next(run: Runner, up: FaultUpstream) -> None:
+    async def main() -> None:
+        # "localhost" usually has ::1 first, where this upstream does not listen.
+        pool = Pool(Origin.parse(f"http://localhost:{up.port}", "loopback"))
+        assert (await ask(pool, "ok")).status == 200
+        pool.close()
+
+    run(main)
+    assert up.requests[0].headers["host"] == f"localhost:{up.port}"
+
+
+def test_a_large_request_goes_out_whole(run: Runner, up: FaultUpstream) -> None:
+    async def main() -> None:
+        pool = pool_for(up)
+        reply = await ask(pool, "ok", Limits(), padding="x" * 8_000_000)
+        assert reply.status == 200
+        assert pool.idle_count == 1
+        pool.close()
+
+    run(main)
+    assert len(up.requests[0].body) > 8_000_000
+
+
+def test_an_idle_connection_ages_and_obeys_keep_alive(run: Runner) -> None:
+    async def main() -> None:
+        seen = 0
+
+        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            nonlocal seen
+            seen += 1
+            try:
+                while await reader.readuntil(b"\r\n\r\n"):
+                    writer.write(b"HTTP/1.1 204 No Content\r\nKeep-Alive: timeout=1, max=5\r\n\r\n")
+            except asyncio.IncompleteReadError:
+                writer.close()
+
+        server = await asyncio.start_server(serve, "127.0.0.1", 0)
+        port = server.sockets[0].getsockname()[1]
+        pool = Pool(Origin.parse(f"http://127.0.0.1:{port}", "loopback"))
+        for _ in range(2):
+            reply = await pool.request(head(pool), b"", Limits())
+            assert (reply.status, reply.body) == (204, b"")
+        assert seen == 1
+        await asyncio.sleep(0.6)
+        await pool.request(head(pool), b"", Limits())
+        assert seen == 2, "a connection was used after the time its peer keeps it"
+        pool.close()
+        server.close()
+
+    run(main)
+
+
+def test_a_closed_pool_finishes_what_it_began(run: Runner, up: FaultUpstream) -> None:
+    async def main() -> None:
+        pool = pool_for(up)
+        reply = await ask_stream(pool, "gap-10", max_tokens=5)
+        pool.close()
+        assert text_in(await reply.read_all(1 << 20)) == text_of(5)
+        await until(lambda: pool.open_count == 0)
+        assert (await ask(pool, "ok")).status == 200
+        await until(lambda: pool.open_count == 0)
+
+    run(main)
+
+
+def test_an_upstream_that_dies_and_comes_back_is_used_again(run: Runner) -> None:
+    with FaultUpstream() as own:
+
+        async def main() -> None:
+            pool = pool_for(own)
+            await ask(pool, "ok")
+            reply = await ask_stream(pool, "gap-20", Limits(), max_tokens=100)
+            await reply.read()
+            await asyncio.to_thread(own.stop_listening)
+            assert (await failure_of(reply.read_all(1 << 20))).kind == "reset"
+            assert (await failure_of(ask(pool, "ok"))).kind == "connect"
+            await asyncio.to_thread(own.listen_again)
+            assert (await ask(pool, "ok")).status == 200
+            pool.close()
+
+        run(main)
+
+
+def test_a_unix_socket_is_an_upstream_too(run: Runner, tmp_path: Path) -> None:
+    with FaultUpstream(unix_path=str(tmp_path / "model.sock")) as own:
+
+        async def main() -> None:
+            pool = pool_for(own)
+            assert (await ask(pool, "ok")).status == 200
+            assert text_in(await (await ask_stream(pool, "ok")).read_all(1 << 20)) == text_of(8)
+            assert own.requests[0].headers["host"] == "localhost"
+            assert pool.open_count == 1
+            pool.close()
+            await until(lambda: pool.open_count == 0)
+            missing = Pool(Origin.parse(f"unix://{tmp_path}/missing.sock", "unix"))
+            failure = await failure_of(ask(missing, "ok"))
+            assert (failure.kind, failure.sent) == ("connect", False)
+
+        run(main)
+
+
+@pytest.fixture(scope="module")
+def authority() -> trustme.CA:
+    return trustme.CA()
+
+
+@pytest.fixture(scope="module")
+def tls_up(authority: trustme.CA) -> Iterator[FaultUpstream]:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("localhost").configure_cert(context)
+    with FaultUpstream(tls=context, name="localhost") as server:
+        yield server
+
+
+def test_tls_is_verified_by_name_against_the_given_authority(
+    run: Runner, tls_up: FaultUpstream, authority: trustme.CA
+) -> None:
+    pem = authority.cert_pem.bytes().decode()
+
+    async def main() -> None:
+        pool = Pool(Origin.parse(tls_up.url, "loopback", pem))
+        for _ in range(2):
+            assert (await ask(pool, "ok")).status == 200
+        assert text_in(await (await ask_stream(pool, "gap-5")).read_all(1 << 20)) == text_of(8)
+        assert pool.open_count == 1
+        for model, kind in (("cut", "reset"), ("stall-mid", "gap_timeout"), ("gzip-bomb", "protocol")):
+            reply = await ask_stream(pool, model)
+            assert (await failure_of(reply.read_all(1 << 30))).kind == kind
+        pool.close()
+        await until(lambda: pool.open_count == 0)
+
+    run(main)
+
+
+@pytest.mark.parametrize("case", ["unknown authority", "wrong name", "not TLS", "bad PEM"])
+def test_tls_that_cannot_be_trusted_is_not_sent_to(
+    run: Runner, tls_up: FaultUpstream, up: FaultUpstream, authority: trustme.CA, case: str
+) -> None:
+    pem = authority.cert_pem.bytes().decode()
+    url, ca_pem = {
+        "unknown authority": (tls_up.url, trustme.CA().cert_pem.bytes().decode()),
+        "wrong name": (f"https://127.0.0.1:{tls_up.port}", pem),
+        "not TLS": (f"https://127.0.0.1:{up.port}", pem),
+        "bad PEM": (tls_up.url, "-----BEGIN CERTIFICATE-----\nnonsense\n-----END CERTIFICATE-----\n"),
+    }[case]
+    tls_up.requests.clear()
+
+    async def main() -> None:
+        pool = Pool(Origin.parse(url, "loopback", ca_pem))
+        # A server that does not speak TLS waits for an end of headers that does not come.
+        failure = await failure_of(ask(pool, "ok", Limits(connect_s=0.5)))
+        assert type(failure) is ConnectFailedError
+        assert (failure.kind, failure.sent) == ("connect" if case == "not TLS" else "tls", False)
+        await until(lambda: pool.open_count == 0)
+
+    run(main)
+    assert tls_up.requests == []
+
+
+def test_an_origin_knows_its_host_header_and_prefix() -> None:
+    assert Origin.parse("https://api.groq.com/openai/", "public").prefix == "/openai"
+    assert Origin.parse("https://api.groq.com:443", "public").authority == "api.groq.com"
+    assert Origin.parse("http://[::1]:8080", "loopback").authority == "[::1]:8080"
+    assert Origin.parse("unix:///run/x.sock", "unix").authority == "localhost"
+    with pytest.raises(ValueError, match="address class"):
+        Origin.parse("unix:///run/x.sock", "loopback")
+    with pytest.raises(ValueError, match="Not a base URL"):
+        Origin.parse("demo://local", "loopback")
+
+
+def test_inflating_is_bounded_in_every_step_and_takes_both_forms_of_deflate() -> None:
+    import gzip
+    import zlib
+
+    plain = b"".join(b"%d " % i for i in range(20_000))
+    raw = zlib.compressobj(6, zlib.DEFLATED, -15)
+    for encoding, packed in (
+        (b"gzip", gzip.compress(plain)),
+        (b"x-gzip", gzip.compress(plain[:99]) + gzip.compress(plain[99:])),
+        (b"deflate", zlib.compress(plain)),
+        (b"deflate", raw.compress(plain) + raw.flush()),
+    ):
+        inflater, out = Inflater(encoding), b""
+        for i in range(0, len(packed), 777):
+            data = packed[i : i + 777]
+            while data or inflater.pending:
+                piece = inflater.feed(data, 100)
+                assert len(piece) <= 100
+                out, data = out + piece, b""
+        inflater.finish()
+        assert out == plain
+    with pytest.raises(InflateError, match="damaged"):
+        Inflater(b"gzip").feed(b"not gzip at all", 100)
+    with pytest.raises(InflateError, match="not asked for"):
+        Inflater(b"gzip, gzip")
