@@ -1,0 +1,218 @@
+"""Who may call: the only writer of teams, agents, pools and prices, and the feed of what changed.
+
+Each write validates, moves the "access" (or "prices") sequence, stamps the row with it and records an audit entry, in
+one transaction. The sequence's row stays locked until that ends, so numbers become visible in their order and a
+reader that asks for everything above a number misses nothing. `budgets.keys` writes API keys by the same means.
+"""
+
+from __future__ import annotations
+
+from decimal import Decimal
+from typing import TypeVar
+
+from django.core.exceptions import ValidationError
+from django.db import models, transaction
+from django.db.models import F, Q
+
+from audit.changes import changed_fields, recordable
+from audit.record import record
+from budgets import validation
+from budgets.models.access import Agent, ApiKey, Pool, Price, Sequence, Team
+from budgets.records import KeyRecord, PoolRecord, PriceRecord
+
+ACCESS, PRICES = "access", "prices"
+DEFAULT_POOL = "default"
+DEFAULT_CAPACITY_TOKENS = 10_000_000
+FIRST_RUN = "init"  # `managed_by` of rows the first run made and no operator has touched
+_PICO_PER_USD = 10**12
+_TOKENS_PER_MTOK = 10**6
+
+Row = TypeVar("Row", bound=Team | Agent | Pool | ApiKey)
+
+
+# Writing
+
+
+def save_team(team: Team, *, actor: str) -> Team:
+    """Create or change a team. Disabling one stops the keys of all its agents."""
+    return write(team, what="team", actor=actor)
+
+
+def save_agent(agent: Agent, *, actor: str) -> Agent:
+    """Create or change an agent. Disabling one stops its keys."""
+    return write(agent, what="agent", actor=actor)
+
+
+def save_pool(pool: Pool, *, actor: str, managed_by: str | None = None) -> Pool:
+    """Create or change a pool. The ledger learns the capacity from `pool_capacities`.
+
+    `managed_by` is for the importer and the first run; a pool changed by anybody else is the operator's from then on.
+    """
+    if managed_by is not None:
+        pool.managed_by = managed_by
+    elif pool.managed_by == FIRST_RUN:
+        pool.managed_by = ""
+    return write(pool, what="pool", actor=actor)
+
+
+def delete_pool(pool: Pool, *, actor: str) -> None:
+    """Delete a pool no key draws on; its balances stay in the ledger. `ValidationError` while keys use it."""
+    if pool.keys.exists():
+        raise ValidationError("API keys draw on this pool (revoked ones count). Disable it instead.")
+    _delete(pool, "pool", actor, ACCESS)
+
+
+def delete_agent(agent: Agent, *, actor: str) -> None:
+    """Delete an agent that never had a key. `ValidationError` otherwise."""
+    if agent.keys.exists():
+        raise ValidationError("This agent has API keys (revoked ones count). Disable it instead.")
+    _delete(agent, "agent", actor, ACCESS)
+
+
+def delete_team(team: Team, *, actor: str) -> None:
+    """Delete a team without agents. `ValidationError` otherwise."""
+    if team.agents.exists():
+        raise ValidationError("This team has agents. Disable it instead.")
+    _delete(team, "team", actor, ACCESS)
+
+
+def add_price(price: Price, *, actor: str) -> Price:
+    """Add a dated price row. Prices are never changed, since usage rows name them: a new price is a new row."""
+    if not price._state.adding:
+        raise ValidationError("A price is not changed. Add one with a later date.")
+    price.full_clean()
+    with transaction.atomic():
+        price.seq = bump(PRICES)
+        price.save(force_insert=True)
+        data = {"fields": recordable(changed_fields(None, price))}
+        record("price.added", actor=actor, target=str(price)[:200], data=data)
+    return price
+
+
+def write(row: Row, *, what: str, actor: str, action: str = "") -> Row:
+    """Validate and store a row of this application, move the sequence and record it. Nothing changed = nothing done."""
+    before = type(row)._default_manager.filter(pk=row.pk).first() if row.pk else None
+    row.full_clean()
+    changes = changed_fields(before, row)
+    if before is not None and not changes:
+        return row
+    with transaction.atomic():
+        row.seq = bump(ACCESS)
+        if before is None:
+            row.save(force_insert=True)
+        else:
+            row.save(update_fields=[*changes, "seq"])
+        action = action or ("created" if before is None else "changed")
+        record(f"{what}.{action}", actor=actor, target=str(row)[:200], data={"fields": recordable(changes)})
+    return row
+
+
+def bump(name: str) -> int:
+    """Move a sequence by one and return it. Call inside the transaction of the change."""
+    if not Sequence.objects.filter(name=name).update(value=F("value") + 1):
+        Sequence.objects.get_or_create(name=name)
+        Sequence.objects.filter(name=name).update(value=F("value") + 1)
+    return Sequence.objects.values_list("value", flat=True).get(name=name)
+
+
+def _delete(row: models.Model, what: str, actor: str, sequence: str) -> None:
+    with transaction.atomic():
+        bump(sequence)
+        record(f"{what}.deleted", actor=actor, target=str(row)[:200], data={"id": row.pk})
+        row.delete()
+
+
+def default_pool(actor: str) -> Pool:
+    """The pool that imported and first-run keys draw on; made on first use."""
+    pool = Pool.objects.filter(name=DEFAULT_POOL).first()
+    if pool is None:
+        pool = Pool(name=DEFAULT_POOL, capacity_tokens=DEFAULT_CAPACITY_TOKENS)
+        save_pool(pool, actor=actor, managed_by=FIRST_RUN)
+    return pool
+
+
+def agent_named(team_name: str, agent_name: str, *, actor: str) -> Agent:
+    """The agent of that name in the team of that name; both are made when missing."""
+    team = Team.objects.filter(name=team_name).first() or save_team(Team(name=team_name), actor=actor)
+    agent = Agent.objects.filter(team=team, name=agent_name).first()
+    return agent or save_agent(Agent(team=team, name=agent_name), actor=actor)
+
+
+# Feeding
+
+
+def sequences() -> dict[str, int]:
+    """The "access" and "prices" sequences; 0 before the first change."""
+    return {ACCESS: 0, PRICES: 0} | dict(Sequence.objects.values_list("name", "value"))
+
+
+def changes_since(seq: int) -> tuple[int, list[KeyRecord], list[PoolRecord]]:
+    """Keys and pools changed after `seq` (0 = all of them), and the number to ask with next time.
+
+    A key also counts as changed when its agent or team did; revoked keys are told as disabled.
+    """
+    now = sequences()[ACCESS]  # first: what changes while rows are read is told again next time, never lost
+    if now <= seq:
+        return now, [], []
+    keys = ApiKey.objects.select_related("agent__team").order_by("id")
+    pools = Pool.objects.order_by("id")
+    if seq > 0:
+        keys = keys.filter(Q(seq__gt=seq) | Q(agent__seq__gt=seq) | Q(agent__team__seq__gt=seq))
+        pools = pools.filter(seq__gt=seq)
+    return now, [key_record(key) for key in keys], [pool_record(pool) for pool in pools]
+
+
+def key_record(key: ApiKey) -> KeyRecord:
+    """An API key as workers know it."""
+    return KeyRecord(
+        id=key.pk,
+        digest=bytes.fromhex(key.digest),
+        prefix=key.prefix,
+        name=key.name,
+        agent_id=key.agent_id,
+        team_id=key.agent.team_id,
+        pool_id=key.pool_id,
+        scopes=validation.split(key.scopes),
+        models=validation.split(key.models_allowed),
+        expires_at=key.expires_at.timestamp() if key.expires_at else None,
+        enabled=key.revoked_at is None and key.agent.enabled and key.agent.team.enabled,
+    )
+
+
+def pool_record(pool: Pool) -> PoolRecord:
+    """A pool as workers know it."""
+    return PoolRecord(id=pool.pk, name=pool.name, mode=pool.mode, enabled=pool.enabled)
+
+
+def pool_capacities() -> list[tuple[int, int]]:
+    """(pool id, capacity in tokens) of every pool, for the ledger's windows."""
+    return list(Pool.objects.order_by("id").values_list("id", "capacity_tokens"))
+
+
+def prices() -> list[PriceRecord]:
+    """Every dated price, in pico-USD per token (per request for `request`)."""
+    return [price_record(row) for row in Price.objects.order_by("id")]
+
+
+def price_record(row: Price) -> PriceRecord:
+    """A price as workers know it."""
+    return PriceRecord(
+        id=row.pk,
+        provider=row.provider,
+        pattern=row.pattern,
+        input=_per_token(row.input_usd_per_mtok),
+        cached_read=_maybe_per_token(row.cached_read_usd_per_mtok),
+        cache_write=_maybe_per_token(row.cache_write_usd_per_mtok),
+        output=_per_token(row.output_usd_per_mtok),
+        reasoning=_maybe_per_token(row.reasoning_usd_per_mtok),
+        request=int(row.request_usd * _PICO_PER_USD),
+        valid_from=row.valid_from.timestamp(),
+    )
+
+
+def _per_token(usd_per_mtok: Decimal) -> int:
+    return int(usd_per_mtok * _PICO_PER_USD / _TOKENS_PER_MTOK)
+
+
+def _maybe_per_token(usd_per_mtok: Decimal | None) -> int | None:
+    return None if usd_per_mtok is None else _per_token(usd_per_mtok)

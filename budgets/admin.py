@@ -1,0 +1,421 @@
+"""Admin pages of teams, agents, keys, pools and prices. Writing is `budgets.access` and `budgets.keys`.
+
+The usage pages are in `budgets.admin_usage`.
+"""
+
+from __future__ import annotations
+
+from decimal import Decimal
+from typing import Any
+
+from django import forms
+from django.contrib import admin, messages
+from django.contrib.admin.views.main import ChangeList
+from django.core.cache import cache
+from django.core.exceptions import PermissionDenied, ValidationError
+from django.db.models import Count, Exists, OuterRef, Q, QuerySet
+from django.http import Http404, HttpRequest, HttpResponse, HttpResponseRedirect
+from django.template.loader import render_to_string
+from django.template.response import TemplateResponse
+from django.urls import URLPattern, path, reverse
+from django.utils import timezone
+from django.utils.crypto import get_random_string
+from django.utils.decorators import method_decorator
+from django.utils.html import format_html
+from django.utils.safestring import SafeString
+from django.views.decorators.http import require_POST
+
+from audit.admin_tools import LiveAdmin, badge, operator
+from budgets import access, keys, validation
+from budgets.admin_usage import UsageAdmin
+from budgets.balances import Balance, balances
+from budgets.forms import ApiKeyForm, PriceForm
+from budgets.models import Agent, ApiKey, Pool, Price, Team
+
+__all__ = ["AgentAdmin", "ApiKeyAdmin", "PoolAdmin", "PriceAdmin", "TeamAdmin", "UsageAdmin"]
+
+SUBMISSION = "submission"  # names one showing of the add form, so that sending it twice makes one key
+_SUBMISSION_KEPT_S = 86_400
+
+
+@admin.register(Team)
+class TeamAdmin(LiveAdmin[Team]):
+    """Teams. Disabling one stops the keys of all its agents within a second."""
+
+    list_display = ("name", "enabled", "agent_count")
+    list_editable = ("enabled",)
+    search_fields = ("name",)
+    fields = ("name", "enabled", "note")
+
+    def get_queryset(self, request: HttpRequest) -> QuerySet[Team]:
+        """With the number of agents."""
+        return super().get_queryset(request).annotate(agents_found=Count("agents"))
+
+    @admin.display(description="agents")
+    def agent_count(self, team: Any) -> SafeString:
+        """How many agents it has, as a link to them."""
+        url = reverse("admin:budgets_agent_changelist")
+        return format_html('<a href="{}?team__id__exact={}">{}</a>', url, team.pk, team.agents_found)
+
+    def write(self, row: Team, actor: str) -> None:
+        """Create or change a team."""
+        access.save_team(row, actor=actor)
+
+    def erase(self, row: Team, actor: str) -> None:
+        """Delete a team without agents."""
+        access.delete_team(row, actor=actor)
+
+
+@admin.register(Agent)
+class AgentAdmin(LiveAdmin[Agent]):
+    """Apps and agents of teams."""
+
+    list_display = ("name", "team", "enabled", "key_count")
+    list_editable = ("enabled",)
+    list_filter = ("enabled", "team")
+    list_select_related = ("team",)
+    search_fields = ("name", "team__name")
+    autocomplete_fields = ("team",)
+    fields = ("team", "name", "enabled", "note")
+
+    def get_queryset(self, request: HttpRequest) -> QuerySet[Agent]:
+        """With the number of keys that still work."""
+        alive = Q(keys__revoked_at__isnull=True, keys__isnull=False)
+        return super().get_queryset(request).annotate(keys_found=Count("keys", filter=alive))
+
+    @admin.display(description="keys")
+    def key_count(self, agent: Any) -> SafeString:
+        """How many keys it has that are not revoked, as a link to all of them."""
+        url = reverse("admin:budgets_apikey_changelist")
+        return format_html('<a href="{}?agent__id__exact={}">{}</a>', url, agent.pk, agent.keys_found)
+
+    def write(self, row: Agent, actor: str) -> None:
+        """Create or change an agent."""
+        access.save_agent(row, actor=actor)
+
+    def erase(self, row: Agent, actor: str) -> None:
+        """Delete an agent that never had a key."""
+        access.delete_agent(row, actor=actor)
+
+
+class PoolChangeList(ChangeList):
+    """The list of pools, each with its balance from the ledger."""
+
+    def get_results(self, request: HttpRequest) -> None:
+        """Read the page, then its balances: one further query."""
+        super().get_results(request)
+        self.result_list = list(self.result_list)
+        known = balances(pool.pk for pool in self.result_list)
+        for pool in self.result_list:
+            pool.balance = known.get(pool.pk) or Balance(pool.capacity_tokens)
+
+
+@admin.register(Pool)
+class PoolAdmin(LiveAdmin[Pool]):
+    """Budgets: what they may spend, what is spent, what workers hold."""
+
+    list_display = ("name", "bar", "available", "leased", "committed", "capacity", "enabled")
+    list_filter = ("enabled",)
+    search_fields = ("name",)
+    fields = ("name", "capacity_tokens", "mode", "enabled", "note")
+    change_form_template = "admin/budgets/pool/change_form.html"
+
+    def get_changelist(self, request: HttpRequest, **kwargs: Any) -> type[ChangeList]:
+        """The list that knows balances."""
+        return PoolChangeList
+
+    @admin.display(description="balance")
+    def bar(self, pool: Any) -> str:
+        """Spent and leased parts as a bar."""
+        return render_to_string("admin/hoosh/bar.html", {"bar": pool.balance})
+
+    @admin.display(description="available")
+    def available(self, pool: Any) -> SafeString:
+        """Tokens promised to nobody."""
+        return _number(pool.balance.available)
+
+    @admin.display(description="leased")
+    def leased(self, pool: Any) -> SafeString:
+        """Tokens at workers."""
+        return _number(pool.balance.leased)
+
+    @admin.display(description="spent")
+    def committed(self, pool: Any) -> SafeString:  # type: ignore[override]
+        """Tokens charged."""
+        return _number(pool.balance.committed)
+
+    @admin.display(description="capacity", ordering="capacity_tokens")
+    def capacity(self, pool: Pool) -> SafeString:
+        """The limit an operator set."""
+        return _number(pool.capacity_tokens)
+
+    def change_view(
+        self, request: HttpRequest, object_id: str, form_url: str = "", extra_context: dict[str, Any] | None = None
+    ) -> HttpResponse:
+        """The form with the balance above it."""
+        balance = (
+            balances([int(object_id)]).get(int(object_id)) if object_id.isdigit() and len(object_id) < 18 else None
+        )
+        return super().change_view(request, object_id, form_url, {"balance": balance, **(extra_context or {})})
+
+    def write(self, row: Pool, actor: str) -> None:
+        """Create or change a pool."""
+        access.save_pool(row, actor=actor)
+
+    def erase(self, row: Pool, actor: str) -> None:
+        """Delete a pool no key draws on."""
+        access.delete_pool(row, actor=actor)
+
+
+def _number(value: int) -> SafeString:
+    return format_html('<span class="hoosh-number">{}</span>', f"{value:,}")
+
+
+class KeyStateFilter(admin.SimpleListFilter):
+    """Active, expired or revoked."""
+
+    title = "state"
+    parameter_name = "state"
+
+    def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
+        """The choices beside the list."""
+        return [("active", "Active"), ("expired", "Expired"), ("revoked", "Revoked")]
+
+    def queryset(self, request: HttpRequest, queryset: QuerySet[ApiKey]) -> QuerySet[ApiKey]:
+        """Keys in the chosen state."""
+        expired = Q(expires_at__isnull=False, expires_at__lte=timezone.now())
+        revoked = Q(revoked_at__isnull=False)
+        chosen = {"active": ~expired & ~revoked, "expired": expired & ~revoked, "revoked": revoked}
+        state = self.value()
+        return queryset.filter(chosen[state]) if state in chosen else queryset
+
+
+@admin.register(ApiKey)
+class ApiKeyAdmin(LiveAdmin[ApiKey]):
+    """API keys. The text of one is shown on the page that follows its creation, and nowhere else."""
+
+    form = ApiKeyForm
+    list_display = ("name", "visible_prefix", "agent", "pool", "may", "models_shown", "state", "expires_at")
+    list_filter = (KeyStateFilter, "pool", "agent__team")
+    list_select_related = ("agent__team", "pool")
+    search_fields = ("name", "prefix", "agent__name")
+    autocomplete_fields = ("agent", "pool")
+    actions = ("revoke",)
+    change_form_template = "admin/budgets/apikey/change_form.html"
+    readonly_fields = ("visible_prefix", "state", "created_at")
+    _editable = ("name", "agent", "pool", "scopes", "models_allowed", "expires_at")
+
+    def get_fields(self, request: HttpRequest, obj: ApiKey | None = None) -> tuple[str, ...]:
+        """A new key has no state yet."""
+        return (*self._editable, "visible_prefix", "state", "created_at") if obj else self._editable
+
+    def get_urls(self) -> list[URLPattern]:
+        """The buttons of the form."""
+        wrap = self.admin_site.admin_view
+        return [
+            path("<int:key_id>/revoke/", wrap(self.revoke_view), name="budgets_apikey_revoke"),
+            path("<int:key_id>/rotate/", wrap(self.rotate_view), name="budgets_apikey_rotate"),
+            *super().get_urls(),
+        ]
+
+    def lookup_allowed(self, lookup: str, value: str, request: HttpRequest | None = None) -> bool:
+        """The digest is not searched piece by piece."""
+        return "digest" not in lookup and super().lookup_allowed(lookup, value, request)  # type: ignore[arg-type]
+
+    def has_delete_permission(self, request: HttpRequest, obj: ApiKey | None = None) -> bool:
+        """Usage rows name keys: a key is revoked, never deleted."""
+        return False
+
+    @admin.display(description="scopes", ordering="scopes")
+    def may(self, key: ApiKey) -> str:
+        """The scopes, so that they can wrap."""
+        return ", ".join(validation.split(key.scopes))
+
+    @admin.display(description="models", ordering="models_allowed")
+    def models_shown(self, key: ApiKey) -> str:
+        """The models it may use."""
+        return ", ".join(validation.split(key.models_allowed)) or "every model"
+
+    @admin.display(description="key", ordering="prefix")
+    def visible_prefix(self, key: ApiKey) -> SafeString:
+        """The start of the key."""
+        return format_html('<span class="hoosh-mono">{}…</span>', key.prefix)
+
+    @admin.display(description="state")
+    def state(self, key: ApiKey) -> SafeString:
+        """Active, expired or revoked."""
+        if key.revoked_at is not None:
+            return badge("revoked", "bad")
+        if key.expires_at is not None and key.expires_at <= timezone.now():
+            return badge("expired", "warn")
+        return badge("active", "good")
+
+    def add_view(
+        self, request: HttpRequest, form_url: str = "", extra_context: dict[str, Any] | None = None
+    ) -> HttpResponse:
+        """The form for a new key, numbered so that sending it twice makes one key."""
+        context = {"show_save_and_add_another": False, "show_save_and_continue": False}
+        return super().add_view(
+            request, form_url, {**context, SUBMISSION: get_random_string(22), **(extra_context or {})}
+        )
+
+    def change_view(
+        self, request: HttpRequest, object_id: str, form_url: str = "", extra_context: dict[str, Any] | None = None
+    ) -> HttpResponse:
+        """The form of a key; its text is not known any more."""
+        return super().change_view(
+            request, object_id, form_url, {SUBMISSION: get_random_string(22), **(extra_context or {})}
+        )
+
+    def save_model(self, request: HttpRequest, obj: ApiKey, form: Any, change: bool) -> None:
+        """Make or change a key; the text of a new one is kept for the very next page only."""
+        if change:
+            super().save_model(request, obj, form, change)
+            return
+        _claim_submission(request)
+        made, text = keys.create_key(
+            obj.agent,
+            obj.pool,
+            obj.name,
+            validation.split(obj.scopes),
+            actor=operator(request),
+            models_allowed=validation.split(obj.models_allowed),
+            expires_at=obj.expires_at,
+        )
+        obj.pk, obj.prefix = made.pk, made.prefix
+        request._hoosh_key_text = text  # type: ignore[attr-defined]
+        self.after_commit(request)
+
+    def response_add(self, request: HttpRequest, obj: ApiKey, post_url_continue: str | None = None) -> HttpResponse:
+        """Show the key, this once: the answer to the form itself, so that the text is stored nowhere."""
+        return self._show_once(request, obj, request._hoosh_key_text)  # type: ignore[attr-defined]
+
+    def _show_once(self, request: HttpRequest, key: ApiKey, text: str) -> HttpResponse:
+        context = {
+            **self.admin_site.each_context(request),
+            "title": f"API key “{key.name}” was created",
+            "opts": self.opts,
+            "key": key,
+            "text": text,
+            "base_url": request.build_absolute_uri("/").rstrip("/"),
+        }
+        return TemplateResponse(request, "admin/budgets/apikey/created.html", context)
+
+    def write(self, row: ApiKey, actor: str) -> None:
+        """Change a key."""
+        keys.update_key(row, actor=actor)
+
+    @admin.action(description="Revoke", permissions=("change",))
+    def revoke(self, request: HttpRequest, queryset: QuerySet[ApiKey]) -> None:
+        """Stop the chosen keys for good."""
+        count = self.each_in_one_transaction(request, queryset, lambda key, actor: keys.revoke_key(key, actor=actor))
+        self.message_user(request, f"{count} key(s) revoked; workers refuse them within a second.", messages.SUCCESS)
+
+    @method_decorator(require_POST)
+    def revoke_view(self, request: HttpRequest, key_id: int) -> HttpResponse:
+        """Stop one key for good."""
+        key = keys.revoke_key(self._key(request, key_id), actor=operator(request))
+        self.committed(request)
+        self.message_user(request, f"“{key.name}” is revoked; workers refuse it within a second.", messages.SUCCESS)
+        return HttpResponseRedirect(reverse("admin:budgets_apikey_change", args=(key.pk,)))
+
+    @method_decorator(require_POST)
+    def rotate_view(self, request: HttpRequest, key_id: int) -> HttpResponse:
+        """A new key with the same rights; the old one goes on for a day."""
+        old = self._key(request, key_id)
+        if not self.has_add_permission(request):
+            raise PermissionDenied
+        try:
+            _claim_submission(request)
+            made, text = keys.rotate_key(old, actor=operator(request))
+        except ValidationError as exc:
+            self.message_user(request, " ".join(exc.messages), messages.ERROR)
+            return HttpResponseRedirect(reverse("admin:budgets_apikey_change", args=(old.pk,)))
+        self.committed(request)
+        return self._show_once(request, made, text)
+
+    def _key(self, request: HttpRequest, key_id: int) -> ApiKey:
+        if not self.has_change_permission(request):
+            raise PermissionDenied
+        key = ApiKey.objects.select_related("agent__team", "pool").filter(pk=key_id).first()
+        if key is None:
+            raise Http404("No such key.")
+        return key
+
+
+def _claim_submission(request: HttpRequest) -> None:
+    """Let each showing of a form make one key: a reload or a double click sends it again."""
+    submission = request.POST.get(SUBMISSION, "")[:64]
+    if submission and not cache.add(f"hoosh.submission.{submission}", True, _SUBMISSION_KEPT_S):
+        raise ValidationError("This form was sent before: its key was created and shown then. Find it in the list.")
+
+
+@admin.register(Price)
+class PriceAdmin(LiveAdmin[Price]):
+    """Dated prices. A row is never changed: a new price is a new row."""
+
+    form = PriceForm
+    list_display = ("pattern", "provider", "input_usd_per_mtok", "output_usd_per_mtok", "valid_from", "state", "source")
+    list_filter = ("provider",)
+    search_fields = ("pattern", "provider")
+    ordering = ("provider", "pattern", "-valid_from")
+    show_full_result_count = False
+    change_form_template = "admin/budgets/price/change_form.html"
+    fieldsets = (
+        (None, {"fields": ("provider", "pattern", "valid_from", "source")}),
+        (
+            "USD per million tokens",
+            {
+                "fields": (
+                    ("input_usd_per_mtok", "output_usd_per_mtok"),
+                    ("cached_read_usd_per_mtok", "cache_write_usd_per_mtok"),
+                    "reasoning_usd_per_mtok",
+                )
+            },
+        ),
+        ("Per request", {"fields": ("request_usd",)}),
+    )
+
+    def get_queryset(self, request: HttpRequest) -> QuerySet[Price]:
+        """With whether a newer row has taken over."""
+        newer = Price.objects.filter(
+            provider=OuterRef("provider"),
+            pattern=OuterRef("pattern"),
+            valid_from__gt=OuterRef("valid_from"),
+            valid_from__lte=timezone.now(),
+        )
+        return super().get_queryset(request).annotate(is_superseded=Exists(newer))
+
+    @admin.display(description="state")
+    def state(self, price: Any) -> SafeString:
+        """Whether this row is what is charged now."""
+        if price.valid_from > timezone.now():
+            return badge("later", "warn")
+        return badge("past") if price.is_superseded else badge("in force", "good")
+
+    def has_change_permission(self, request: HttpRequest, obj: Price | None = None) -> bool:
+        """Usage rows name price rows: they stay as they were."""
+        return False
+
+    def has_delete_permission(self, request: HttpRequest, obj: Price | None = None) -> bool:
+        """Usage rows name price rows: they stay."""
+        return False
+
+    def get_changeform_initial_data(self, request: HttpRequest) -> dict[str, Any]:
+        """Start from the row named by `?from=`, if any, and from now."""
+        start: dict[str, Any] = {"valid_from": timezone.now().replace(microsecond=0), "source": "operator"}
+        source = request.GET.get("from", "")
+        price = Price.objects.filter(pk=int(source)).first() if source.isdigit() and len(source) < 18 else None
+        if price is not None:
+            values = forms.model_to_dict(price, fields=PriceForm.Meta.fields)
+            start = {**{name: _plain(value) for name, value in values.items()}, **start}
+        return start
+
+    def write(self, row: Price, actor: str) -> None:
+        """Add a price."""
+        access.add_price(row, actor=actor)
+
+
+def _plain(value: object) -> object:
+    """A decimal as people write it: 2.5 rather than 2.500000 or 0E-9."""
+    return f"{value.normalize():f}" if isinstance(value, Decimal) else value

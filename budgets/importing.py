@@ -1,0 +1,251 @@
+"""Pools, imported tokens and prices of a configuration file: bringing the rows in line, and the rows as plain data.
+
+Owns only what an import made. Tokens are matched by digest: an operator's changes to an imported key stay, and a key
+an operator revoked stays revoked.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from decimal import Decimal, InvalidOperation
+from typing import Any
+
+from django.core.exceptions import ValidationError
+from django.utils import timezone
+
+from budgets import access, keys
+from budgets.models.access import ApiKey, Pool, Price
+
+OWNER = "import"
+OWNER_GONE = "import-gone"  # revoked because the file no longer names the token; comes back with it
+AGENT = "imported"
+_KEY_NAME = "imported token"
+_SHORT_TOKEN = 20  # characters; below that a token can be guessed or was meant for a test
+_AMOUNTS = (
+    "input_usd_per_mtok",
+    "cached_read_usd_per_mtok",
+    "cache_write_usd_per_mtok",
+    "output_usd_per_mtok",
+    "reasoning_usd_per_mtok",
+    "request_usd",
+)
+_POOL_KEYS = frozenset({"name", "capacity_tokens", "enabled", "note"})
+_PRICE_KEYS = frozenset({"provider", "pattern", "valid_from", "source", *_AMOUNTS})
+
+
+@dataclass(frozen=True, slots=True)
+class WantedPool:
+    """A pool the file asks for."""
+
+    name: str
+    capacity_tokens: int
+    enabled: bool = True
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class WantedToken:
+    """A token the file lets in, and where it stands there."""
+
+    text: str = field(repr=False)
+    origin: str
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What was done, one sentence each, and what the operator should know."""
+
+    changes: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+
+def apply(
+    pools: Sequence[WantedPool],
+    tokens: Sequence[WantedToken],
+    prices: Sequence[Price],
+    *,
+    actor: str,
+    adopt: bool = False,
+) -> Outcome:
+    """Write what is wanted. Call inside a transaction. Raises `ValidationError` naming the place."""
+    outcome = Outcome()
+    _pools(pools, actor, outcome, adopt=adopt)
+    _tokens(tokens, actor, outcome)
+    _prices(prices, actor, outcome)
+    return outcome
+
+
+def _pools(wanted: Sequence[WantedPool], actor: str, outcome: Outcome, *, adopt: bool) -> None:
+    names = {pool.name for pool in wanted}
+    for gone in Pool.objects.filter(managed_by=OWNER).exclude(name__in=names):
+        _retire_pool(gone, actor, outcome)
+    for pool in wanted:
+        known = Pool.objects.filter(name=pool.name).first()
+        if known is not None and known.managed_by not in (OWNER, access.FIRST_RUN) and not adopt:
+            outcome.warnings.append(f"The pool “{pool.name}” was made by an operator; it is left as it is.")
+            continue
+        verb = "created" if known is None else "changed"
+        row = Pool(name=pool.name) if known is None else known
+        before = (row.capacity_tokens, row.enabled, row.note)
+        row.capacity_tokens, row.enabled, row.note = after = (pool.capacity_tokens, pool.enabled, pool.note)
+        _at(f"pool “{pool.name}”", access.save_pool, row, actor=actor, managed_by=OWNER)
+        if verb == "created" or before != after:
+            outcome.changes.append(f"pool “{pool.name}” {verb}: {pool.capacity_tokens:,} tokens")
+
+
+def _retire_pool(row: Pool, actor: str, outcome: Outcome) -> None:
+    if row.name == access.DEFAULT_POOL:
+        row.capacity_tokens = access.DEFAULT_CAPACITY_TOKENS
+        access.save_pool(row, actor=actor, managed_by=access.FIRST_RUN)
+        outcome.changes.append(f"pool “{row.name}” back at {row.capacity_tokens:,} tokens")
+    elif not row.keys.exists():
+        outcome.changes.append(f"pool “{row.name}” removed")
+        access.delete_pool(row, actor=actor)
+    elif row.enabled:
+        row.enabled = False
+        access.save_pool(row, actor=actor, managed_by=OWNER)
+        outcome.changes.append(f"pool “{row.name}” disabled, since keys use it")
+
+
+def _tokens(wanted: Sequence[WantedToken], actor: str, outcome: Outcome) -> None:
+    rows = {row.digest: row for row in ApiKey.objects.filter(managed_by__in=(OWNER, OWNER_GONE))}
+    digests = {keys.digest_of(token.text) for token in wanted}
+    for digest, row in rows.items():
+        if digest not in digests and row.managed_by == OWNER and row.revoked_at is None:
+            _set_state(row, OWNER_GONE, timezone.now(), actor=actor, action="revoked")
+            outcome.changes.append(f"key “{row}” revoked")
+    for token in wanted:
+        known = rows.get(keys.digest_of(token.text))
+        if known is None:
+            _new_token(token, actor, outcome)
+        elif known.managed_by == OWNER_GONE:
+            _set_state(known, OWNER, None, actor=actor, action="restored")
+            outcome.changes.append(f"key “{known}” restored")
+        elif known.revoked_at is not None:
+            outcome.warnings.append(f"{token.origin} is the key “{known}”, which an operator revoked; it stays so.")
+
+
+def _new_token(token: WantedToken, actor: str, outcome: Outcome) -> None:
+    known = ApiKey.objects.filter(digest=keys.digest_of(token.text)).first()
+    if known is not None:
+        outcome.warnings.append(f"{token.origin} is already the key “{known}”, which an operator made.")
+        return
+    if len(token.text) < _SHORT_TOKEN:
+        outcome.warnings.append(f"{token.origin} has only {len(token.text)} characters; make a new key soon.")
+    agent = access.agent_named("default", AGENT, actor=actor)
+    pool = access.default_pool(actor)
+    row = _at(token.origin, keys.import_key, token.text, agent, pool, _KEY_NAME, actor=actor, managed_by=OWNER)
+    outcome.changes.append(f"key “{row}” imported")
+
+
+def _set_state(row: ApiKey, managed_by: str, revoked_at: dt.datetime | None, *, actor: str, action: str) -> None:
+    row.managed_by, row.revoked_at = managed_by, revoked_at
+    access.write(row, what="key", actor=actor, action=action)
+
+
+def _prices(wanted: Sequence[Price], actor: str, outcome: Outcome) -> None:
+    for price in wanted:
+        same = {name: getattr(price, name) for name in ("provider", "pattern", "valid_from", *_AMOUNTS)}
+        if not Price.objects.filter(**same).exists():
+            _at(f"price of {price.provider} {price.pattern}", access.add_price, price, actor=actor)
+            outcome.changes.append(f"price “{price}” added")
+
+
+def _at(origin: str, write: Any, *arguments: Any, **options: Any) -> Any:
+    try:
+        return write(*arguments, **options)
+    except ValidationError as exc:
+        raise ValidationError([f"{origin}: {message}" for message in exc.messages]) from exc
+
+
+# As plain data, for our own file
+
+
+def tables() -> dict[str, Any]:
+    """Pools and prices: {"pool": […], "price": […]}. Keys are no configuration and never leave."""
+    return {
+        "pool": [
+            {"name": row.name, "capacity_tokens": row.capacity_tokens, "enabled": row.enabled}
+            | ({"note": row.note} if row.note else {})
+            for row in Pool.objects.order_by("name")
+        ],
+        "price": [_price_table(row) for row in Price.objects.order_by("provider", "pattern", "valid_from", "id")],
+    }
+
+
+def _price_table(row: Price) -> dict[str, Any]:
+    amounts = {name: str(getattr(row, name)) for name in _AMOUNTS if getattr(row, name) is not None}
+    return {
+        "provider": row.provider,
+        "pattern": row.pattern,
+        "valid_from": row.valid_from,
+        "source": row.source,
+        **amounts,
+    }
+
+
+def from_tables(found: Mapping[str, Any]) -> tuple[list[WantedPool], list[Price]]:
+    """Pools and prices of a file of our own. Raises `ValidationError` with every wrong place."""
+    reasons: list[str] = []
+    pools = [_read_pool(where, table, reasons) for where, table in _each(found, "pool", reasons)]
+    prices = [_read_price(where, table, reasons) for where, table in _each(found, "price", reasons)]
+    if reasons:
+        raise ValidationError(reasons)
+    return pools, prices
+
+
+def _each(found: Mapping[str, Any], key: str, reasons: list[str]) -> list[tuple[str, Mapping[str, Any]]]:
+    entries = found.get(key, [])
+    if not isinstance(entries, list) or not all(isinstance(entry, Mapping) for entry in entries):
+        reasons.append(f"{key} must be written as [[{key}]].")
+        return []
+    return [(f"{key}[{number}]", entry) for number, entry in enumerate(entries, 1)]
+
+
+def _unknown(where: str, table: Mapping[str, Any], known: Iterable[str], reasons: list[str]) -> None:
+    reasons += [f"{where}.{key} is not known." for key in table if key not in known]
+
+
+def _read_pool(where: str, table: Mapping[str, Any], reasons: list[str]) -> WantedPool:
+    _unknown(where, table, _POOL_KEYS, reasons)
+    name, capacity = table.get("name"), table.get("capacity_tokens")
+    enabled, note = table.get("enabled", True), table.get("note", "")
+    if not isinstance(name, str) or not isinstance(capacity, int) or isinstance(capacity, bool):
+        reasons.append(f"{where} needs a name and capacity_tokens, a whole number.")
+        return WantedPool("", 0)
+    if not isinstance(enabled, bool) or not isinstance(note, str):
+        reasons.append(f"{where}: enabled is true or false, note a text.")
+        return WantedPool(name, capacity)
+    return WantedPool(name, capacity, enabled, note)
+
+
+def _read_price(where: str, table: Mapping[str, Any], reasons: list[str]) -> Price:
+    _unknown(where, table, _PRICE_KEYS, reasons)
+    valid_from = table.get("valid_from")
+    if not isinstance(valid_from, dt.datetime) or valid_from.tzinfo is None:
+        reasons.append(f"{where}.valid_from must be a date with time and zone, such as 2026-01-01T00:00:00Z.")
+        valid_from = timezone.now()
+    price = Price(valid_from=valid_from)
+    for name in ("provider", "pattern", "source"):
+        value = table.get(name, getattr(price, name))
+        if not isinstance(value, str):
+            reasons.append(f"{where}.{name} must be a text.")
+        else:
+            setattr(price, name, value)
+    for name in _AMOUNTS:
+        if name in table:
+            setattr(price, name, _amount(f"{where}.{name}", table[name], reasons))
+    return price
+
+
+def _amount(place: str, value: object, reasons: list[str]) -> Decimal:
+    try:
+        amount = Decimal(value) if isinstance(value, str | int) and not isinstance(value, bool) else Decimal("NaN")
+    except InvalidOperation:
+        amount = Decimal("NaN")
+    if not amount.is_finite():
+        reasons.append(f'{place} must be an amount in quotes, such as "2.50".')
+        return Decimal(0)
+    return amount

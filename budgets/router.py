@@ -1,0 +1,33 @@
+"""Which database a model lives in: the ledger has its own file on SQLite and shares the database on PostgreSQL."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from django.conf import settings
+from django.db import models
+
+LEDGER_MODELS = frozenset({"poolwindow", "lease", "usage", "decisionshape", "journalposition"})
+
+
+class LedgerRouter:
+    """Sends the ledger's tables to `settings.HOOSH_LEDGER_DB` and everything else to `default`."""
+
+    def db_for_read(self, model: type[models.Model], **hints: Any) -> str | None:
+        """The alias a query on `model` goes to."""
+        if model._meta.app_label == "budgets" and model._meta.model_name in LEDGER_MODELS:
+            return str(settings.HOOSH_LEDGER_DB)
+        return "default"
+
+    db_for_write = db_for_read
+
+    def allow_relation(self, obj1: models.Model, obj2: models.Model, **hints: Any) -> bool | None:
+        """Relations stay inside one database; across them plain ids are kept."""
+        return self.db_for_read(type(obj1)) == self.db_for_read(type(obj2))
+
+    def allow_migrate(self, db: str, app_label: str, model_name: str | None = None, **hints: Any) -> bool | None:
+        """Tables are created only where they live."""
+        in_ledger = app_label == "budgets" and model_name in LEDGER_MODELS
+        if settings.HOOSH_LEDGER_DB == "default":
+            return db == "default"
+        return in_ledger if db == "ledger" else not in_ledger

@@ -1,0 +1,322 @@
+"""The one writer of the ledger on a host: a thread of control that grants leases and settles workers' journals.
+
+Every period it reads all journals in its directory and, per batch, one transaction inserts the usage rows, moves
+exactly the inserted sums from leases to committed and stores the journal position. A replay of what is in the ledger
+already changes nothing, so control may die at any moment. An owner whose lock can be taken is dead: its journal is
+read to the end, holds without an end are charged, its leases go back (`budgets.burial`).
+
+Grants, returns and other ledger writes come through a queue and are served between batches. Everybody else only reads
+the ledger. Database outages are ridden out: the thread reconnects, reads the positions anew and replays.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import queue
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+from django.conf import settings
+from django.db import DatabaseError, InterfaceError, connections
+from django.db.backends.base.base import BaseDatabaseWrapper
+
+from budgets import journal
+from budgets.burial import bury
+from budgets.grants import GrantReply, GrantRequest, Grants
+from budgets.journal_reader import JournalReader
+from budgets.ledger import Ledger, LedgerError
+from budgets.models.ledger import JournalPosition
+from budgets.stats import WriterStats
+
+log = logging.getLogger("hoosh.ledger")
+
+PERIOD_S = 0.25
+BATCH_RECORDS = 2000
+OUTAGE_PAUSE_S = 1.0  # longest pause between two attempts on a database that is away
+LOCK_PAUSE_S = 0.05
+STOP_WAIT_S = 30.0
+
+_T = TypeVar("_T")
+_OUTAGES = (DatabaseError, InterfaceError)
+
+
+class WriterStoppedError(RuntimeError):
+    """The writer has ended and takes no more work."""
+
+
+class _Task(NamedTuple):
+    run: Callable[[], object]
+    refuse: Callable[[], None] | None = None  # instead, when the writer has ended
+
+
+class Writer(threading.Thread):
+    """Start it once per control process; `stop` settles everything there is to settle first."""
+
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        using: str | None = None,
+        period_s: float = PERIOD_S,
+        batch_records: int = BATCH_RECORDS,
+        on_recall: Callable[[int, int], None] | None = None,
+    ) -> None:
+        """`on_recall(pool_id, window_start)` is called, in this thread, when workers should return idle tokens."""
+        super().__init__(name="ledger-writer", daemon=True)
+        self.ready = threading.Event()  # positions are loaded and work is being done
+        self._directory = directory
+        self._using = using or str(settings.HOOSH_LEDGER_DB)
+        self._period_s = period_s
+        self._batch = batch_records
+        self._queue: queue.SimpleQueue[_Task | None] = queue.SimpleQueue()
+        self._readers: dict[str, JournalReader] = {}
+        self._positions: dict[str, tuple[int, int]] | None = None  # None: must be read from the database
+        self._stats = WriterStats()
+        self._grants = Grants(on_recall, self._stats)
+        self._stopping = threading.Event()
+        self._stopped = False
+        self._lock_fd = -1
+
+    # --- called from any thread ---------------------------------------------------------------------------------
+
+    def grant(
+        self,
+        owner: str,
+        pool_id: int,
+        window_start: int,
+        seen_total: int,
+        want: int,
+        reply: GrantReply,
+        need: int = 0,
+    ) -> None:
+        """Lease tokens to a worker and call `reply(total, more, spent_out, available)` from the writer's thread.
+
+        `seen_total` is the total the worker knows: with less than was granted the answer is only repeated. `need` is
+        what a waiting request lacks, given whole or not at all; the answer to it comes (again) when tokens return.
+        There is no answer when the database is away or the window unknown.
+        """
+        asked_at = time.monotonic()
+        request = GrantRequest(owner, pool_id, window_start, seen_total, want, need, reply)
+
+        def serve() -> None:
+            self._grants.serve(self._ledger(), request)
+            self._stats.grant(time.monotonic() - asked_at)
+
+        self._put(_Task(serve))
+
+    def give_back(self, owner: str, pool_id: int, window_start: int, returned_total: int) -> None:
+        """Take tokens back that a worker returned; `returned_total` is absolute, so repeats do no harm."""
+        self._put(_Task(lambda: self._grants.give_back(self._ledger(), owner, pool_id, window_start, returned_total)))
+
+    def sync_pool(self, pool_id: int, window_start: int, capacity: int) -> Future[None]:
+        """Make the window or change its capacity (tokens). Lowered below what is used, there are only no new grants."""
+        return self.submit(
+            lambda _connection: self._grants.set_capacity(self._ledger(), pool_id, window_start, capacity)
+        )
+
+    def write_off(self, owner: str) -> Future[int]:
+        """Charge what is left in the leases of a quarantined owner, as an operator's decision; the tokens charged."""
+        return self.submit(lambda _connection: self._ledger().write_off(owner))
+
+    def submit(self, work: Callable[[BaseDatabaseWrapper], _T]) -> Future[_T]:
+        """Run `work(connection)` in the writer's thread; the future has its result or exception.
+
+        After `stop` the exception is `WriterStoppedError`.
+        """
+        future: Future[_T] = Future()
+
+        def run() -> None:
+            if not future.set_running_or_notify_cancel():
+                return
+            try:
+                future.set_result(work(connections[self._using]))
+            except Exception as exc:
+                future.set_exception(exc)
+                if isinstance(exc, _OUTAGES):
+                    raise
+
+        def refuse() -> None:
+            if future.set_running_or_notify_cancel():
+                future.set_exception(WriterStoppedError("the ledger's writer has ended"))
+
+        self._put(_Task(run, refuse))
+        return future
+
+    def settle_now(self) -> Future[None]:
+        """Read and settle all journals now; the future is done when that is in the ledger."""
+        return self.submit(lambda _connection: self._settle_all())
+
+    def stats(self) -> dict[str, Any]:
+        """Figures since the start; `lag_*` is the age of a batch's first record when it was settled."""
+        readers = list(self._readers.values())
+        return {
+            **self._stats.as_dict(),
+            "alive": self.is_alive(),
+            "owners": len(readers),
+            "open_holds": sum(reader.open_holds() for reader in readers),
+            "damaged": [reader.owner for reader in readers if reader.damaged],
+        }
+
+    def stop(self, timeout_s: float = STOP_WAIT_S) -> bool:
+        """Do the queued work, settle to the end of every journal, bury the dead, end. False when it takes too long."""
+        self._stopping.set()
+        self._queue.put(None)
+        self.join(timeout_s)
+        return not self.is_alive()
+
+    # --- the thread -------------------------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Work until `stop`."""
+        try:
+            self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if not self._become_only_writer():
+                return
+            self._work()
+            self._attempt(self._settle_all)
+        finally:
+            self._stopped = True
+            self._refuse_rest()
+            self._forget_readers()
+            connections[self._using].close()
+            if self._lock_fd >= 0:
+                os.close(self._lock_fd)
+
+    def _work(self) -> None:
+        next_settle = time.monotonic()
+        pause_s = self._period_s
+        while True:
+            try:
+                task = self._queue.get(timeout=max(0.0, next_settle - time.monotonic()))
+                if task is None:
+                    return
+                self._attempt(task.run)
+            except queue.Empty:
+                pass
+            if (now := time.monotonic()) >= next_settle:
+                worked = self._attempt(self._settle_all)
+                self._stats.settle_pass(time.monotonic() - now)
+                pause_s = self._period_s if worked else min(OUTAGE_PAUSE_S, pause_s * 2)
+                next_settle = max(now + pause_s, time.monotonic())
+
+    def _attempt(self, work: Callable[[], Any]) -> bool:
+        """Do it; False when it failed. After a failure of the database everything in memory is read anew."""
+        try:
+            work()
+        except _OUTAGES as exc:
+            self._stats.outages += 1
+            log.error("ledger_unavailable", extra={"reason": f"{type(exc).__name__}: {exc}"})
+        except Exception:
+            self._stats.errors += 1
+            log.exception("ledger_writer_error")
+        else:
+            return True
+        self._positions = None
+        self._forget_readers()
+        try:
+            connections[self._using].close()
+        except Exception:
+            log.exception("ledger_connection_error")
+        return False
+
+    def _become_only_writer(self) -> bool:
+        """Wait for another control process on this directory to end; False when `stop` came first."""
+        self._lock_fd = os.open(self._directory / "writer.lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+        while True:
+            try:
+                fcntl.flock(self._lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return True
+            except BlockingIOError:
+                if self._stopping.wait(LOCK_PAUSE_S):
+                    return False
+
+    def _put(self, task: _Task) -> None:
+        self._queue.put(task)
+        if self._stopped:
+            self._refuse_rest()
+
+    def _refuse_rest(self) -> None:
+        while True:
+            try:
+                task = self._queue.get_nowait()
+            except queue.Empty:
+                return
+            if task is not None and task.refuse is not None:
+                task.refuse()
+
+    def _serve_queue(self) -> None:
+        """Between two batches: what waits in the queue, so that a grant never waits for a whole pass."""
+        for _ in range(self._queue.qsize()):
+            task = self._queue.get()
+            if task is None:
+                self._queue.put(None)
+                return
+            task.run()
+
+    def _ledger(self) -> Ledger:
+        return Ledger(connections[self._using], self._stats)
+
+    # --- settling ---------------------------------------------------------------------------------------------------
+
+    def _settle_all(self) -> None:
+        if self._positions is None:
+            rows = JournalPosition.objects.using(self._using).values_list("owner", "segment", "offset_bytes")
+            self._positions = {owner: (segment, offset) for owner, segment, offset in rows}
+            self.ready.set()
+        self._find_owners()
+        for owner, reader in list(self._readers.items()):
+            try:
+                self._settle_owner(reader)
+            except (OSError, LedgerError):
+                # One owner's files must not stop the others' money.
+                self._stats.errors += 1
+                log.exception("journal_unsettled", extra={"owner": owner})
+                self._drop_reader(owner)
+
+    def _find_owners(self) -> None:
+        assert self._positions is not None
+        for name in os.listdir(self._directory):
+            owner, dot, suffix = name.rpartition(".")
+            if dot and suffix == "lock" and owner not in self._readers and name != "writer.lock":
+                try:
+                    reader = JournalReader(self._directory, owner, self._positions.get(owner))
+                except FileNotFoundError:
+                    continue
+                self._readers[owner] = reader
+
+    def _settle_owner(self, reader: JournalReader) -> None:
+        assert self._positions is not None
+        dead = reader.owner_is_dead()
+        segments = journal.list_segments(self._directory, reader.owner)
+        while True:
+            batch = reader.read(segments, dead=dead, limit=self._batch)
+            position = reader.position()
+            stored = self._positions.get(reader.owner)
+            if batch.usage or batch.shapes or position[0] > (stored[0] if stored else 0):
+                self._ledger().settle(reader.owner, batch.usage, batch.shapes, position)
+                self._positions[reader.owner] = position
+                if segments and segments[0] < position[0]:
+                    journal.remove_segments(self._directory, reader.owner, below=position[0])
+            if batch.at_end:
+                break
+            self._serve_queue()
+        if dead:
+            bury(self._ledger(), self._stats, self._directory, reader)
+            self._positions.pop(reader.owner, None)
+            self._drop_reader(reader.owner)
+            self._grants.owner_ended(self._ledger(), reader.owner)
+
+    def _drop_reader(self, owner: str) -> None:
+        reader = self._readers.pop(owner, None)
+        if reader is not None:
+            reader.close()
+
+    def _forget_readers(self) -> None:
+        for owner in list(self._readers):
+            self._drop_reader(owner)

@@ -1,0 +1,324 @@
+"""The journal of a worker and its reader, on real files."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from budgets import journal
+from budgets.journal import Journal, JournalError
+from budgets.journal_reader import Batch, JournalReader
+from budgets.records import Basis
+from tests.budgets.records import hold_record, new_rid, usage_record
+
+SHAPE = b"s" * 16
+
+
+def read_all(directory: Path, owner: str, position: tuple[int, int] | None = None) -> tuple[JournalReader, Batch]:
+    reader = JournalReader(directory, owner, position)
+    dead = reader.owner_is_dead()
+    batch = reader.read(journal.list_segments(directory, owner), dead=dead, limit=10_000)
+    assert batch.at_end
+    return reader, batch
+
+
+def segment(directory: Path, number: int = 1) -> Path:
+    return journal.segment_path(directory, "w", number)
+
+
+def write_requests(writer: Journal, count: int) -> list[bytes]:
+    rids = [new_rid() for _ in range(count)]
+    for rid in rids:
+        writer.hold(hold_record(rid, 100))
+        writer.complete(usage_record(rid, 60, held=100))
+    return rids
+
+
+def test_what_was_written_is_read(tmp_path: Path) -> None:
+    writer = Journal.open(tmp_path, "w")
+    rid = new_rid()
+    record = usage_record(rid, 60, held=100, shape=SHAPE, client_request_id="abc")
+    writer.hold(hold_record(rid, 100))
+    writer.shape(SHAPE, b"{}")
+    writer.complete(record)
+    reader, batch = read_all(tmp_path, "w")
+    assert batch.usage == [record]
+    assert batch.shapes == {SHAPE: b"{}"}
+    assert reader.open_holds() == 0
+    assert not reader.owner_is_dead()
+
+
+def test_holds_without_an_end_are_charged_by_what_is_known(tmp_path: Path) -> None:
+    writer = Journal.open(tmp_path, "w")
+    silent, events, text, released, beyond = (new_rid() for _ in range(5))
+    for rid in (silent, events, text, released, beyond):
+        writer.hold(hold_record(rid, 500, input_bound=100))
+    writer.delivered(events, 0, 64, 120)
+    writer.delivered(events, 0, 128, 240)
+    writer.delivered(text, 0, 2, 301)
+    writer.delivered(beyond, 0, 450, 100_000)
+    writer.release(released, 0)
+    writer.close()
+    reader, batch = read_all(tmp_path, "w")
+    assert batch.usage == []
+    charged = {record.rid: record for record in reader.unfinished()}
+    assert {rid: record.tokens for rid, record in charged.items()} == {
+        silent: 500,
+        events: 100 + 128,
+        text: 100 + 101,
+        beyond: 100 + 450,
+    }
+    assert charged[silent].basis == Basis.BOUND
+    assert charged[events].basis == Basis.DELIVERED
+    assert all(record.input_tokens + record.output_tokens == record.tokens for record in charged.values())
+
+
+def test_the_position_is_the_oldest_open_hold(tmp_path: Path) -> None:
+    writer = Journal.open(tmp_path, "w")
+    write_requests(writer, 3)
+    rid = new_rid()
+    writer.hold(hold_record(rid, 100))
+    later = write_requests(writer, 3)
+    reader, _batch = read_all(tmp_path, "w")
+    writer.complete(usage_record(rid, 50))
+    again, batch = read_all(tmp_path, "w", reader.position())
+    assert [record.rid for record in batch.usage] == [*later, rid]
+    assert again.open_holds() == 0
+
+
+def test_a_read_stops_at_its_limit_and_goes_on_there(tmp_path: Path) -> None:
+    writer = Journal.open(tmp_path, "w")
+    rids = write_requests(writer, 7)
+    reader = JournalReader(tmp_path, "w")
+    found = []
+    for size in (3, 3, 1):
+        batch = reader.read([1], dead=False, limit=3)
+        assert len(batch.usage) == size
+        found += [record.rid for record in batch.usage]
+    assert found == rids
+
+
+def test_a_torn_last_record_is_waited_for_in_a_live_file_and_dropped_in_a_dead_one(tmp_path: Path) -> None:
+    writer = Journal.open(tmp_path, "w")
+    whole = write_requests(writer, 2)
+    last = new_rid()
+    writer.complete(usage_record(last, 9))
+    data = segment(tmp_path).read_bytes()
+    segment(tmp_path).write_bytes(data[:-3])
+    reader, batch = read_all(tmp_path, "w")
+    assert [record.rid for record in batch.usage] == whole
+    segment(tmp_path).write_bytes(data)
+    assert [record.rid for record in reader.read([1], dead=False, limit=10).usage] == [last]
+    reader.close()
+    segment(tmp_path).write_bytes(data[:-3])
+    writer.close()
+    reader, batch = read_all(tmp_path, "w")
+    assert [record.rid for record in batch.usage] == whole
+    assert (reader.torn, reader.damaged) == (1, "")
+
+
+def test_zeros_behind_the_last_record_are_a_torn_tail(tmp_path: Path) -> None:
+    writer = Journal.open(tmp_path, "w")
+    whole = write_requests(writer, 2)
+    writer.close()
+    with segment(tmp_path).open("ab") as file:
+        file.write(bytes(4096))
+    reader, batch = read_all(tmp_path, "w")
+    assert [record.rid for record in batch.usage] == whole
+    assert not reader.damaged
+
+
+def test_any_flipped_byte_is_noticed_and_nothing_false_is_read(tmp_path: Path) -> None:
+    writer = Journal.open(tmp_path, "w")
+    write_requests(writer, 2)
+    honest = read_all(tmp_path, "w")[1].usage
+    tail_start = segment(tmp_path).stat().st_size
+    writer.complete(usage_record(new_rid(), 9))
+    honest = read_all(tmp_path, "w")[1].usage
+    writer.close()
+    data = segment(tmp_path).read_bytes()
+    for at in range(len(data)):
+        segment(tmp_path).write_bytes(data[:at] + bytes([data[at] ^ 0x55]) + data[at + 1 :])
+        reader, batch = read_all(tmp_path, "w")
+        assert all(record in honest for record in batch.usage)
+        if at < tail_start:
+            assert reader.damaged, f"a flip at {at} went unnoticed"
+        else:
+            assert len(batch.usage) == 2
+        reader.close()
+
+
+def test_good_records_behind_damage_are_still_read(tmp_path: Path) -> None:
+    writer = Journal.open(tmp_path, "w")
+    first = write_requests(writer, 1)
+    start = segment(tmp_path).stat().st_size
+    write_requests(writer, 1)
+    end = segment(tmp_path).stat().st_size
+    last = write_requests(writer, 1)
+    writer.close()
+    data = bytearray(segment(tmp_path).read_bytes())
+    data[start + 10 : end] = bytes(end - start - 10)
+    segment(tmp_path).write_bytes(data)
+    reader, batch = read_all(tmp_path, "w")
+    assert [record.rid for record in batch.usage] == [*first, *last]
+    assert reader.damaged
+
+
+def test_segments_follow_each_other_and_name_their_shapes(tmp_path: Path) -> None:
+    writer = Journal.open(tmp_path, "w", segment_bytes=500)
+    rids = []
+    for _ in range(20):
+        rids.append(new_rid())
+        writer.hold(hold_record(rids[-1], 10))
+        writer.shape(SHAPE, b'{"why":"only one"}')
+        writer.complete(usage_record(rids[-1], 10, shape=SHAPE))
+    numbers = journal.list_segments(tmp_path, "w")
+    assert len(numbers) > 3
+    reader, batch = read_all(tmp_path, "w")
+    assert [record.rid for record in batch.usage] == rids
+    assert reader.position()[0] == numbers[-1]
+    for number in numbers:
+        alone = JournalReader(tmp_path, "w", (number, 0)).read([number], dead=False, limit=100)
+        assert set(alone.shapes) == {SHAPE}
+
+
+def test_a_missing_segment_is_damage(tmp_path: Path) -> None:
+    writer = Journal.open(tmp_path, "w", segment_bytes=1_000)
+    write_requests(writer, 20)
+    writer.close()
+    segment(tmp_path, 2).unlink()
+    reader, _batch = read_all(tmp_path, "w")
+    assert "segment 2" in reader.damaged
+
+
+def test_segments_before_the_stored_position_may_be_gone(tmp_path: Path) -> None:
+    writer = Journal.open(tmp_path, "w", segment_bytes=1_000)
+    rids = write_requests(writer, 20)
+    reader, _batch = read_all(tmp_path, "w")
+    position = reader.position()
+    journal.remove_segments(tmp_path, "w", below=position[0])
+    rids = write_requests(writer, 20)
+    again, batch = read_all(tmp_path, "w", position)
+    assert [record.rid for record in batch.usage][-20:] == rids
+    assert not again.damaged
+
+
+@pytest.mark.parametrize("owner", ["", "a/b", "a.b", "..", "x" * 65])
+def test_a_bad_owner_name_is_refused(tmp_path: Path, owner: str) -> None:
+    with pytest.raises(ValueError, match="owner"):
+        Journal.open(tmp_path, owner)
+
+
+def test_an_owners_name_is_used_once(tmp_path: Path) -> None:
+    Journal.open(tmp_path, "w").close()
+    with pytest.raises(JournalError):
+        Journal.open(tmp_path, "w")
+
+
+def test_a_directory_that_cannot_be_made_is_a_journal_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(JournalError):
+        Journal.open(tmp_path / "file" / "journal", "w")
+
+
+def test_nothing_can_be_appended_after_close(tmp_path: Path) -> None:
+    writer = Journal.open(tmp_path, "w")
+    writer.close()
+    assert not writer.writable
+    with pytest.raises(JournalError):
+        writer.hold(hold_record(new_rid(), 1))
+
+
+def test_a_killed_owner_is_known_to_be_dead(tmp_path: Path) -> None:
+    program = (
+        "import pathlib, sys, time; from budgets.journal import Journal; "
+        "j = Journal.open(pathlib.Path(sys.argv[1]), 'w'); print('open', flush=True); time.sleep(60)"
+    )
+    child = subprocess.Popen([sys.executable, "-c", program, str(tmp_path)], stdout=subprocess.PIPE)
+    assert child.stdout is not None
+    assert child.stdout.readline() == b"open\n"
+    reader = JournalReader(tmp_path, "w")
+    assert not reader.owner_is_dead()
+    child.send_signal(signal.SIGKILL)
+    child.wait()
+    assert reader.owner_is_dead()
+    child.stdout.close()
+
+
+FULL_DISK = """
+import pathlib, resource, signal, sys
+from budgets import journal
+from budgets.journal import Journal, JournalError
+from tests.budgets.records import hold_record, new_rid, usage_record
+
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+now = [0.0]
+writer = Journal.open(pathlib.Path(sys.argv[1]), "w", clock=lambda: now[0])
+_soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+resource.setrlimit(resource.RLIMIT_FSIZE, (2000, hard))
+promised, refused = 0, None
+while refused is None:
+    record = usage_record(new_rid(), 10)
+    try:
+        writer.complete(record)
+        promised += 1
+    except JournalError:
+        refused = record
+size = journal.segment_path(pathlib.Path(sys.argv[1]), "w", 1).stat().st_size
+assert size == writer.bytes_written, "the torn record was not cut off"
+assert not writer.writable
+now[0] += 10
+assert not writer.writable, "the disk is still full"
+resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+assert not writer.writable, "no attempt before the pause is over"
+now[0] += 10
+assert writer.writable
+writer.complete(refused)
+print(promised + 1)
+"""
+
+
+def test_a_full_disk_refuses_promises_and_recovers(tmp_path: Path) -> None:
+    """The limit on file sizes stands for a full disk: a short write first, then an error."""
+    result = subprocess.run(
+        [sys.executable, "-c", FULL_DISK, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+        env={**os.environ, "PYTHONPATH": os.getcwd()},
+    )
+    assert result.returncode == 0, result.stderr
+    reader, batch = read_all(tmp_path, "w")
+    assert len(batch.usage) == int(result.stdout)
+    assert not reader.damaged
+
+
+def test_durable_returns_after_the_sync_and_is_shared(tmp_path: Path) -> None:
+    writer = Journal.open(tmp_path, "w", "host")
+
+    async def many() -> None:
+        write_requests(writer, 3)
+        await asyncio.gather(*(writer.durable() for _ in range(50)))
+        write_requests(writer, 1)
+        await asyncio.wait_for(writer.durable(), 5)
+
+    asyncio.run(many())
+    writer.close()
+
+
+def test_durable_fails_when_the_journal_is_closed(tmp_path: Path) -> None:
+    writer = Journal.open(tmp_path, "w", "host")
+    writer.close()
+    with pytest.raises(JournalError):
+        asyncio.run(writer.durable())
+
+
+def test_process_mode_waits_for_nothing(tmp_path: Path) -> None:
+    asyncio.run(Journal.open(tmp_path, "w").durable())
