@@ -1,0 +1,274 @@
+"""Base classes of admin pages that every application shares: read-only logs, lists without counts, live changes.
+
+Nothing here knows a model. The site that carries the pages offers two services of its own (`LiveSite`), so that pages
+of lower applications need not import the gateway.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from typing import Any, Protocol, TypeVar, cast
+
+from django.contrib import messages
+from django.contrib.admin import ModelAdmin, ShowFacets
+from django.contrib.admin.options import IncorrectLookupParameters
+from django.contrib.admin.views.main import ChangeList
+from django.contrib.admin.widgets import RelatedFieldWidgetWrapper
+from django.core.exceptions import ValidationError
+from django.core.paginator import Paginator
+from django.db import IntegrityError, models, transaction
+from django.db.models import QuerySet
+from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
+from django.utils.html import format_html
+from django.utils.safestring import SafeString
+
+from audit.generics import Page
+
+_Model = TypeVar("_Model", bound=models.Model)
+BEFORE = "before"  # the query parameter that continues a keyset list
+BULK_LIMIT = 200  # rows one action may touch: it is one transaction
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND = timedelta(microseconds=1)
+
+
+class ProbeOutcome(Protocol):
+    """What a connection test found: `detail` says in plain words what is wrong, "" when it worked."""
+
+    ok: bool
+    detail: str
+    models: Any  # a sequence of model names
+    latency_ms: float | None
+
+
+class LiveSite(Protocol):
+    """What the admin site offers to its pages."""
+
+    def wake(self) -> None:
+        """Tell the control plane that something was committed, so that it is live at once. Never raises."""
+
+    def probe(self, provider_id: int) -> ProbeOutcome:
+        """Connect to a provider now and report. May take seconds; never called inside a transaction."""
+
+    def provider_names(self) -> dict[int, str]:
+        """The providers there are, by id."""
+
+
+def live_site(page: ModelAdmin[Any]) -> LiveSite:
+    """The site a page belongs to, seen as what it offers."""
+    return cast(LiveSite, page.admin_site)
+
+
+def badge(text: str, tone: str = "") -> SafeString:
+    """A small coloured label; `tone` is "good", "warn", "bad" or nothing."""
+    return format_html('<span class="hoosh-badge {}">{}</span>', tone, text)
+
+
+def operator(request: HttpRequest) -> str:
+    """The name recorded as author of a change."""
+    return request.user.get_username()
+
+
+class LiveAdmin(Page[_Model]):
+    """A page whose saves go through a service and are live at once.
+
+    A subclass names the service in `write` and `erase`. The services validate again, so what slips between a form's
+    check and the write (two operators at once) is refused with a message and leaves nothing half done.
+    """
+
+    list_per_page = 100
+    show_facets = ShowFacets.NEVER
+
+    def formfield_for_dbfield(self, db_field: models.Field[Any, Any], request: HttpRequest, **kwargs: Any) -> Any:
+        """A related row can be added beside a field, but is changed and deleted on its own page only."""
+        field = super().formfield_for_dbfield(db_field, request, **kwargs)
+        if field is not None and isinstance(field.widget, RelatedFieldWidgetWrapper):
+            field.widget.can_change_related = field.widget.can_delete_related = field.widget.can_view_related = False
+        return field
+
+    def write(self, row: _Model, actor: str) -> None:
+        """Create or change a row through its service."""
+        raise NotImplementedError
+
+    def erase(self, row: _Model, actor: str) -> None:
+        """Delete a row through its service."""
+        raise NotImplementedError
+
+    def committed(self, request: HttpRequest) -> None:
+        """Called once after the change of this request is committed: wakes control."""
+        live_site(self).wake()
+
+    def after_commit(self, request: HttpRequest) -> None:
+        """Have `committed` called once, behind everything the services do at the commit."""
+        if not getattr(request, "_hoosh_after_commit", False):
+            request._hoosh_after_commit = True  # type: ignore[attr-defined]
+            transaction.on_commit(lambda: self.committed(request), robust=True)
+
+    def save_model(self, request: HttpRequest, obj: _Model, form: Any, change: bool) -> None:
+        """Write through the service."""
+        self.write(obj, operator(request))
+        self.after_commit(request)
+
+    def delete_model(self, request: HttpRequest, obj: _Model) -> None:
+        """Delete through the service."""
+        self.erase(obj, operator(request))
+        self.after_commit(request)
+
+    def delete_queryset(self, request: HttpRequest, queryset: QuerySet[_Model]) -> None:
+        """Delete the chosen rows through the service, all or none."""
+        self.each_in_one_transaction(request, queryset, self.erase)
+
+    def each_in_one_transaction(
+        self, request: HttpRequest, queryset: QuerySet[_Model], work: Callable[[_Model, str], object]
+    ) -> int:
+        """Do `work` on each chosen row, all or none, and say how many there were. Too many at once are refused."""
+        rows = list(queryset[: BULK_LIMIT + 1])
+        if len(rows) > BULK_LIMIT:
+            raise ValidationError(f"Choose at most {BULK_LIMIT} rows at once.")
+        with transaction.atomic():
+            for row in rows:
+                work(row, operator(request))
+            self.after_commit(request)
+        return len(rows)
+
+    def changeform_view(
+        self,
+        request: HttpRequest,
+        object_id: str | None = None,
+        form_url: str = "",
+        extra_context: dict[str, Any] | None = None,
+    ) -> HttpResponse:
+        """The form; a refusal of the service at the last moment brings the operator back to it."""
+        try:
+            return self.open_changeform(request, object_id, form_url, extra_context)
+        except (ValidationError, IntegrityError) as exc:
+            return self.refused(request, exc)
+
+    def open_changeform(
+        self, request: HttpRequest, object_id: str | None, form_url: str, extra_context: dict[str, Any] | None
+    ) -> HttpResponse:
+        """Django's own form, one transaction around a save."""
+        return super().changeform_view(request, object_id, form_url, extra_context)
+
+    def changelist_view(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> HttpResponse:
+        """The list, its editable columns and its actions."""
+        try:
+            return super().changelist_view(request, extra_context)
+        except (ValidationError, IntegrityError) as exc:
+            return self.refused(request, exc)
+
+    def delete_view(
+        self, request: HttpRequest, object_id: str, extra_context: dict[str, Any] | None = None
+    ) -> HttpResponse:
+        """The question before a deletion, and the deletion."""
+        try:
+            return super().delete_view(request, object_id, extra_context)
+        except (ValidationError, IntegrityError) as exc:
+            return self.refused(request, exc)
+
+    def refused(self, request: HttpRequest, exc: ValidationError | IntegrityError) -> HttpResponse:
+        """Say why nothing was saved and show the page again."""
+        if isinstance(exc, ValidationError):
+            self.message_user(request, " ".join(exc.messages), messages.ERROR)
+        else:
+            self.message_user(request, "Nothing was saved: another change came first. Look again.", messages.ERROR)
+        return HttpResponseRedirect(request.get_full_path())
+
+
+class ReadOnlyAdmin(Page[_Model]):
+    """A page that shows rows and can neither add, change nor delete them, whoever asks."""
+
+    actions = None
+
+    def has_add_permission(self, request: HttpRequest) -> bool:
+        """Rows are written by the gateway, never by hand."""
+        return False
+
+    def has_change_permission(self, request: HttpRequest, obj: _Model | None = None) -> bool:
+        """What happened does not change."""
+        return False
+
+    def has_delete_permission(self, request: HttpRequest, obj: _Model | None = None) -> bool:
+        """What happened stays."""
+        return False
+
+
+class UncountedPaginator(Paginator):  # type: ignore[type-arg]  # not subscriptable when run
+    """One page of unknown position: never counts."""
+
+    count = 0
+    num_pages = 1
+
+
+class KeysetChangeList(ChangeList):
+    """A list that is read newest first along a key: no count, no offset, the same cost on any page.
+
+    The model admin names the key in `keyset`; `?before=CURSOR` continues behind the row the cursor names.
+    """
+
+    def get_filters_params(self, params: dict[str, list[str]] | None = None) -> dict[str, Any]:
+        """The filters of the query string, without the cursor."""
+        found: dict[str, Any] = super().get_filters_params(params)
+        found.pop(BEFORE, None)
+        return found
+
+    def get_results(self, request: HttpRequest) -> None:
+        """Read one row more than a page shows, to know whether there are older ones."""
+        keyset = cast(KeysetAdmin[Any], self.model_admin).keyset
+        rows = self.queryset.order_by(*(f"-{name}" for name in keyset))
+        before = request.GET.get(BEFORE, "")
+        if before:
+            rows = rows.filter(_behind(keyset, before))
+        found = list(rows[: self.list_per_page + 1])
+        shown = found[: self.list_per_page]
+        self.result_list = shown
+        self.result_count = len(shown)
+        self.full_result_count = len(shown)  # equal to the count shown: no 'of how many', which nobody counts
+        self.show_full_result_count = False
+        self.show_admin_actions = False
+        self.can_show_all = False
+        self.multi_page = False
+        self.paginator = UncountedPaginator([], self.list_per_page)
+        self.is_continued = bool(before)
+        more = len(found) > self.list_per_page
+        self.older_url = self.get_query_string({BEFORE: _cursor(keyset, shown[-1])}) if more else ""
+        self.newest_url = self.get_query_string()
+
+    def get_query_string(self, new_params: Any = None, remove: Any = None) -> str:
+        """The current filters with changes. The cursor belongs to one set of filters, so it is always dropped."""
+        return str(super().get_query_string(new_params, [BEFORE, *(remove or ())]))
+
+
+def _cursor(keyset: tuple[str, ...], row: models.Model) -> str:
+    values = (getattr(row, name) for name in keyset)
+    return "-".join(str((value - _EPOCH) // _MICROSECOND if isinstance(value, datetime) else value) for value in values)
+
+
+def _behind(keyset: tuple[str, ...], cursor: str) -> models.Q:
+    """Rows after the cursor: `id < I`, or `at <= A and (at < A or id < I)`, a range for an index on `at`."""
+    parts = cursor.split("-")
+    if len(parts) != len(keyset) or not all(part.isascii() and part.isdigit() and len(part) <= 18 for part in parts):
+        raise IncorrectLookupParameters
+    last = models.Q(**{f"{keyset[-1]}__lt": int(parts[-1])})
+    if len(keyset) == 1:
+        return last
+    try:
+        at = _EPOCH + int(parts[0]) * _MICROSECOND
+    except OverflowError as exc:
+        raise IncorrectLookupParameters from exc
+    return models.Q(**{f"{keyset[0]}__lte": at}) & (models.Q(**{f"{keyset[0]}__lt": at}) | last)
+
+
+class KeysetAdmin(ReadOnlyAdmin[_Model]):
+    """A read-only log of any size. `keyset` is ("id",) or a time field and "id"; an index must serve it."""
+
+    keyset: tuple[str, ...] = ("id",)
+    show_full_result_count = False
+    show_facets = ShowFacets.NEVER  # facets count the whole table
+    sortable_by = ()
+    list_per_page = 50
+    change_list_template = "admin/hoosh/keyset_list.html"
+
+    def get_changelist(self, request: HttpRequest, **kwargs: Any) -> type[ChangeList]:
+        """The list that reads by key."""
+        return KeysetChangeList

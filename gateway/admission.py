@@ -1,0 +1,55 @@
+"""Who is calling: one credential, one key, from memory. Pure but for the clock."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import time
+from collections.abc import Mapping
+
+from gateway.errors import BadRequestError, UnauthorizedError
+from gateway.exchange import Headers
+from gateway.snapshot import Key
+
+# Every carrier goes through `credential`, so that no limit can be dodged by using another header.
+CARRIERS = frozenset({b"authorization", b"x-api-key", b"api-key", b"x-goog-api-key"})
+REQUEST_ID = re.compile(rb"[A-Za-z0-9._:/+=@-]{1,128}\Z")
+
+
+def credential(headers: Headers) -> bytes:
+    """The one credential of a request. Raises UnauthorizedError without one, BadRequestError when two differ."""
+    found: bytes | None = None
+    for name, value in headers:
+        if name not in CARRIERS:
+            continue
+        if name == b"authorization":
+            scheme, _, value = value.partition(b" ")
+            if scheme.lower() != b"bearer":
+                raise UnauthorizedError("The Authorization header must be 'Bearer' and an API key.")
+        value = value.strip()
+        if found is not None and found != value:
+            raise BadRequestError(
+                "The request carries two different credentials. Send exactly one.", code="conflicting_credentials"
+            )
+        found = value
+    if not found:
+        raise UnauthorizedError()
+    return found
+
+
+def find_key(keys: Mapping[bytes, Key], secret: bytes) -> Key:
+    """The key a credential belongs to. Looked up by its whole SHA-256, so nothing about others leaks in time."""
+    key = keys.get(hashlib.sha256(secret).digest())
+    if key is None or not key.record.enabled:
+        raise UnauthorizedError("This API key is not known or was revoked.")
+    if key.record.expires_at is not None and key.record.expires_at <= time.time():
+        raise UnauthorizedError("This API key has expired.", code="key_expired")
+    return key
+
+
+def client_request_id(headers: Headers) -> bytes:
+    """The caller's own x-request-id if it is sane (1 to 128 plain characters), else nothing."""
+    for name, value in headers:
+        if name == b"x-request-id" and REQUEST_ID.match(value):
+            return value
+    return b""

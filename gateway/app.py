@@ -1,0 +1,261 @@
+"""The ASGI binding of the pipeline: one plain callable for every path that needs no database.
+
+It matches the path, answers what comes from memory, hands inference to `gateway.pipeline` and everything else to the
+forwarder. It watches for clients that leave (a server only tells who asks) and sweeps bodies that never arrive.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import TYPE_CHECKING, Any
+
+from gateway import cors, health, models_list, pipeline
+from gateway.endpoints import INFERENCE
+from gateway.errors import MethodNotAllowedError, PayloadTooLargeError, RequestTimeoutError
+
+if TYPE_CHECKING:
+    from gateway.runtime import Runtime
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+Asgi = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+# What Channels' router sends here. Everything else goes to control.
+PATTERN = r"^(?:v1/.*|livez|readyz|)$"
+
+
+class AsgiExchange:
+    """One request under an ASGI server (see `gateway.exchange.Exchange` for the promises)."""
+
+    __slots__ = (
+        "_closing",
+        "_cors",
+        "_deadline",
+        "_expired",
+        "_finished",
+        "_receive",
+        "_send",
+        "_task",
+        "_watcher",
+        "begun",
+        "client",
+        "gone",
+        "headers",
+        "keep_running",
+        "method",
+        "path",
+    )
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send, client: str) -> None:
+        self.method: str = scope["method"]
+        self.path: str = scope["path"]
+        self.headers: list[tuple[bytes, bytes]] = scope["headers"]
+        self.client = client
+        self.gone = self.begun = self.keep_running = False
+        self._receive, self._send = receive, send
+        self._task = asyncio.current_task()
+        self._watcher: asyncio.Task[None] | None = None
+        self._deadline = 0.0
+        self._expired = self._finished = self._closing = False
+        self._cors: list[tuple[bytes, bytes]] = []
+
+    async def read_body(self, limit_bytes: int, timeout_s: float) -> bytes:
+        """The whole body; starts watching for the client's leaving once it is complete."""
+        self._deadline = time.monotonic() + timeout_s
+        try:
+            message = await self._receive()
+            body: bytes = message.get("body", b"")
+            if message.get("more_body"):
+                body = await self._read_rest(body, limit_bytes)
+        except asyncio.CancelledError:
+            if self._expired and self._task is not None:
+                self._task.uncancel()
+                raise RequestTimeoutError("The request body did not arrive in time.") from None
+            raise
+        finally:
+            self._deadline = 0.0
+        if message["type"] == "http.disconnect":
+            self.gone = True
+            raise asyncio.CancelledError
+        if len(body) > limit_bytes:
+            raise PayloadTooLargeError(limit_bytes)
+        self._watcher = asyncio.get_running_loop().create_task(self._watch())
+        return body
+
+    async def _read_rest(self, first: bytes, limit_bytes: int) -> bytes:
+        pieces, size = [first], len(first)
+        while True:
+            if size > limit_bytes:
+                raise PayloadTooLargeError(limit_bytes)
+            message = await self._receive()
+            if message["type"] == "http.disconnect":
+                self.gone = True
+                raise asyncio.CancelledError
+            piece = message.get("body", b"")
+            pieces.append(piece)
+            size += len(piece)
+            if not message.get("more_body"):
+                return b"".join(pieces)
+
+    async def _watch(self) -> None:
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+        if not self._finished:
+            self.gone = True
+            if not self.keep_running and self._task is not None:
+                self._task.cancel()
+
+    def expire(self, now: float) -> None:
+        """Cancel the reading of a body whose time is over; called by the sweep."""
+        if self._deadline and now > self._deadline and self._task is not None:
+            self._deadline = 0.0
+            self._expired = True
+            self._task.cancel()
+
+    def say_with(self, headers: list[tuple[bytes, bytes]], *, closing: bool) -> None:
+        """Headers every answer of this exchange carries (CORS), and whether the connection closes behind it."""
+        self._cors, self._closing = headers, closing
+
+    def _start(self, status: int, headers: list[tuple[bytes, bytes]]) -> Message:
+        self.begun = True
+        if self._cors:
+            headers += self._cors
+        if self._closing:
+            headers.append((b"connection", b"close"))
+        return {"type": "http.response.start", "status": status, "headers": headers}
+
+    async def respond(self, status: int, headers: list[tuple[bytes, bytes]], body: bytes) -> None:
+        """A complete answer."""
+        headers.append((b"content-length", b"%d" % len(body)))
+        await self._send(self._start(status, headers))
+        self._finished = True
+        await self._send({"type": "http.response.body", "body": b"" if self.method == "HEAD" else body})
+
+    async def begin(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
+        """The head of an answer of unknown length."""
+        await self._send(self._start(status, headers))
+
+    async def write(self, data: bytes) -> None:
+        """One piece; waits while the client reads too slowly. Goes nowhere once the client is gone."""
+        if not self.gone:
+            await self._send({"type": "http.response.body", "body": data, "more_body": True})
+
+    async def finish(self, data: bytes = b"") -> None:
+        """The last piece and the clean end."""
+        self._finished = True
+        if not self.gone:
+            await self._send({"type": "http.response.body", "body": data})
+
+    def close(self) -> None:
+        """Stop watching. Call when the handling is over, however it ended."""
+        if self._watcher is not None:
+            self._watcher.cancel()
+
+
+class GatewayApp:
+    """The callable that Channels' router mounts. `forward` takes what belongs to control."""
+
+    def __init__(self, runtime: Runtime, forward: Asgi) -> None:
+        self._runtime = runtime
+        self._forward = forward
+        self._open: set[AsgiExchange] = set()
+
+    def sweep(self, now: float) -> None:
+        """Expire bodies that are overdue; the runtime calls this a few times a second."""
+        for exchange in tuple(self._open):
+            exchange.expire(now)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One request."""
+        # Channels' URLRouter leaves "path" as it was received and puts the rest into path_remaining.
+        endpoint = INFERENCE.get(scope["path"])
+        if endpoint is None or scope["method"] != "POST":
+            await self._other(scope, receive, send)
+            return
+        runtime = self._runtime
+        exchange = AsgiExchange(scope, receive, send, self._client(scope))
+        exchange.say_with(self._cors_headers(exchange.headers), closing=runtime.draining)
+        self._open.add(exchange)
+        try:
+            await pipeline.serve(runtime, exchange, endpoint)
+        finally:
+            self._open.discard(exchange)
+            exchange.close()
+
+    def _client(self, scope: Scope) -> str:
+        trust = self._runtime.trust
+        if trust is not None:
+            return trust(scope)
+        client = scope.get("client")
+        return client[0] if client else ""
+
+    def _cors_headers(self, headers: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+        for name, value in headers:
+            if name == b"origin":
+                return cors.reply_headers(self._runtime.cors_origins, value)
+        return []
+
+    async def _other(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Everything but inference: preflights, memory answers, the model list, wrong verbs, control's paths."""
+        path, method = scope["path"], scope["method"]
+        exchange = AsgiExchange(scope, receive, send, self._client(scope))
+        is_api = path.startswith("/v1/")
+        headers = self._cors_headers(exchange.headers) if is_api else []
+        exchange.say_with(headers, closing=self._runtime.draining)
+        if is_api and method == "OPTIONS":
+            status, allow, body = cors.preflight(self._runtime.cors_origins, exchange.headers)
+            exchange.say_with([], closing=self._runtime.draining)
+            with contextlib.suppress(asyncio.CancelledError):
+                await send({"type": "http.response.start", "status": status, "headers": allow})
+                await send({"type": "http.response.body", "body": body})
+            return
+        local = path in LOCAL_PATHS or path in INFERENCE or path == "/v1/models" or path.startswith("/v1/models/")
+        if not local:
+            await self._forward(scope, receive, with_headers(send, headers))
+            return
+        if path in INFERENCE:
+            await pipeline.refuse_simply(self._runtime, exchange, MethodNotAllowedError(method, ("POST",)))
+        elif method not in ("GET", "HEAD"):
+            await pipeline.refuse_simply(self._runtime, exchange, MethodNotAllowedError(method, ("GET", "HEAD")))
+        elif path in LOCAL_PATHS:
+            status, reply_headers, body = self._from_memory(path, head=method == "HEAD")
+            await self._answer(exchange, status, reply_headers, body)
+        else:
+            await models_list.serve(self._runtime, exchange)
+
+    def _from_memory(self, path: str, *, head: bool) -> health.Answer:
+        runtime = self._runtime
+        if path == "/livez":
+            return health.livez(head=head)
+        if path == "/readyz":
+            return health.readyz(runtime, head=head)
+        if path == "/v1/health":
+            return health.health(runtime, runtime.version, head=head)
+        return health.root(runtime.version, head=head)
+
+    async def _answer(
+        self, exchange: AsgiExchange, status: int, headers: list[tuple[bytes, bytes]], body: bytes
+    ) -> None:
+        await exchange._send(exchange._start(status, headers))
+        await exchange._send({"type": "http.response.body", "body": body})
+
+
+LOCAL_PATHS = frozenset({"/", "/livez", "/readyz", "/v1/health"})
+
+
+def with_headers(send: Send, headers: list[tuple[bytes, bytes]]) -> Send:
+    """A `send` that adds headers to the start of the answer."""
+    if not headers:
+        return send
+
+    async def sending(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            message = {**message, "headers": [*message.get("headers", ()), *headers]}
+        await send(message)
+
+    return sending

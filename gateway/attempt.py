@@ -1,0 +1,225 @@
+"""The books of one upstream call: its hold, its marks, its end. Every attempt has its own hold and its own record.
+
+The order is the promise: the hold is journaled before anything is sent, delivered marks before what they count is
+delivered, the complete record before the last byte. `close` runs on every exit and books what is known by then.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import TYPE_CHECKING
+
+from budgets.journal import JournalError
+from budgets.prices import cost
+from budgets.records import Basis, HoldRecord, PoolRecord, UsageRecord
+from gateway.errors import GatewayError
+from gateway.snapshot import Candidate
+from providers.canonical import Usage
+from providers.routing import Step
+
+if TYPE_CHECKING:
+    from gateway.pipeline import Job
+
+log = logging.getLogger("hoosh.books")
+
+MARK_EVENTS = 64  # a delivered mark at least every so many events …
+MARK_BYTES = 1024  # … or bytes of generated text
+
+
+class AttemptFailedError(Exception):
+    """An upstream call failed before anything was delivered. `may_go_on`: another candidate may be tried."""
+
+    def __init__(self, error: GatewayError, *, may_go_on: bool) -> None:
+        super().__init__(error.message)
+        self.error = error
+        self.may_go_on = may_go_on
+
+
+class Attempt:
+    """One upstream call of a job. `held` tokens are reserved from before it is sent until `settle`."""
+
+    __slots__ = (
+        "_marked_bytes",
+        "_marked_events",
+        "_settled",
+        "candidate",
+        "cost_pico",
+        "error",
+        "held",
+        "input_bound",
+        "job",
+        "limit",
+        "number",
+        "output_bound",
+        "pool",
+        "sent",
+        "status",
+        "step",
+        "tokens",
+        "usage",
+    )
+
+    def __init__(
+        self, job: Job, candidate: Candidate, step: Step, pool: PoolRecord, *, input_bound: int, limit: int | None
+    ) -> None:
+        self.job, self.candidate, self.step, self.pool = job, candidate, step, pool
+        call = job.call
+        assert call is not None
+        self.number = job.attempts
+        self.limit = limit
+        self.input_bound = input_bound
+        self.output_bound = (limit or 0) * max(1, call.n)
+        self.held = input_bound + self.output_bound
+        self.sent = False  # something of this call reached the upstream, as far as we know
+        self.status = 0
+        self.error = ""
+        self.usage: Usage | None = None
+        self.tokens = 0
+        self.cost_pico = 0
+        self._settled = False
+        self._marked_events = self._marked_bytes = 0
+
+    def remaining_s(self) -> float:
+        """What is left of the one deadline over all attempts."""
+        return max(0.05, self.job.deadline - time.monotonic())
+
+    def journal_hold(self) -> None:
+        """Write `R`. Raises JournalError, then nothing may be sent."""
+        job = self.job
+        assert job.key is not None
+        assert job.call is not None
+        key = job.key.record
+        job.runtime.journal.hold(
+            HoldRecord(
+                rid=job.rid,
+                attempt=self.number,
+                at_us=job.started_at_us,
+                key_id=key.id,
+                agent_id=key.agent_id,
+                team_id=key.team_id,
+                pool_id=self.pool.id,
+                window_start=self.pool.window_start,
+                tokens=self.held,
+                input_bound=self.input_bound,
+                route_id=self.candidate.route.id,
+                provider_id=self.candidate.provider.id,
+                endpoint=job.endpoint.name,
+                model=job.call.model,
+            )
+        )
+
+    def mark(self, events: int, text_bytes: int) -> None:
+        """Write `D` when enough is about to be delivered since the last one. Raises JournalError."""
+        first = self._marked_events == 0
+        if first or events - self._marked_events >= MARK_EVENTS or text_bytes - self._marked_bytes >= MARK_BYTES:
+            self.job.runtime.journal.delivered(self.job.rid, self.number, events, text_bytes)
+            self._marked_events, self._marked_bytes = max(events, 1), text_bytes
+
+    def settle(self, *, status: int, error: str = "", usage: Usage | None, basis: Basis) -> None:
+        """Book the end: the complete record to the journal, then the rest of the hold back to the wallet. Once only.
+
+        Without a writable journal the hold stays held and the record is kept for later: nothing is forgotten, and
+        nothing is given back that may have been spent. Raises JournalError then.
+        """
+        if self._settled:
+            return
+        self._settled = True
+        job, runtime = self.job, self.job.runtime
+        snapshot, decision, call = job.snapshot, job.decision, job.call
+        assert snapshot is not None
+        assert decision is not None
+        assert call is not None
+        assert job.key is not None
+        key, route, provider = job.key.record, self.candidate.route, self.candidate.provider
+        self.status, self.error, self.usage = status, error, usage
+        price = None
+        if usage is not None:
+            self.tokens = usage.input + usage.output
+            price = snapshot.prices.find(provider.name, provider.kind, self.step.model, job.started_at_us / 1e6)
+            if price is not None:
+                self.cost_pico = cost(
+                    price,
+                    input=usage.input,
+                    cached=usage.cached,
+                    cache_write=usage.cache_write,
+                    output=usage.output,
+                    reasoning=usage.reasoning,
+                )
+        record = UsageRecord(
+            rid=job.rid,
+            attempt=self.number,
+            at_us=job.started_at_us,
+            key_id=key.id,
+            agent_id=key.agent_id,
+            team_id=key.team_id,
+            pool_id=self.pool.id,
+            window_start=self.pool.window_start,
+            route_id=route.id,
+            provider_id=provider.id,
+            endpoint=job.endpoint.name,
+            model=call.model,
+            upstream_model=self.step.model,
+            status=status,
+            error=error,
+            stream=call.stream,
+            input_tokens=usage.input if usage else 0,
+            cached_tokens=usage.cached if usage else 0,
+            cache_write_tokens=usage.cache_write if usage else 0,
+            output_tokens=usage.output if usage else 0,
+            reasoning_tokens=usage.reasoning if usage else 0,
+            tokens=self.tokens,
+            held=self.held,
+            cost_pico=self.cost_pico,
+            price_id=price.id if price else 0,
+            basis=int(basis),
+            latency_us=(time.monotonic_ns() - job.started_ns) // 1000,
+            ttft_us=job.ttft_us,
+            config_version=snapshot.version,
+            shape=decision.shape.digest,
+            attempts=self.number + 1,
+            client_request_id=job.client_id.decode("ascii"),
+        )
+        runtime.book(record, decision.shape)
+
+    def settle_nothing(self, *, status: int, error: str) -> None:
+        """Book that the provider consumed nothing (refused, unreachable): the whole hold returns."""
+        try:
+            self.settle(status=status, error=error, usage=None, basis=Basis.NONE)
+        except JournalError:
+            log.warning("a failed attempt could not be journaled", extra={"request_id": self.job.rid_hex})
+
+    def estimated(self, *, events: int, text_bytes: int) -> Usage:
+        """Usage where the provider told none: learned ratios over the bytes, never below what was delivered."""
+        ratios, model, call = self.job.runtime.ratios, self.step.model, self.job.call
+        assert call is not None
+        text_in = call.prompt_tokens or ratios.tokens(model, output=False, text_bytes=len(call.body) - call.media_bytes)
+        output = max(events, ratios.tokens(model, output=True, text_bytes=text_bytes))
+        return Usage(input=min(text_in, self.input_bound), output=output, reported=False)
+
+    def learn(self, usage: Usage, *, text_bytes: int) -> None:
+        """Let a reported usage improve the estimates for this model."""
+        call, ratios = self.job.call, self.job.runtime.ratios
+        assert call is not None
+        if not call.media_bytes and not call.prompt_tokens:
+            ratios.learn(self.step.model, output=False, text_bytes=len(call.body), tokens=usage.input)
+        ratios.learn(self.step.model, output=True, text_bytes=text_bytes, tokens=usage.output - usage.reasoning)
+
+    def close(self) -> None:
+        """The last resort, on every exit: an attempt nobody settled is booked as unknown by what may have happened."""
+        if self._settled:
+            return
+        self.candidate.circuit.abandoned()
+        status, error = (499, "client_left") if self.job.exchange.gone else (500, "internal_error")
+        try:
+            if self.sent:
+                self.settle(
+                    status=status,
+                    error=error,
+                    usage=self.estimated(events=0, text_bytes=0),
+                    basis=Basis.ESTIMATED,
+                )
+            else:
+                self.settle(status=status, error=error, usage=None, basis=Basis.NONE)
+        except JournalError:
+            log.warning("an abandoned attempt could not be journaled", extra={"request_id": self.job.rid_hex})

@@ -1,0 +1,25 @@
+"""Where code of the control process finds the running control plane. Nothing here starts or owns anything.
+
+`current` is set by the process that runs the plane and is None everywhere else (commands, workers, tests).
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+
+class ControlPlane(Protocol):
+    """What pages and API views may ask of the running control plane. Every method may be called from any thread."""
+
+    @property
+    def writer(self) -> Any:
+        """The one ledger writer (`budgets.settle.Writer`)."""
+
+    def wake(self, *, reimport: bool = False) -> None:
+        """Look for changes now instead of at the next quarter of a second; also reread HOOSH_CONFIG on request."""
+
+    def workers(self) -> list[dict[str, Any]]:
+        """One entry per connected worker: index, owner, pid, version, status, status_age_s."""
+
+
+current: ControlPlane | None = None

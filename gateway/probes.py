@@ -1,0 +1,299 @@
+"""Active looks at providers: list their models, remember what was found, tell who went down or came back.
+
+Runs in control only. Nothing of a provider's answer but its model names is kept, and no failure text quotes a header,
+a credential or a body: what an operator reads is our own sentence.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+import httpx
+import msgspec
+from asgiref.sync import sync_to_async
+from django.db import transaction
+from django.utils import timezone
+
+from audit.record import record
+from gateway import metrics
+from providers import sequences, services
+from providers.catalog import CATALOG, Kind
+from providers.failures import UpstreamError
+from providers.models import GatewaySettings, Provider, ProviderProbe
+from providers.transport import open_client
+from providers.vault import VaultError
+
+log = logging.getLogger(__name__)
+
+DOWN_AFTER = 3  # consecutive failures
+TIMEOUT_S = 8.0
+AT_ONCE = 8
+MAX_MODELS = 2000
+MAX_NAME_CHARS = 256
+MAX_LIST_BYTES = 8 * 1024 * 1024
+DEMO_MODELS = ("demo",)
+_IDLE_S = 5.0  # how often the loop looks whether probes were switched on
+
+_FAILURES = {
+    "connect": "No connection: the server is not there, or the address or port is wrong.",
+    "tls": "The TLS handshake failed: the certificate is not trusted for this address.",
+    "egress": "The address is now in another class than when the URL was saved. Save the provider again to accept it.",
+    "write": "The connection broke while the request was sent.",
+    "reset": "The connection was closed before the answer was complete.",
+    "protocol": "The answer is not valid HTTP. Is this the right port?",
+    "too_large": "The answer is too large for a list of models.",
+    "first_byte_timeout": "Connected, but no answer in time.",
+    "gap_timeout": "The answer stopped half-way.",
+    "total_timeout": "The answer took too long.",
+}
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What one look found: `detail` says in plain words what is wrong, "" when nothing is."""
+
+    ok: bool
+    detail: str = ""
+    models: tuple[str, ...] = ()
+    latency_ms: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Target:
+    """Everything a look needs, so that no database is asked while waiting for the network."""
+
+    provider_id: int
+    name: str
+    kind: Kind
+    base_url: str
+    address_class: str
+    ca_pem: str
+    secret: str = field(default="", repr=False)
+    problem: str = ""  # found before any connection
+
+
+class _Model(msgspec.Struct):
+    id: str = ""
+    name: str = ""
+
+
+class _ModelList(msgspec.Struct):
+    data: list[_Model] | None = None
+    models: list[_Model] | None = None
+
+
+_decode_list = msgspec.json.Decoder(_ModelList, strict=False).decode
+_decode_plain = msgspec.json.Decoder(list[_Model], strict=False).decode
+
+
+def probe_provider(provider_id: int, *, timeout_s: float = TIMEOUT_S) -> Outcome:
+    """Look at one provider now and remember the result. Blocks; not to be called on an event loop.
+
+    Raises `Provider.DoesNotExist`.
+    """
+    target = _target(Provider.objects.get(pk=provider_id))
+    outcome = asyncio.run(look(target, timeout_s=timeout_s))
+    _remember([(target, outcome)])
+    return outcome
+
+
+async def probe_all() -> dict[int, Outcome]:
+    """Look at every enabled provider and remember the results, by provider id."""
+    targets = await sync_to_async(_targets)()
+    gate = asyncio.Semaphore(AT_ONCE)
+
+    async def one(target: _Target) -> Outcome:
+        async with gate:
+            return await look(target)
+
+    outcomes = await asyncio.gather(*(one(target) for target in targets))
+    await sync_to_async(_remember)(list(zip(targets, outcomes, strict=True)))
+    return {target.provider_id: outcome for target, outcome in zip(targets, outcomes, strict=True)}
+
+
+async def run_forever(on_change: Callable[[], None] = lambda: None) -> None:
+    """Probe at the configured interval until cancelled; `on_change` is called when a provider went down or came back.
+
+    The interval (`GatewaySettings.probe_interval_s`, 0 = off) is read again before every round.
+    """
+    down: set[int] | None = None
+    while True:
+        pause_s = _IDLE_S
+        try:
+            interval_s = await sync_to_async(_interval_s)()
+            if interval_s > 0:
+                pause_s = interval_s
+                await probe_all()
+                now_down = set(await sync_to_async(down_providers)())
+                if now_down != down:
+                    down = now_down
+                    on_change()
+        except Exception:
+            log.exception("probes.round_failed")
+        await asyncio.sleep(pause_s)
+
+
+def down_providers() -> list[int]:
+    """Enabled providers whose last looks all failed, `DOWN_AFTER` times or more: the hint for workers."""
+    rows = ProviderProbe.objects.filter(ok=False, consecutive_failures__gte=DOWN_AFTER, provider__enabled=True)
+    return sorted(rows.values_list("provider_id", flat=True))
+
+
+async def look(target: _Target, *, timeout_s: float = TIMEOUT_S) -> Outcome:
+    """Ask one provider for its models. Never raises: every failure is an outcome."""
+    if target.problem:
+        return Outcome(ok=False, detail=target.problem)
+    if target.kind.adapter == "demo":
+        return Outcome(ok=True, models=DEMO_MODELS, latency_ms=0.0)
+    begin = time.perf_counter()
+    try:
+        status, body = await asyncio.wait_for(_fetch(target, timeout_s), timeout_s)
+    except TimeoutError:
+        return Outcome(ok=False, detail=_FAILURES["total_timeout"])
+    except (UpstreamError, httpx.HTTPError, OSError, ValueError) as exc:
+        return Outcome(ok=False, detail=_failure(exc))
+    latency_ms = round((time.perf_counter() - begin) * 1000, 1)
+    problem = _status_problem(status, has_secret=bool(target.secret))
+    if problem:
+        return Outcome(ok=False, detail=problem, latency_ms=latency_ms)
+    if status in (404, 405):
+        return Outcome(ok=True, latency_ms=latency_ms)  # alive; not every server lists its models
+    names = model_names(body)
+    if names is None:
+        detail = "The answer is not a list of models. Is the base URL right (without /v1)?"
+        return Outcome(ok=False, detail=detail, latency_ms=latency_ms)
+    return Outcome(ok=True, models=names, latency_ms=latency_ms)
+
+
+def model_names(body: bytes) -> tuple[str, ...] | None:
+    """Model names in an OpenAI reply (`data`), Ollama's (`models`) or a bare list; None when it is none of them."""
+    found: list[_Model] | None
+    try:
+        found = _decode_plain(body) if body.lstrip()[:1] == b"[" else _pick(_decode_list(body))
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        return None
+    if found is None:
+        return None
+    names = (model.id or model.name for model in found[:MAX_MODELS])
+    return tuple(dict.fromkeys(name for name in names if name and len(name) <= MAX_NAME_CHARS and name.isprintable()))
+
+
+def _pick(reply: _ModelList) -> list[_Model] | None:
+    return reply.data if reply.data is not None else reply.models
+
+
+async def _fetch(target: _Target, timeout_s: float) -> tuple[int, bytes]:
+    headers = {"accept": "application/json", "accept-encoding": "identity"}
+    if target.secret and target.kind.auth == "bearer":
+        headers["authorization"] = f"Bearer {target.secret}"
+    client = open_client(
+        target.base_url, target.address_class, ca_pem=target.ca_pem, headers=headers, timeout_s=timeout_s
+    )
+    async with client, client.stream("GET", target.kind.paths.get("models", "/v1/models")) as reply:
+        pieces, size = [], 0
+        async for piece in reply.aiter_bytes():
+            pieces.append(piece)
+            size += len(piece)
+            if size > MAX_LIST_BYTES:
+                raise ValueError("too_large")
+        return reply.status_code, b"".join(pieces)
+
+
+def _failure(exc: BaseException | None) -> str:
+    """Our sentence for a failed call. The transport may have wrapped the upstream error in one of httpx."""
+    seen: BaseException | None = exc
+    while seen is not None:
+        if isinstance(seen, UpstreamError):
+            return _FAILURES.get(seen.kind, f"The call failed ({seen.kind}).")
+        seen = seen.__cause__
+    if isinstance(exc, httpx.TimeoutException):
+        return _FAILURES["first_byte_timeout"]
+    if isinstance(exc, ValueError) and str(exc) == "too_large":
+        return _FAILURES["too_large"]
+    if isinstance(exc, ValueError):
+        return "The base URL or the certificates of this provider cannot be used."
+    return _FAILURES["connect"]
+
+
+def _status_problem(status: int, *, has_secret: bool) -> str:
+    if status in (401, 403):
+        if has_secret:
+            return f"The provider refused the stored credential ({status}). Save a valid one."
+        return f"The provider wants a credential ({status}) and none is stored."
+    if 200 <= status < 300 or status in (404, 405):
+        return ""
+    if 300 <= status < 400:
+        return f"The provider answered with a redirect ({status}). Enter the address it leads to."
+    if status == 429:
+        return "The provider refuses for now: too many requests or no quota left (429)."
+    return f"The provider answered with an error ({status})."
+
+
+def _interval_s() -> float:
+    value = GatewaySettings.objects.filter(pk=1).values_list("probe_interval_s", flat=True).first()
+    return 30.0 if value is None else value
+
+
+def _targets() -> list[_Target]:
+    rows = Provider.objects.filter(enabled=True).prefetch_related("credentials").order_by("id")
+    return [_target(provider) for provider in rows]
+
+
+def _target(provider: Provider) -> _Target:
+    kind = CATALOG.get(provider.kind)
+    secret, problem = "", ""
+    if kind is None:
+        kind, problem = CATALOG["custom"], f"The kind “{provider.kind}” is not known to this version."
+    elif kind.auth != "none":
+        credential = next((row for row in provider.credentials.all() if row.enabled and row.ciphertext), None)
+        try:
+            secret = services.read_secret(credential) if credential is not None else ""
+        except VaultError:
+            problem = "The stored credential cannot be opened: the URL or the vault key changed. Type it again."
+    return _Target(
+        provider_id=provider.pk,
+        name=provider.name,
+        kind=kind,
+        base_url=provider.base_url or kind.base_url,
+        address_class=provider.address_class,
+        ca_pem=provider.ca_pem,
+        secret=secret,
+        problem=problem,
+    )
+
+
+def _remember(found: Iterable[tuple[_Target, Outcome]]) -> None:
+    """Store outcomes in one short transaction; a change between up and down is an audit entry in the same one."""
+    with transaction.atomic():
+        for target, outcome in found:
+            _remember_one(target, outcome)
+    for target, outcome in found:
+        metrics.set_provider_up(target.name, outcome.ok)
+
+
+def _remember_one(target: _Target, outcome: Outcome) -> None:
+    if not Provider.objects.filter(pk=target.provider_id).exists():
+        return  # deleted while it was looked at
+    probe = ProviderProbe.objects.filter(provider_id=target.provider_id).first()
+    was_known = probe is not None and probe.checked_at is not None
+    failures_before = probe.consecutive_failures if probe is not None else 0
+    if probe is None:
+        probe = ProviderProbe(provider_id=target.provider_id)
+    probe.ok = outcome.ok
+    probe.consecutive_failures = 0 if outcome.ok else failures_before + 1
+    probe.detail = outcome.detail[:300]
+    if outcome.ok and probe.models != list(outcome.models):  # a failed look does not forget what was listed
+        probe.models = list(outcome.models)
+        sequences.bump(sequences.CARDS)  # workers list these names: control must send them on
+    probe.latency_ms = outcome.latency_ms
+    probe.checked_at = timezone.now()
+    probe.save()
+    if probe.consecutive_failures == DOWN_AFTER:
+        data = {"detail": outcome.detail}
+        record("provider.down", actor="probe", target=target.name, level="warning", data=data)
+    elif outcome.ok and was_known and failures_before >= DOWN_AFTER:
+        record("provider.up", actor="probe", target=target.name, data={"failures": failures_before})

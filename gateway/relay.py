@@ -1,0 +1,360 @@
+"""Calling one candidate and delivering what it answers, whole or as a stream.
+
+The contract of a stream: headers are held back until the upstream's first event; exactly one terminal event; after a
+failure an error object in band and a cut connection, never `[DONE]` and never a clean end. Nothing that was
+delivered is ever repeated elsewhere. What one upstream read brought is written once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING
+
+from budgets.journal import JournalError
+from budgets.records import Basis
+from gateway.attempt import Attempt, AttemptFailedError
+from gateway.errors import (
+    GatewayError,
+    GatewayUnavailableError,
+    UpstreamBadReplyError,
+    from_problem,
+    from_transport,
+    in_band,
+)
+from providers.canonical import UpstreamProblem
+from providers.upstream import Limits, StreamReply, UpstreamError
+
+if TYPE_CHECKING:
+    from gateway.exchange import Exchange
+    from providers.adapters import LocalAdapter, StreamReader
+
+log = logging.getLogger("hoosh.relay")
+
+DONE = b"data: [DONE]\n\n"
+PING = b": ping\n\n"
+ERROR_BODY_MAX = 64 * 1024
+EVENT_STREAM = b"text/event-stream"
+# Reasons after which another provider may do better; a request the provider found wrong is wrong everywhere.
+ELSEWHERE = frozenset({"credential", "rate_limit", "overloaded", "server", "protocol", "cut"})
+# Of these, the ones where the provider may have done (and charged for) work.
+CONSUMED = frozenset({"protocol", "cut"})
+
+
+async def unary(attempt: Attempt) -> None:
+    """One whole answer. Returns when it was delivered; raises AttemptFailedError when it was not."""
+    job, candidate = attempt.job, attempt.candidate
+    call = job.call
+    assert call is not None
+    adapter = candidate.adapter
+    candidate.circuit.started(time.monotonic())
+    if candidate.pool is None:
+        local: LocalAdapter = adapter  # type: ignore[assignment]
+        status, headers, body = 200, [], await local.answer(call, attempt.limit)
+    else:
+        data = adapter.build(call, candidate.target(attempt.step.model), attempt.limit)
+        attempt.sent = True
+        try:
+            reply = await candidate.pool.request(candidate.heads[call.endpoint], data, limits_for(attempt))
+        except UpstreamError as exc:
+            raise transport_failed(attempt, exc) from None
+        status, headers, body = reply.status, reply.headers, reply.body
+    if not 200 <= status < 300:
+        raise refused(attempt, adapter.read_error(status, headers, body))
+    answer = adapter.read_unary(call, status, headers, body, candidate.target(attempt.step.model))
+    if answer.problem is not None:
+        raise refused(attempt, answer.problem)
+    candidate.circuit.succeeded()
+    job.runtime.metrics.attempt(candidate.provider.name, "ok")
+    usage, basis = answer.usage, Basis.REPORTED
+    if usage is None:
+        usage, basis = attempt.estimated(events=0, text_bytes=answer.output_bytes), Basis.ESTIMATED
+    elif answer.output_bytes:
+        attempt.learn(usage, text_bytes=answer.output_bytes)
+    job.ttft_us = (time.monotonic_ns() - job.started_ns) // 1000
+    try:
+        attempt.settle(status=200, usage=usage, basis=basis)
+        if job.runtime.durable:
+            await job.runtime.journal.durable()
+    except JournalError as exc:
+        raise AttemptFailedError(journal_error(), may_go_on=False) from exc
+    await job.exchange.respond(200, [(b"content-type", b"application/json"), *job.headers()], answer.body)
+
+
+def limits_for(attempt: Attempt) -> Limits:
+    """The candidate's limits; a further attempt gets only what is left of the request's deadline."""
+    if attempt.number == 0:
+        return attempt.candidate.limits
+    limits = attempt.candidate.limits
+    return Limits(
+        connect_s=limits.connect_s,
+        first_byte_s=limits.first_byte_s,
+        gap_s=limits.gap_s,
+        total_s=min(limits.total_s, attempt.remaining_s()),
+    )
+
+
+def journal_error() -> GatewayUnavailableError:
+    """What a caller hears when the books cannot be kept."""
+    return GatewayUnavailableError("The gateway cannot write its journal.", code="journal_unavailable", retry_after_s=5)
+
+
+def transport_failed(attempt: Attempt, exc: UpstreamError) -> AttemptFailedError:
+    """Book and classify a connection that failed before anything was delivered.
+
+    Not sent: nothing was consumed, the next candidate may be asked. Sent but silent or reset: the provider may have
+    worked, so it is charged by estimate, and only a route that allows duplicates is left for another.
+    """
+    job, candidate = attempt.job, attempt.candidate
+    error = from_transport(exc.kind)
+    note_failure(attempt, exc.kind, str(exc))
+    if exc.sent:
+        book_estimate(attempt, error, events=0, text_bytes=0)
+    else:
+        attempt.settle_nothing(status=error.status, error=error.code or "")
+    may_go_on = (not exc.sent) or candidate.route.duplicates_allowed
+    job.runtime.metrics.attempt(candidate.provider.name, exc.kind)
+    return AttemptFailedError(error, may_go_on=may_go_on)
+
+
+def refused(attempt: Attempt, problem: UpstreamProblem) -> AttemptFailedError:
+    """Book and classify an answer that is a refusal or a failure, before anything was delivered."""
+    candidate = attempt.candidate
+    error = from_problem(problem)
+    if problem.reason == "rate_limit":
+        candidate.circuit.cool_down(time.monotonic(), problem.retry_after_s or 1.0)
+    elif problem.reason == "client":
+        candidate.circuit.succeeded()  # it works: it read the request and answered
+    else:
+        note_failure(attempt, problem.reason, problem.message)
+    if problem.reason in CONSUMED:
+        book_estimate(attempt, error, events=0, text_bytes=0)
+    else:
+        attempt.settle_nothing(status=error.status, error=error.code or "")
+    outcome = problem.reason if problem.reason != "client" else "refused"
+    attempt.job.runtime.metrics.attempt(candidate.provider.name, outcome)
+    return AttemptFailedError(error, may_go_on=problem.reason in ELSEWHERE)
+
+
+def note_failure(attempt: Attempt, kind: str, detail: str) -> None:
+    """Tell the circuit, and the log when it opens."""
+    job, candidate = attempt.job, attempt.candidate
+    assert job.snapshot is not None
+    settings = job.snapshot.settings
+    opened = candidate.circuit.failed(
+        time.monotonic(), threshold=settings.breaker_failures, open_s=settings.breaker_open_s, error=kind
+    )
+    log.warning(
+        "upstream call failed",
+        extra={
+            "request_id": job.rid_hex,
+            "provider": candidate.provider.name,
+            "route": candidate.route.name,
+            "kind": kind,
+            "detail": detail[:200],
+            "circuit_opened": opened,
+        },
+    )
+
+
+def book_estimate(attempt: Attempt, error: GatewayError, *, events: int, text_bytes: int) -> None:
+    """Charge what may have been consumed by an attempt that failed."""
+    usage = attempt.estimated(events=events, text_bytes=text_bytes)
+    try:
+        attempt.settle(status=error.status, error=error.code or "", usage=usage, basis=Basis.ESTIMATED)
+    except JournalError:
+        log.warning("a failed attempt could not be journaled", extra={"request_id": attempt.job.rid_hex})
+
+
+class LocalStream:
+    """The stream of an adapter that answers in process, read like an upstream's."""
+
+    status = 200
+    headers: list[tuple[bytes, bytes]] = [(b"content-type", EVENT_STREAM)]
+
+    def __init__(self, pieces: AsyncIterator[bytes]) -> None:
+        self._pieces = pieces
+
+    async def read(self) -> bytes:
+        """The next piece, b"" at the end."""
+        return await anext(self._pieces, b"")
+
+    def close(self) -> None:
+        """Nothing to close: the generator ends with its last reference."""
+
+
+async def stream(attempt: Attempt) -> None:
+    """One streamed answer. Returns when its terminal event was delivered; raises AttemptFailedError before the first
+    byte; after it, failures are told in band and the exchange is left unfinished so that the server cuts it."""
+    job, candidate = attempt.job, attempt.candidate
+    call = job.call
+    assert call is not None
+    adapter = candidate.adapter
+    candidate.circuit.started(time.monotonic())
+    source: StreamReply | LocalStream
+    if candidate.pool is None:
+        local: LocalAdapter = adapter  # type: ignore[assignment]
+        source = LocalStream(local.stream(call, attempt.limit))
+    else:
+        data = adapter.build(call, candidate.target(attempt.step.model), attempt.limit)
+        attempt.sent = True
+        try:
+            source = await candidate.pool.stream(candidate.heads[call.endpoint], data, limits_for(attempt))
+            if not 200 <= source.status < 300:
+                body = await source.read_all(ERROR_BODY_MAX)
+                raise refused(attempt, adapter.read_error(source.status, source.headers, body))
+        except UpstreamError as exc:
+            raise transport_failed(attempt, exc) from None
+        if not is_event_stream(source.headers):
+            source.close()
+            problem = UpstreamProblem(
+                status=502,
+                code="upstream_error",
+                message="The provider did not answer with a stream.",
+                reason="protocol",
+            )
+            raise refused(attempt, problem)
+    reader = adapter.open_stream(call, candidate.target(attempt.step.model))
+    job.exchange.keep_running = candidate.route.on_disconnect == "drain"
+    pinger = Pinger(job.exchange)
+    job.runtime.pingers.add(pinger)
+    try:
+        await pump(attempt, source, reader, pinger)
+    except asyncio.CancelledError:
+        await cancelled(attempt, reader)
+        raise
+    finally:
+        job.runtime.pingers.discard(pinger)
+        source.close()
+
+
+def is_event_stream(headers: list[tuple[bytes, bytes]]) -> bool:
+    """Whether a reply says it is server-sent events. An HTML error page with status 200 does not."""
+    return any(name == b"content-type" and EVENT_STREAM in value.lower() for name, value in headers)
+
+
+async def pump(attempt: Attempt, source: StreamReply | LocalStream, reader: StreamReader, pinger: Pinger) -> None:
+    """Read, mark, write, until the end."""
+    job = attempt.job
+    exchange = job.exchange
+    while True:
+        try:
+            chunk = await source.read()
+        except UpstreamError as exc:
+            await broken(attempt, reader, from_transport(exc.kind), kind=exc.kind)
+            return
+        out = reader.feed(chunk) if chunk else reader.finish()
+        if out or reader.done:
+            if not job.ttft_us:
+                job.ttft_us = (time.monotonic_ns() - job.started_ns) // 1000
+            try:
+                if not exchange.gone:
+                    attempt.mark(reader.events, reader.delivered_bytes)
+                if reader.done:
+                    settle_stream(attempt, reader)
+                    if job.runtime.durable:
+                        await job.runtime.journal.durable()
+            except JournalError:
+                await broken(attempt, reader, journal_error(), kind="journal")
+                return
+            if not exchange.begun:
+                await exchange.begin(200, [*STREAM_HEADERS, *job.headers()])
+            if reader.done:
+                await exchange.finish(out + DONE)
+                return
+            pinger.busy = True
+            await exchange.write(out)
+            pinger.wrote()
+        if reader.error is not None:
+            await broken(attempt, reader, from_problem(reader.error), kind=reader.error.reason, problem=reader.error)
+            return
+        if attempt.output_bound and reader.events > attempt.output_bound:
+            error = UpstreamBadReplyError(
+                "The provider exceeded the output limit of this request.", code="limit_exceeded"
+            )
+            await broken(attempt, reader, error, kind="overrun")
+            return
+
+
+STREAM_HEADERS = (
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-cache"),
+    (b"x-accel-buffering", b"no"),
+)
+
+
+def settle_stream(attempt: Attempt, reader: StreamReader) -> None:
+    """Book a stream that ended well. Raises JournalError."""
+    attempt.candidate.circuit.succeeded()
+    attempt.job.runtime.metrics.attempt(attempt.candidate.provider.name, "ok")
+    usage, basis = reader.usage, Basis.REPORTED
+    if usage is None:
+        usage = attempt.estimated(events=reader.events, text_bytes=reader.delivered_bytes)
+        basis = Basis.ESTIMATED
+    else:
+        attempt.learn(usage, text_bytes=reader.delivered_bytes)
+    attempt.settle(status=200, usage=usage, basis=basis)
+
+
+async def broken(
+    attempt: Attempt, reader: StreamReader, error: GatewayError, *, kind: str, problem: UpstreamProblem | None = None
+) -> None:
+    """A stream failed. Before the first byte it may go elsewhere; after it the caller is told in band and cut off."""
+    job, candidate = attempt.job, attempt.candidate
+    exchange = job.exchange
+    if not exchange.begun and problem is not None:
+        raise refused(attempt, problem)
+    if kind not in ("journal", "overrun"):
+        note_failure(attempt, kind, error.message)
+    job.runtime.metrics.attempt(candidate.provider.name, kind)
+    if reader.usage is not None:
+        try:
+            attempt.settle(status=error.status, error=error.code or "", usage=reader.usage, basis=Basis.REPORTED)
+        except JournalError:
+            log.warning("a cut stream could not be journaled", extra={"request_id": job.rid_hex})
+    else:
+        book_estimate(attempt, error, events=reader.events, text_bytes=reader.delivered_bytes)
+    if not exchange.begun:
+        raise AttemptFailedError(error, may_go_on=kind != "journal" and candidate.route.duplicates_allowed)
+    await exchange.write(in_band(error))
+
+
+async def cancelled(attempt: Attempt, reader: StreamReader) -> None:
+    """The client left, or the worker must end its streams: book what was delivered, and say so if anyone listens."""
+    job = attempt.job
+    error: GatewayError
+    if job.aborted:
+        error = GatewayUnavailableError("The gateway is restarting; the answer was cut.", code="shutting_down")
+    else:
+        error = GatewayError("The client left.", status=499, code="client_left")
+        attempt.candidate.circuit.abandoned()
+    book_estimate(attempt, error, events=reader.events, text_bytes=reader.delivered_bytes)
+    if job.aborted and job.exchange.begun:
+        await job.exchange.write(in_band(error))
+
+
+class Pinger:
+    """Keeps a quiet stream visibly alive: a comment when nothing was written for a while, between events only."""
+
+    __slots__ = ("_exchange", "_last", "_task", "busy")
+
+    def __init__(self, exchange: Exchange) -> None:
+        self._exchange = exchange
+        self._last = time.monotonic()
+        self._task: asyncio.Task[None] | None = None
+        self.busy = False
+
+    def wrote(self) -> None:
+        """Something was written just now."""
+        self.busy = False
+        self._last = time.monotonic()
+
+    def tick(self, now: float, interval_s: float) -> None:
+        """Send a ping if the stream has begun, is not writing and was quiet for the interval."""
+        exchange = self._exchange
+        if self.busy or not interval_s or now - self._last < interval_s or not exchange.begun:
+            return
+        self._last = now
+        self._task = asyncio.get_running_loop().create_task(exchange.write(PING))

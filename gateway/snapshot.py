@@ -1,0 +1,238 @@
+"""The immutable view of the world one request runs by: configuration, keys, cards, prices, upstream pools.
+
+A `Snapshot` is built completely and then swapped in by one reference store, so no request ever sees half of a change.
+Building yields between slices; see `Builder`. No Django, no I/O.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from budgets.prices import PriceBook
+from budgets.records import KeyRecord, PoolRecord
+from providers import adapters
+from providers.adapters import Adapter
+from providers.canonical import Target
+from providers.catalog import CATALOG, Kind
+from providers.config import CardDoc, ConfigDocument, ProviderDoc, RouteDoc, SettingsDoc
+from providers.globs import any_matcher, matcher, specificity
+from providers.health import Circuit
+from providers.routing import RouteTable
+from providers.upstream import Limits, Origin, Pool
+
+SLICE = 200  # rows built between two yields: well under 5 ms
+CARDS_MAX = 4096
+
+
+class CardBook:
+    """Model cards by glob, the most specific first; answers are remembered per name."""
+
+    def __init__(self, cards: Sequence[CardDoc]) -> None:
+        ordered = sorted(cards, key=lambda card: specificity(card.pattern), reverse=True)
+        self._tests = [(matcher(card.pattern), card) for card in ordered]
+        self._known: dict[str, CardDoc] = {}
+
+    def find(self, model: str) -> CardDoc:
+        """The card of a model, or an empty card when none matches."""
+        card = self._known.get(model)
+        if card is None:
+            card = next((card for test, card in self._tests if test(model)), None) or CardDoc(pattern="")
+            if len(self._known) >= CARDS_MAX:
+                self._known.pop(next(iter(self._known)))
+            self._known[model] = card
+        return card
+
+
+@dataclass(slots=True, frozen=True)
+class Candidate:
+    """A route made ready to call: adapter, pool, ready request heads, limits, circuit."""
+
+    route: RouteDoc
+    provider: ProviderDoc
+    kind: Kind
+    adapter: Adapter
+    pool: Pool | None  # None for the built-in demo provider
+    heads: Mapping[str, bytes]  # endpoint -> request head up to Content-Length
+    limits: Limits
+    circuit: Circuit
+    header: bytes  # the x-hoosh-route value
+    targets: dict[str, Target] = field(default_factory=dict)  # per upstream model, bounded by CARDS_MAX
+
+    def target(self, model: str) -> Target:
+        """What the adapter must know to write a request for `model`."""
+        target = self.targets.get(model)
+        if target is None:
+            if len(self.targets) >= CARDS_MAX:
+                self.targets.pop(next(iter(self.targets)))
+            target = self.targets[model] = Target(kind=self.kind, upstream_model=model)
+        return target
+
+
+@dataclass(slots=True)
+class Key:
+    """An API key as the request path uses it."""
+
+    record: KeyRecord
+    may_use: Callable[[str], bool] | None  # None = every model
+    is_operator: bool
+
+
+@dataclass(slots=True, frozen=True)
+class Snapshot:
+    """Everything one request needs to know. Never changed after it was published."""
+
+    version: int
+    version_header: bytes
+    settings: SettingsDoc
+    table: RouteTable
+    candidates: Mapping[int, Candidate]  # by route id
+    keys: Mapping[bytes, Key]  # by SHA-256 digest
+    pools: Mapping[int, PoolRecord]
+    pools_by_name: Mapping[str, PoolRecord]
+    cards: CardBook
+    prices: PriceBook
+    models: tuple[tuple[str, str], ...]  # (model id, provider name), sorted
+    down: frozenset[int]  # provider ids whose active probes fail: a hint
+
+
+class Connections:
+    """Upstream pools and circuits, which outlive snapshots: a reload must not drop warm connections or memory."""
+
+    def __init__(self) -> None:
+        self._pools: dict[tuple[Origin, int, int], Pool] = {}
+        self._circuits: dict[tuple[int, int], Circuit] = {}
+
+    def pool(self, origin: Origin, credential_id: int, revision: int) -> Pool:
+        """The pool of one (base URL with TLS identity, credential)."""
+        key = (origin, credential_id, revision)
+        pool = self._pools.get(key)
+        if pool is None:
+            pool = self._pools[key] = Pool(origin)
+        return pool
+
+    def circuit(self, provider_id: int, credential_id: int) -> Circuit:
+        """The circuit of one (provider, credential)."""
+        return self._circuits.setdefault((provider_id, credential_id), Circuit())
+
+    def retire_all_but(self, snapshot: Snapshot) -> None:
+        """Close the idle connections of pools the snapshot no longer names; calls under way finish."""
+        live = {id(candidate.pool) for candidate in snapshot.candidates.values()}
+        for key, pool in list(self._pools.items()):
+            if id(pool) not in live:
+                del self._pools[key]
+                pool.close()
+
+    def circuits(self) -> Iterator[tuple[int, Circuit]]:
+        """(provider id, circuit) of everything called so far."""
+        for (provider_id, _), circuit in self._circuits.items():
+            yield provider_id, circuit
+
+    def close(self) -> None:
+        """Close every idle connection."""
+        for pool in self._pools.values():
+            pool.close()
+        self._pools.clear()
+
+
+def _head(origin: Origin, kind: Kind, path: str, secret: str) -> bytes:
+    """The request head for one endpoint: everything that is equal in all calls."""
+    lines = [
+        f"POST {origin.prefix}{path} HTTP/1.1",
+        f"Host: {origin.authority}",
+        "Content-Type: application/json",
+        "Accept-Encoding: identity",
+        "User-Agent: hoosh",
+    ]
+    if secret and kind.auth == "bearer":
+        lines.append(f"Authorization: Bearer {secret}")
+    return ("\r\n".join(lines) + "\r\n").encode("latin-1")
+
+
+class Builder:
+    """Builds snapshots from what control pushed. Each part is kept, so that one push rebuilds only what it must."""
+
+    def __init__(self, connections: Connections) -> None:
+        self._connections = connections
+
+    def candidates(self, document: ConfigDocument, secrets: Mapping[int, str]) -> Iterator[dict[int, Candidate] | None]:
+        """Yields None between slices and the finished mapping by route id at the end."""
+        providers = {provider.id: provider for provider in document.providers}
+        made: dict[int, Candidate] = {}
+        for number, route in enumerate(document.routes, 1):
+            provider = providers.get(route.provider_id)
+            if provider is not None and provider.enabled and route.enabled:
+                made[route.id] = self._candidate(route, provider, document.settings, secrets)
+            if number % SLICE == 0:
+                yield None
+        yield made
+
+    def _candidate(
+        self, route: RouteDoc, provider: ProviderDoc, settings: SettingsDoc, secrets: Mapping[int, str]
+    ) -> Candidate:
+        kind = CATALOG[provider.kind]
+        usable = [doc for doc in provider.credentials if doc.enabled and secrets.get(doc.id)]
+        credential = usable[0] if usable else None
+        credential_id, revision = (credential.id, credential.revision) if credential else (0, 0)
+        pool: Pool | None = None
+        heads: dict[str, bytes] = {}
+        if kind.adapter != "demo":
+            origin = Origin.parse(provider.base_url, provider.address_class, provider.ca_pem)
+            pool = self._connections.pool(origin, credential_id, revision)
+            secret = secrets[credential_id] if credential else ""
+            heads = {name: _head(origin, kind, path, secret) for name, path in kind.paths.items()}
+        else:
+            heads = dict.fromkeys(kind.paths, b"")
+        return Candidate(
+            route=route,
+            provider=provider,
+            kind=kind,
+            adapter=adapters.get(kind.adapter),
+            pool=pool,
+            heads=heads,
+            limits=Limits(
+                connect_s=route.connect_timeout_s or settings.connect_timeout_s,
+                first_byte_s=route.first_byte_timeout_s or settings.first_byte_timeout_s,
+                gap_s=route.gap_timeout_s or settings.gap_timeout_s,
+                total_s=route.total_timeout_s or settings.total_timeout_s,
+            ),
+            circuit=self._connections.circuit(provider.id, credential_id),
+            header=header_safe(route.name),
+        )
+
+
+def header_safe(text: str) -> bytes:
+    """A name as a header value: printable ASCII as it is, anything else percent-encoded."""
+    return b"".join(
+        bytes((byte,)) if 0x20 <= byte < 0x7F and byte != 0x25 else b"%%%02X" % byte for byte in text.encode()
+    )
+
+
+def make_key(record: KeyRecord) -> Key:
+    """Prepare a key's model globs."""
+    return Key(
+        record=record,
+        may_use=any_matcher(record.models) if record.models else None,
+        is_operator="operator" in record.scopes,
+    )
+
+
+def list_models(document: ConfigDocument, discovered: Mapping[int, Sequence[str]]) -> tuple[tuple[str, str], ...]:
+    """What `GET /v1/models` offers: exact route names, and what was discovered behind the globs.
+
+    A glob without anything discovered behind it lists nothing: a client could not use the pattern as a model.
+    """
+    providers = {provider.id: provider for provider in document.providers if provider.enabled}
+    offered: dict[str, str] = {}
+    for route in sorted(document.routes, key=lambda r: (r.priority, r.id)):
+        provider = providers.get(route.provider_id)
+        if provider is None or not route.enabled:
+            continue
+        if "*" not in route.pattern:
+            offered.setdefault(route.pattern, provider.name)
+            continue
+        test = matcher(route.pattern)
+        for model in discovered.get(provider.id, ()):
+            if test(model):
+                offered.setdefault(model, provider.name)
+    return tuple(sorted(offered.items()))

@@ -1,0 +1,216 @@
+"""The request path on a real server over real sockets: uvicorn in a thread, a runtime fed by the test itself.
+
+`GatewayServer` plays control: it pushes a configuration, keys and pools, and `Bank` grants tokens the way control does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import socket
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import uvicorn
+
+from budgets.journal import COMPLETE, HEADER
+from budgets.journal import KEY as RECORD_KEY
+from budgets.journal_reader import scan
+from budgets.records import KeyRecord, PoolRecord, PriceRecord, UsageRecord
+from gateway.runtime import Runtime, RuntimeOptions
+from providers.config import CardDoc, ConfigDocument, PolicyDoc, ProviderDoc, RouteDoc, SettingsDoc, pack
+
+KEY = "hk-test-0123456789abcdefghijklmnopqrstuvwxyzABCDEF"
+OTHER_KEY = "hk-other-123456789abcdefghijklmnopqrstuvwxyzABCDEF"
+
+
+class Bank:
+    """Grants from pools of a fixed capacity, as control would."""
+
+    def __init__(self, capacities: dict[int, int], *, block: int = 1_000_000) -> None:
+        self.capacities, self.block = capacities, block
+        self.leased: dict[int, int] = dict.fromkeys(capacities, 0)
+        self.returned: dict[int, int] = dict.fromkeys(capacities, 0)
+        self.silent = False
+        self.loop: asyncio.AbstractEventLoop | None = None
+        self.runtime: Runtime | None = None
+
+    def ask(self, owner: str, pool: int, window: int, seen: int, want: int, need: int) -> None:
+        """Answer an ask on the loop's next turn."""
+        if self.silent:
+            return
+        free = self.capacities.get(pool, 0) - self.leased.get(pool, 0) + self.returned.get(pool, 0)
+        grant = min(free, max(want, need, self.block))
+        self.leased[pool] = self.leased.get(pool, 0) + grant
+        assert self.loop is not None
+        assert self.runtime is not None
+        left = free - grant
+        self.loop.call_soon(self.runtime.desk.on_granted, pool, window, self.leased[pool], left > 0, left <= 0, left)
+
+    def give_back(self, owner: str, pool: int, window: int, total: int) -> None:
+        """Take returned tokens in."""
+        self.returned[pool] = total
+
+
+class GatewayServer:
+    """A worker in a thread. Use as a context manager; `url` is its address."""
+
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        providers: Sequence[ProviderDoc],
+        routes: Sequence[RouteDoc],
+        policies: Sequence[PolicyDoc] = (),
+        settings: SettingsDoc | None = None,
+        keys: Sequence[KeyRecord] | None = None,
+        pools: Sequence[PoolRecord] | None = None,
+        cards: Sequence[CardDoc] = (),
+        prices: Sequence[PriceRecord] = (),
+        capacity: int = 100_000_000,
+        discovered: dict[int, list[str]] | None = None,
+        forward: Callable[..., Any] | None = None,
+    ) -> None:
+        self.directory = directory
+        self.document = ConfigDocument(
+            settings=settings or SettingsDoc(),
+            providers=tuple(providers),
+            routes=tuple(routes),
+            policies=tuple(policies),
+        )
+        self.pools = list(pools or [PoolRecord(id=1, name="default"), PoolRecord(id=2, name="other")])
+        self.keys = list(keys or [key_record(1, KEY), key_record(2, OTHER_KEY, pool_id=2)])
+        self.cards, self.prices, self.discovered = list(cards), list(prices), discovered or {}
+        self.bank = Bank({pool.id: capacity for pool in self.pools})
+        self.version = 1
+        self._forward = forward or not_found
+        self._ready = threading.Event()
+        self._failure: BaseException | None = None
+
+    def __enter__(self) -> GatewayServer:
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+        if not self._ready.wait(15) or self._failure:
+            raise RuntimeError("the gateway did not start") from self._failure
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._server.should_exit = True
+        self._thread.join(15)
+        assert not self._thread.is_alive()
+
+    def _run(self) -> None:
+        try:
+            asyncio.run(self._main())
+        except BaseException as exc:
+            self._failure = exc
+            self._ready.set()
+
+    async def _main(self) -> None:
+        self.loop = self.bank.loop = asyncio.get_running_loop()
+        options = RuntimeOptions(
+            owner=f"w0-test-{id(self):x}",
+            index=0,
+            journal_dir=self.directory / "journal",
+            vault_path=self.directory / "vault.key",
+            version="test",
+            access_log=str(self.directory / "access.jsonl"),
+        )
+        self.runtime = self.bank.runtime = Runtime(options)
+        await self.runtime.start()
+        self.runtime.desk.send_ask, self.runtime.desk.send_return = self.bank.ask, self.bank.give_back
+        self.runtime.desk.connected()
+        self.push()
+        while self.runtime.snapshot is None:
+            await asyncio.sleep(0.005)
+        listener = socket.create_server(("127.0.0.1", 0), backlog=2048)
+        self.port = listener.getsockname()[1]
+        self.url = f"http://127.0.0.1:{self.port}"
+        config = uvicorn.Config(
+            self.runtime.asgi(self._forward), lifespan="off", log_level="critical", timeout_graceful_shutdown=2
+        )
+        self._server = uvicorn.Server(config)
+        self.loop.call_later(0.05, self._ready.set)
+        await self._server.serve(sockets=[listener])
+        await self.runtime.stop()
+
+    def push(self) -> None:
+        """Send everything control would send. Call on the loop, or use `reconfigure` from the test."""
+        self.runtime.on_access(1, True, self.keys, self.pools)
+        self.runtime.on_cards(self.cards, self.prices, self.discovered)
+        self.runtime.on_config(self.version, pack(self.document))
+
+    def reconfigure(self, document: ConfigDocument) -> None:
+        """Publish another document and wait until requests run by it."""
+        self.version += 1
+        self.document = document
+        self.call(self.push)
+        wait_for(lambda: self.runtime.config_version == self.version)
+
+    def call(self, function: Callable[..., Any], *arguments: Any) -> None:
+        """Run something on the gateway's loop and wait for it."""
+        done = threading.Event()
+
+        def run() -> None:
+            function(*arguments)
+            done.set()
+
+        self.loop.call_soon_threadsafe(run)
+        assert done.wait(5)
+
+
+def wait_for(test: Callable[[], Any], timeout_s: float = 5.0) -> Any:
+    """Poll until the test passes; its value."""
+    end = time.monotonic() + timeout_s
+    while time.monotonic() < end:
+        value = test()
+        if value:
+            return value
+        time.sleep(0.01)
+    raise AssertionError("it did not happen in time")
+
+
+def key_record(id_: int, text: str, *, pool_id: int = 1, **more: Any) -> KeyRecord:
+    """A key record for a key text."""
+    return KeyRecord(
+        id=id_,
+        digest=hashlib.sha256(text.encode()).digest(),
+        prefix=text[:11],
+        name=f"key {id_}",
+        agent_id=id_ * 10,
+        team_id=id_ * 100,
+        pool_id=pool_id,
+        **more,
+    )
+
+
+def provider(id_: int, url: str, **more: Any) -> ProviderDoc:
+    """A loopback provider of kind "custom"."""
+    more.setdefault("kind", "custom")
+    return ProviderDoc(id=id_, name=f"up{id_}", base_url=url, address_class="loopback", **more)
+
+
+def route(id_: int, pattern: str = "*", provider_id: int = 1, **more: Any) -> RouteDoc:
+    """A route named r<id>."""
+    return RouteDoc(id=id_, name=f"r{id_}", pattern=pattern, provider_id=provider_id, **more)
+
+
+async def not_found(scope: Any, receive: Any, send: Any) -> None:
+    """Stands in for control."""
+    await send({"type": "http.response.start", "status": 404, "headers": [(b"content-type", b"text/plain")]})
+    await send({"type": "http.response.body", "body": b"control: " + scope["path"].encode()})
+
+
+def usage_rows(directory: Path) -> list[UsageRecord]:
+    """The complete usage records in a test server's journal, oldest first."""
+    rows: list[UsageRecord] = []
+    for path in sorted((directory / "journal").glob("*.j"), key=lambda p: p.name):
+        data = path.read_bytes()
+        for kind, payload, _start, _end in scan(data, HEADER.size):
+            if kind == COMPLETE:
+                rows.append(msgspec.msgpack.decode(payload[RECORD_KEY.size :], type=UsageRecord))
+    return rows
