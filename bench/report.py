@@ -1,0 +1,124 @@
+"""From the measured figures to a table, a line for HISTORY.md, and a verdict.
+
+Only ratios within one run decide (`--gate`): absolute times belong to the machine they were taken on.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+Figures = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Gate:
+    """One bound. `value` is None when the run did not measure it, which passes."""
+
+    name: str
+    value: float | None
+    limit: float
+
+    @property
+    def passed(self) -> bool:
+        """Whether the bound holds."""
+        return self.value is None or self.value <= self.limit
+
+
+def gates(figures: Figures) -> list[Gate]:
+    """The bounds that a change may not break."""
+    unary, streams = figures["unary"], figures["streams"]
+    counts = sorted(unary, key=int)
+    held = figures.get("held", {}).get("hoosh")
+    pages = figures.get("pages")
+    return [
+        Gate("unary CPU / nginx", _ratio(unary["32"], "cpu_us"), 5.0),
+        Gate("CPU per streamed event / nginx", _ratio(streams["64"], "cpu_us"), 3.0),
+        Gate(
+            f"unary CPU at {counts[-1]} / at 32 connections",
+            unary[counts[-1]]["hoosh"]["cpu_us"] / unary["32"]["hoosh"]["cpu_us"] if len(counts) > 1 else None,
+            2.0,
+        ),
+        Gate("p99 while an admin page reloads / without", _pages_ratio(pages), 2.0),
+        Gate("held streams not complete", held["streams"] - held["complete"] if held else None, 0.0),
+        Gate("failed requests", _errors(figures), 0.0),
+    ]
+
+
+def table(figures: Figures) -> str:
+    """All figures, one line each, targets side by side."""
+    lines = [f"{'':44}{'direct':>10}{'nginx':>10}{'hoosh':>10}", ""]
+    for connections, sample in figures["unary"].items():
+        lines += [
+            _line(f"unary, {connections} connections: CPU µs", sample, "cpu_us"),
+            _line("  control's CPU µs", sample, "control_us"),
+            _line("  requests/s", sample, "per_second"),
+            _line("  p50 µs", sample, "p50_us"),
+            _line("  p99 µs", sample, "p99_us"),
+        ]
+    for count, sample in figures["streams"].items():
+        lines.append(_line(f"{count} streams: CPU µs per event", sample, "cpu_us"))
+        lines.append(_line("  control's CPU µs per event", sample, "control_us"))
+    if held := figures.get("held"):
+        lines.append(_line(f"{next(iter(held.values()))['streams']} streams held: complete", held, "complete"))
+        lines.append(_line("  CPU µs per event", held, "cpu_us"))
+    if rate := figures.get("open_loop"):
+        lines.append(_line("open loop 200/s: p50 µs", rate, "p50_us"))
+        lines.append(_line("  p99 µs", rate, "p99_us"))
+    lines.append("")
+    if pages := figures.get("pages"):
+        lines.append(
+            f"p99 at 200/s while a page of {pages['page']['page_bytes'] / 1024:.0f} KB reloads "
+            f"({pages['page']['p50_ms']:.0f} ms each): {pages['loaded']['p99_us']:.0f} µs, "
+            f"without {pages['quiet']['p99_us']:.0f} µs"
+        )
+    for state in ("idle", "loaded"):
+        if memory := figures.get(f"memory_{state}_mb"):
+            lines.append(f"memory {state}, MB: " + ", ".join(f"{role} {size}" for role, size in memory.items()))
+    if starts := figures.get("cold_start_s"):
+        lines.append(f"cold start to the first answer, s: {', '.join(map(str, starts))}")
+    lines += ["", *(_verdict(gate) for gate in gates(figures))]
+    return "\n".join(lines)
+
+
+def history_row(figures: Figures) -> str:
+    """One line of the table in HISTORY.md."""
+    unary = figures["unary"]["32"]
+    most = figures["unary"][max(figures["unary"], key=int)]
+    rate, memory, starts = figures.get("open_loop"), figures.get("memory_loaded_mb"), figures.get("cold_start_s")
+    cells = [
+        figures["date"],
+        figures["commit"],
+        f"{unary['hoosh']['cpu_us']:.1f} / {unary['nginx']['cpu_us']:.1f}",
+        f"{unary['hoosh'].get('control_us', 0):.1f}",
+        f"{most['hoosh']['cpu_us']:.1f}",
+        f"{figures['streams']['64']['hoosh']['cpu_us']:.1f} / {figures['streams']['64']['nginx']['cpu_us']:.1f}",
+        f"{(rate['hoosh']['p50_us'] - rate['direct']['p50_us']) / 1000:.2f}" if rate else "",
+        f"{ratio:.1f}" if (ratio := _pages_ratio(figures.get("pages"))) else "",
+        f"{memory['total']:.0f}" if memory else "",
+        f"{min(starts):.2f}" if starts else "",
+    ]
+    return "| " + " | ".join(cells) + " |"
+
+
+def _line(title: str, sample: dict[str, dict[str, float]], name: str) -> str:
+    cells = [sample.get(target, {}).get(name) for target in ("direct", "nginx", "hoosh")]
+    return f"{title:44}" + "".join(f"{'' if cell is None else f'{cell:g}':>10}" for cell in cells)
+
+
+def _verdict(gate: Gate) -> str:
+    value = "not measured" if gate.value is None else f"{gate.value:.2f}"
+    return f"{'ok  ' if gate.passed else 'MISS'} {gate.name}: {value} (at most {gate.limit:g})"
+
+
+def _ratio(sample: dict[str, dict[str, float]], name: str) -> float:
+    return sample["hoosh"][name] / sample["nginx"][name]
+
+
+def _pages_ratio(pages: Figures | None) -> float | None:
+    return float(pages["loaded"]["p99_us"] / max(1.0, pages["quiet"]["p99_us"])) if pages else None
+
+
+def _errors(figures: Figures) -> float:
+    samples = [*figures["unary"].values(), *figures["streams"].values(), figures.get("open_loop", {})]
+    return float(sum(sample.get("hoosh", {}).get("errors", 0) for sample in samples))

@@ -1,0 +1,154 @@
+"""Importing a configuration file, hoosh's or our own, as a whole: configuration, pools, tokens, prices, publication."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from django.core.exceptions import ValidationError
+from django.db import transaction
+
+from audit.record import record
+from budgets import importing as budgets_importing
+from budgets.importing import WantedPool, WantedToken
+from budgets.models import Price
+from hoosh_site import env
+from providers import hoosh_toml, importing, publish, services, wanted
+from providers.models import ImportState
+from providers.wanted import ImportRefusedError, Wanted
+
+FORMAT_KEY = "hoosh_configuration"  # the mark of our own file; its value is the format's number
+FORMAT = 1
+OUR_KEYS = frozenset({FORMAT_KEY, "settings", "provider", "route", "policy", "card", "pool", "price"})
+
+
+class ImportFileError(Exception):
+    """The file was not imported, or what it made cannot be published; the message says which and why."""
+
+
+@dataclass(slots=True)
+class Report:
+    """What an import did. Holds no secret."""
+
+    path: str
+    version: int = 0  # the configuration version in force afterwards
+    changes: list[str] = field(default_factory=list)
+    unsupported: list[str] = field(default_factory=list)  # keys we know but do nothing with, and why
+    unknown: list[str] = field(default_factory=list)  # keys neither generation of hoosh has
+    warnings: list[str] = field(default_factory=list)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The report as plain data."""
+        return asdict(self)
+
+
+@dataclass(slots=True)
+class _File:
+    wanted: Wanted
+    pools: list[WantedPool]
+    tokens: list[WantedToken]
+    prices: list[Price]
+    fingerprint: str
+    report: Report
+
+
+def import_file(path: Path | str, actor: str, *, adopt: bool = False) -> Report:
+    """Bring the rows in line with a file and publish. All or nothing. Raises `ImportFileError`.
+
+    `adopt` takes over rows of the same names that an operator made.
+    """
+    return _apply(_read(Path(path)), actor, adopt=adopt)
+
+
+def import_if_changed(path: Path | str, actor: str = "HOOSH_CONFIG") -> Report | None:
+    """Import a file unless the last import was of the same content, variables and certificates; None then."""
+    file = _read(Path(path))
+    if ImportState.objects.filter(pk=1, fingerprint=file.fingerprint).exists():
+        return None
+    return _apply(file, actor, adopt=False)
+
+
+def check_file(path: Path | str) -> Report:
+    """What an import would have to say of a file, without changing anything. Raises `ImportFileError`."""
+    return _read(Path(path)).report
+
+
+def _read(path: Path) -> _File:
+    try:
+        with path.open("rb") as opened:
+            data = opened.read(hoosh_toml.MAX_FILE_BYTES + 1)
+        tables = hoosh_toml.load(data)
+    except OSError as exc:
+        raise ImportFileError(f"{path} cannot be read: {exc.strerror}.") from exc
+    except hoosh_toml.HooshTomlError as exc:
+        raise ImportFileError(f"{path}: {exc}") from exc
+    environ = {name: env.text(name) for name in hoosh_toml.referenced_variables(data)}
+    report = Report(str(path))
+    try:
+        file = _ours(tables, environ, report) if FORMAT_KEY in tables else _theirs(tables, environ, report)
+        report.warnings += importing.prepare(file.wanted, directory=path.parent)
+    except ImportRefusedError as exc:
+        raise ImportFileError(_list(path, exc.reasons)) from exc
+    except ValidationError as exc:
+        raise ImportFileError(_list(path, exc.messages)) from exc
+    file.fingerprint = _fingerprint(data, environ, file.wanted)
+    return file
+
+
+def _theirs(tables: Mapping[str, Any], environ: Mapping[str, str], report: Report) -> _File:
+    plan = hoosh_toml.parse(tables, environ)
+    report.unsupported = [str(finding) for finding in plan.unsupported]
+    report.unknown = plan.unknown
+    report.warnings = list(plan.warnings)
+    if not plan.tokens:
+        report.warnings.append("The file names no token. Here every call needs a key: see `manage.py create_key`.")
+    pools = [WantedPool(pool.name, pool.capacity_tokens) for pool in plan.pools]
+    tokens = [WantedToken(token.text, token.origin) for token in plan.tokens if token.text is not None]
+    return _File(wanted.from_plan(plan), pools, tokens, [], "", report)
+
+
+def _ours(tables: Mapping[str, Any], environ: Mapping[str, str], report: Report) -> _File:
+    if tables[FORMAT_KEY] != FORMAT:
+        raise ImportRefusedError([f"{FORMAT_KEY} must be {FORMAT}; this file is of another version of the gateway."])
+    unknown = [f"{key} is not known." for key in tables if key not in OUR_KEYS]
+    if unknown:
+        raise ImportRefusedError(unknown)
+    pools, prices = budgets_importing.from_tables(tables)
+    return _File(wanted.from_tables(tables, environ), pools, [], prices, "", report)
+
+
+def _fingerprint(data: bytes, environ: Mapping[str, str], asked: Wanted) -> str:
+    """Over the file and everything it draws in; keyed, because environment values are secrets."""
+    variables = "\0".join(f"{name}={value}" for name, value in sorted(environ.items()))
+    certificates = "\0".join(str(entry.values["ca_pem"]) for entry in asked.providers)
+    return services.open_vault().fingerprint(b"\0".join((data, variables.encode(), certificates.encode())))
+
+
+def _apply(file: _File, actor: str, *, adopt: bool) -> Report:
+    report, path = file.report, file.report.path
+    try:
+        with publish.held_back(), transaction.atomic():
+            made = importing.apply(file.wanted, actor=actor, adopt=adopt)
+            spent = budgets_importing.apply(file.pools, file.tokens, file.prices, actor=actor, adopt=adopt)
+            report.changes = made.changes + spent.changes
+            report.warnings += made.warnings + spent.warnings
+            ImportState.objects.update_or_create(
+                pk=1, defaults={"fingerprint": file.fingerprint, "source": path[-500:]}
+            )
+            data = {"changes": report.changes[:100], "warnings": report.warnings[:100]}
+            record("config.imported", actor=actor, target=path[-200:], data=data)
+    except ImportRefusedError as exc:
+        raise ImportFileError(_list(path, exc.reasons)) from exc
+    except ValidationError as exc:
+        raise ImportFileError(_list(path, exc.messages)) from exc
+    try:
+        report.version = publish.publish(actor, f"import of {Path(path).name}").number
+    except publish.PublishError as exc:
+        raise ImportFileError(f"{path} was imported, but the configuration cannot be published. {exc}") from exc
+    return report
+
+
+def _list(path: Path | str, reasons: Any) -> str:
+    return "\n".join([f"{path} was not imported:", *(f"  {reason}" for reason in reasons)])

@@ -1,0 +1,75 @@
+"""`manage.py create_key`: make an API key and print it, once."""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+from typing import Any
+
+from django.core.exceptions import ValidationError
+from django.core.management.base import BaseCommand, CommandError, CommandParser
+from django.db import transaction
+from django.utils import timezone
+
+from budgets import access, keys
+from budgets.models import Pool
+from budgets.validation import SCOPES, split
+
+ACTOR = "command line"
+
+
+class Command(BaseCommand):
+    """Makes a key for an agent; team and agent are made when they do not exist, a pool is not."""
+
+    help = "Make an API key. Its text is printed once and stored nowhere."
+
+    def add_arguments(self, parser: CommandParser) -> None:
+        """Everything but the name has a default."""
+        parser.add_argument("name", help="what the key is for")
+        parser.add_argument("--team", default="default")
+        parser.add_argument("--agent", default="default")
+        parser.add_argument("--pool", default=access.DEFAULT_POOL)
+        parser.add_argument(
+            "--scopes",
+            "--scope",
+            default="inference",
+            help=f"comma-separated: {', '.join(SCOPES)} (default: inference)",
+        )
+        parser.add_argument("--models", default="", help="comma-separated globs the key may use (default: all)")
+        parser.add_argument("--expires-days", type=float, help="days until the key expires (default: never)")
+        parser.add_argument("--json", action="store_true", help="print a JSON object with the key under “key”")
+
+    def handle(self, *args: Any, **options: Any) -> None:
+        """Make the key and print it."""
+        pool = Pool.objects.filter(name=options["pool"]).first()
+        if pool is None:
+            known = ", ".join(Pool.objects.values_list("name", flat=True)[:20])
+            raise CommandError(f"There is no pool “{options['pool']}”. Pools: {known or 'none; run manage.py init'}.")
+        try:
+            with transaction.atomic():
+                agent = access.agent_named(options["team"], options["agent"], actor=ACTOR)
+                key, text = keys.create_key(
+                    agent,
+                    pool,
+                    options["name"],
+                    split(options["scopes"]),
+                    actor=ACTOR,
+                    models_allowed=split(options["models"]),
+                    expires_at=_expiry(options["expires_days"]),
+                )
+        except ValidationError as exc:
+            raise CommandError(" ".join(exc.messages)) from exc
+        if options["json"]:
+            shown = {"key": text, "id": key.pk, "name": key.name, "pool": pool.name, "scopes": split(key.scopes)}
+            self.stdout.write(json.dumps(shown))
+            return
+        self.stdout.write(text)
+        self.stderr.write("Keep it: it is shown this once.")
+
+
+def _expiry(days: float | None) -> dt.datetime | None:
+    if days is None:
+        return None
+    if not 0 < days <= 36_500:
+        raise CommandError("--expires-days is a number above 0, at most 36500.")
+    return timezone.now() + dt.timedelta(days=days)

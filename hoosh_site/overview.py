@@ -1,0 +1,152 @@
+"""What the first admin page shows. A fixed number of small queries, each with a limit, none inside a transaction."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+from django.db.models import Count, Q
+from django.urls import reverse
+from django.utils import timezone
+
+from audit.models import OutboxEntry
+from budgets.balances import Balance, balances
+from budgets.models import ApiKey, Pool, Usage
+from providers import publish
+from providers.compile import Problem
+from providers.models import ConfigVersion, Provider, Route
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+_RECENT = 200  # usage rows looked at
+_SHOWN = 6
+_POOLS_READ = 200
+_TROUBLED = 10
+_EXPIRES_SOON = timedelta(days=7)
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One thing to do before the first request can be answered."""
+
+    text: str
+    url: str
+    done: bool
+
+
+@dataclass(frozen=True, slots=True)
+class PoolState:
+    """A pool with its balance; one nothing was drawn from is shown full."""
+
+    pk: int
+    name: str
+    balance: Balance
+
+
+@dataclass(slots=True)
+class Overview:
+    """The figures of the first page."""
+
+    version: ConfigVersion | None = None
+    problems: Sequence[Problem] = ()  # why the saved rows cannot be published
+    is_behind: bool = False  # the saved rows differ from what is in force
+    providers_enabled: int = 0
+    providers_disabled: int = 0
+    providers_up: int = 0
+    providers_down: int = 0
+    providers_unknown: int = 0
+    troubled: list[Provider] = field(default_factory=list)
+    keys_active: int = 0
+    keys_inactive: int = 0
+    keys_expiring: int = 0
+    pools: list[PoolState] = field(default_factory=list)
+    recent_requests: int = 0
+    recent_failures: int = 0
+    failures: Sequence[Usage] = ()
+    events: Sequence[OutboxEntry] = ()
+    steps: Sequence[Step] = ()
+
+    @property
+    def mostly_failing(self) -> bool:
+        """Whether more than half of the last requests failed."""
+        return self.recent_failures * 2 > self.recent_requests
+
+
+def overview() -> Overview:
+    """Look at everything once."""
+    found = Overview()
+    _configuration(found)
+    _providers(found)
+    _keys(found)
+    _pools(found)
+    _requests(found)
+    found.events = tuple(OutboxEntry.objects.order_by("-id")[: _SHOWN * 2])
+    _steps(found)
+    return found
+
+
+def _configuration(found: Overview) -> None:
+    found.version = ConfigVersion.objects.defer("document").order_by("-number").first()
+    try:
+        digest = publish.draft_digest()
+    except publish.PublishError as exc:
+        found.problems = exc.problems[:_SHOWN]
+        return
+    found.is_behind = found.version is None or found.version.digest != digest
+
+
+def _providers(found: Overview) -> None:
+    for provider in Provider.objects.select_related("probe"):
+        probe = getattr(provider, "probe", None)
+        if not provider.enabled:
+            found.providers_disabled += 1
+            continue
+        found.providers_enabled += 1
+        if probe is None or probe.checked_at is None:
+            found.providers_unknown += 1
+        elif probe.ok:
+            found.providers_up += 1
+        else:
+            found.providers_down += 1
+            if len(found.troubled) < _TROUBLED:
+                found.troubled.append(provider)
+
+
+def _keys(found: Overview) -> None:
+    now = timezone.now()
+    alive = Q(revoked_at__isnull=True) & (Q(expires_at__isnull=True) | Q(expires_at__gt=now))
+    counts = ApiKey.objects.aggregate(
+        every=Count("id"),
+        active=Count("id", filter=alive),
+        expiring=Count("id", filter=alive & Q(expires_at__lte=now + _EXPIRES_SOON)),
+    )
+    found.keys_active = counts["active"]
+    found.keys_inactive = counts["every"] - counts["active"]
+    found.keys_expiring = counts["expiring"]
+
+
+def _pools(found: Overview) -> None:
+    rows = list(Pool.objects.filter(enabled=True)[:_POOLS_READ])
+    known = balances(row.pk for row in rows)
+    states = [PoolState(row.pk, row.name, known.get(row.pk) or Balance(row.capacity_tokens)) for row in rows]
+    states.sort(key=lambda state: (-state.balance.used_permille, state.name))
+    found.pools = states[:_SHOWN]
+
+
+def _requests(found: Overview) -> None:
+    recent = list(Usage.objects.order_by("-at", "-id")[:_RECENT])
+    failed = [usage for usage in recent if usage.error or usage.status >= 400]
+    found.recent_requests, found.recent_failures = len(recent), len(failed)
+    found.failures = failed[:_SHOWN]
+
+
+def _steps(found: Overview) -> None:
+    steps = (
+        Step("Add a provider", reverse("admin:providers_provider_add"), Provider.objects.exists()),
+        Step("Add a route to it", reverse("admin:providers_route_add"), Route.objects.exists()),
+        Step("Create an API key", reverse("admin:budgets_apikey_add"), bool(found.keys_active or found.keys_inactive)),
+    )
+    if not all(step.done for step in steps):
+        found.steps = steps

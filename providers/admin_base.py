@@ -1,0 +1,36 @@
+"""What the pages of configuration rows share: a save that could not be published is said at once."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from django.contrib import messages
+from django.http import HttpRequest
+
+from audit.admin_tools import LiveAdmin
+from providers import publish
+from providers.models import ConfigVersion, Route
+
+
+class PublishingAdmin(LiveAdmin[Any]):
+    """A page whose rows are part of the published configuration."""
+
+    def committed(self, request: HttpRequest) -> None:
+        """Wake control; say it when what was saved could not be published."""
+        super().committed(request)
+        try:
+            publish.draft_digest()
+        except publish.PublishError as exc:
+            last = ConfigVersion.objects.order_by("-number").values_list("number", flat=True).first()
+            kept = f"version {last} stays in force" if last else "nothing is in force yet"
+            first = "; ".join(str(problem) for problem in exc.problems[:3])
+            self.message_user(request, f"Saved, but not published ({kept}). {first}", messages.ERROR)
+
+
+def free_route_name(wanted: str) -> str:
+    """The wanted name cut to fit, or with a number when it is taken."""
+    base = " ".join("".join(char if "!" <= char <= "~" else " " for char in wanted).split())[:58].strip() or "route"
+    taken = set(Route.objects.filter(name__startswith=base).values_list("name", flat=True))
+    if base not in taken:
+        return base
+    return next(name for number in range(2, len(taken) + 3) if (name := f"{base} {number}") not in taken)

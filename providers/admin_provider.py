@@ -1,0 +1,264 @@
+"""The provider pages: the provider with its credentials, the connection test, routes from what was found."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from django.contrib import admin, messages
+from django.core.exceptions import PermissionDenied, ValidationError
+from django.db import transaction
+from django.db.models import QuerySet
+from django.http import Http404, HttpRequest, HttpResponse, HttpResponseRedirect
+from django.template.response import TemplateResponse
+from django.urls import URLPattern, path, reverse
+from django.utils.decorators import method_decorator
+from django.utils.html import format_html
+from django.utils.safestring import SafeString
+from django.views.decorators.http import require_POST
+
+from audit.admin_tools import badge, live_site, operator
+from audit.generics import TableInline
+from providers import services
+from providers.admin_base import PublishingAdmin, free_route_name
+from providers.forms import CredentialForm, ProviderForm
+from providers.globs import matcher
+from providers.models import Credential, Provider, ProviderProbe, Route
+
+_FOUND_LIMIT = 2_000
+
+
+class CredentialInline(TableInline[Credential, Provider]):
+    """Secrets of a provider: typed, never shown."""
+
+    model = Credential
+    form = CredentialForm
+    fields = ("name", "secret", "stored", "enabled")
+    readonly_fields = ("stored",)
+    extra = 0
+    verbose_name = "credential"
+
+    @admin.display(description="stored")
+    def stored(self, credential: Credential) -> SafeString:
+        """The last characters of what is stored, and whether it may be sent to the present address."""
+        if not credential.pk or not credential.ciphertext:
+            return badge("none")
+        state = badge("in use", "good") if credential.is_usable else badge("type it again", "warn")
+        since = f"{credential.rotated_at:%Y-%m-%d}" if credential.rotated_at else ""
+        return format_html('<span class="hoosh-mono">…{}</span> {} {}', credential.last4, state, since)
+
+
+@admin.register(Provider)
+class ProviderAdmin(PublishingAdmin):
+    """Who answers: upstream servers with their credentials, a connection test and what it found."""
+
+    form = ProviderForm
+    inlines = (CredentialInline,)
+    list_display = ("name", "kind", "base_url", "address_class", "health", "model_count", "enabled_badge")
+    list_filter = ("enabled", "kind")
+    list_select_related = ("probe",)
+    search_fields = ("name", "base_url")
+    actions = ("disable_now", "enable")
+    change_form_template = "admin/providers/provider/change_form.html"
+    readonly_fields = ("address_class", "health", "managed_by")
+    fieldsets = (
+        (None, {"fields": ("name", "kind", "base_url", "enabled")}),
+        ("Connection", {"fields": ("address_class", "health")}),
+        ("More", {"classes": ("collapse",), "fields": ("ca_pem", "note", "managed_by")}),
+    )
+
+    def get_fieldsets(self, request: HttpRequest, obj: Provider | None = None) -> Any:
+        """What was seen exists only once the provider is saved."""
+        return (
+            self.fieldsets
+            if obj
+            else (self.fieldsets[0], ("More", {"classes": ("collapse",), "fields": ("ca_pem", "note")}))
+        )
+
+    def get_urls(self) -> list[URLPattern]:
+        """The connection test and one-click routes."""
+        wrap = self.admin_site.admin_view
+        return [
+            path("<int:provider_id>/test/", wrap(self.test_view), name="providers_provider_test"),
+            path("<int:provider_id>/found/", wrap(self.found_view), name="providers_provider_found"),
+            path("<int:provider_id>/route/", wrap(self.route_view), name="providers_provider_route"),
+            path("<int:provider_id>/observe/", wrap(self.observe_view), name="providers_provider_observe"),
+            *super().get_urls(),
+        ]
+
+    @admin.display(description="health", ordering="probe__ok")
+    def health(self, provider: Provider) -> SafeString:
+        """What the last look at the provider found."""
+        probe: ProviderProbe | None = getattr(provider, "probe", None)
+        if probe is None or probe.checked_at is None:
+            return badge("not checked")
+        if not probe.ok:
+            return format_html("{} {}", badge("down", "bad"), probe.detail)
+        latency = f"{probe.latency_ms:.0f} ms" if probe.latency_ms is not None else ""
+        return format_html("{} {}", badge("up", "good"), latency)
+
+    @admin.display(description="models")
+    def model_count(self, provider: Provider) -> SafeString | str:
+        """How many models were found, as a link to them."""
+        probe: ProviderProbe | None = getattr(provider, "probe", None)
+        url = reverse("admin:providers_provider_found", args=(provider.pk,))
+        return format_html('<a href="{}">{}</a>', url, len(probe.models) if probe else "-")
+
+    @admin.display(description="state", ordering="enabled")
+    def enabled_badge(self, provider: Provider) -> SafeString:
+        """Enabled or not, as a coloured label."""
+        return badge("enabled", "good") if provider.enabled else badge("disabled", "warn")
+
+    @admin.action(description="Emergency: disable now", permissions=("change",))
+    def disable_now(self, request: HttpRequest, queryset: QuerySet[Provider]) -> None:
+        """Stop sending anything to the chosen providers, at once."""
+        self._switch(request, queryset, enabled=False)
+
+    @admin.action(description="Enable", permissions=("change",))
+    def enable(self, request: HttpRequest, queryset: QuerySet[Provider]) -> None:
+        """Send to the chosen providers again."""
+        self._switch(request, queryset, enabled=True)
+
+    def _switch(self, request: HttpRequest, queryset: QuerySet[Provider], *, enabled: bool) -> None:
+        def work(provider: Provider, actor: str) -> None:
+            provider.enabled = enabled
+            services.save_provider(provider, actor=actor, address_class=provider.address_class)
+
+        count = self.each_in_one_transaction(request, queryset, work)
+        self.message_user(request, f"{count} provider(s) {'enabled' if enabled else 'disabled'}.", messages.SUCCESS)
+
+    # Saving: addresses are looked up by the form, so the form must be judged before a transaction is open.
+
+    def open_changeform(
+        self, request: HttpRequest, object_id: str | None, form_url: str, extra_context: dict[str, Any] | None
+    ) -> HttpResponse:
+        """The form without a transaction around its validation; `save_related` opens the one for the writes."""
+        context = self._with_unusable(object_id, extra_context)
+        page: HttpResponse = self._changeform_view(request, object_id, form_url, context)  # type: ignore[attr-defined]
+        return page
+
+    def _with_unusable(self, object_id: str | None, extra_context: dict[str, Any] | None) -> dict[str, Any]:
+        unusable: list[Credential] = []
+        if object_id is not None and object_id.isdigit():
+            rows = Credential.objects.select_related("provider").filter(provider_id=int(object_id))
+            unusable = [row for row in rows if row.ciphertext and not row.is_usable]
+        return {"unusable_credentials": unusable, **(extra_context or {})}
+
+    def save_model(self, request: HttpRequest, obj: Provider, form: Any, change: bool) -> None:
+        """Nothing yet: the provider and its credentials are one change, written by `save_related`."""
+
+    def save_related(self, request: HttpRequest, form: Any, formsets: Any, change: bool) -> None:
+        """Write the provider and its credentials in one transaction, published once."""
+        actor = operator(request)
+        with transaction.atomic():
+            provider = services.save_provider(form.instance, actor=actor, address_class=form.address_class)
+            for formset in formsets:
+                formset.save(commit=False)
+                for credential in formset.deleted_objects:
+                    services.delete_credential(credential, actor=actor)
+                for row in formset.forms:
+                    if row.has_changed() and row not in formset.deleted_forms:
+                        _write_credential(provider, row, actor)
+            self.after_commit(request)
+
+    def erase(self, row: Provider, actor: str) -> None:
+        """Delete a provider with its credentials and routes."""
+        services.delete_provider(row, actor=actor)
+
+    # The connection test
+
+    @method_decorator(require_POST)
+    def test_view(self, request: HttpRequest, provider_id: int) -> HttpResponse:
+        """Connect now, then show what was found."""
+        provider = self._provider(request, provider_id)
+        found = live_site(self).probe(provider.pk)
+        live_site(self).wake()
+        if found.ok:
+            self.message_user(request, f"{provider} answers; {len(found.models)} model(s) found.", messages.SUCCESS)
+        return HttpResponseRedirect(reverse("admin:providers_provider_found", args=(provider.pk,)))
+
+    def found_view(self, request: HttpRequest, provider_id: int) -> HttpResponse:
+        """What the last connection test found, and routes to create from it."""
+        provider = self._provider(request, provider_id, change=False)
+        probe: ProviderProbe | None = getattr(provider, "probe", None)
+        routes = [(matcher(route.pattern), route) for route in provider.routes.all()]
+        names = sorted(probe.models)[:_FOUND_LIMIT] if probe else []
+        models = [
+            {
+                "name": name,
+                "routes": [route for matches, route in routes if matches(name)],
+                "is_routed": any(route.pattern == name for _, route in routes),
+            }
+            for name in names
+        ]
+        context = {
+            **self.admin_site.each_context(request),
+            "title": f"Connection to {provider}",
+            "opts": self.opts,
+            "provider": provider,
+            "probe": probe,
+            "models": models,
+            "has_catch_all": any(route.pattern == "*" for _, route in routes),
+            "can_change": self.has_change_permission(request, provider),
+            "can_route": request.user.has_perm("providers.add_route"),
+        }
+        return TemplateResponse(request, "admin/providers/provider/found.html", context)
+
+    @method_decorator(require_POST)
+    def route_view(self, request: HttpRequest, provider_id: int) -> HttpResponse:
+        """Create the obvious route for one discovered model (or `*`)."""
+        provider = self._provider(request, provider_id, change=False)
+        if not request.user.has_perm("providers.add_route"):
+            raise PermissionDenied
+        model = request.POST.get("model", "")
+        back = HttpResponseRedirect(reverse("admin:providers_provider_found", args=(provider.pk,)))
+        route = Route(name=free_route_name(f"{provider.name} {model}"), pattern=model, provider=provider)
+        try:
+            services.save_route(route, actor=operator(request))
+        except ValidationError as exc:
+            self.message_user(request, " ".join(exc.messages), messages.ERROR)
+            return back
+        self.log_addition(request, route, [{"added": {}}])
+        self.committed(request)
+        url = reverse("admin:providers_route_change", args=(route.pk,))
+        self.message_user(
+            request, format_html('Route “<a href="{}">{}</a>” was created.', url, route), messages.SUCCESS
+        )
+        return back
+
+    @method_decorator(require_POST)
+    def observe_view(self, request: HttpRequest, provider_id: int) -> HttpResponse:
+        """Accept the class the provider's address has now."""
+        provider = self._provider(request, provider_id)
+        back = HttpResponseRedirect(reverse("admin:providers_provider_change", args=(provider.pk,)))
+        try:
+            services.observe_again(provider, actor=operator(request))
+        except ValidationError as exc:
+            self.message_user(request, " ".join(exc.messages), messages.ERROR)
+            return back
+        self.committed(request)
+        self.message_user(request, f"The address counts as {provider.get_address_class_display()}.", messages.SUCCESS)
+        return back
+
+    def _provider(self, request: HttpRequest, provider_id: int, *, change: bool = True) -> Provider:
+        allowed = self.has_change_permission(request) if change else self.has_view_permission(request)
+        if not allowed:
+            raise PermissionDenied
+        provider = Provider.objects.select_related("probe").filter(pk=provider_id).first()
+        if provider is None:
+            raise Http404("No such provider.")
+        return provider
+
+
+def _write_credential(provider: Provider, form: CredentialForm, actor: str) -> None:
+    credential: Credential = form.instance
+    credential.provider = provider
+    secret: str = form.cleaned_data.get("secret", "")
+    if not credential._state.adding:
+        services.save_credential(credential, actor=actor)
+        if secret:
+            services.set_credential(provider, credential.name, secret, actor=actor)
+        return
+    made = services.set_credential(provider, credential.name, secret, actor=actor)
+    if not credential.enabled:
+        made.enabled = False
+        services.save_credential(made, actor=actor)

@@ -1,0 +1,86 @@
+"""The rows as plain data for our own configuration file, and the fields that file has. Secrets leave as `$NAME` only.
+
+`providers.importing` reads the same fields back. Ids, address classes and the mark of imported rows stay out: they
+belong to one installation.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from django.db import models
+
+from providers import validation
+from providers.models import GatewaySettings, ModelCard, Provider, Route, RoutingPolicy
+
+PROVIDER_FIELDS = ("name", "kind", "base_url", "ca_pem", "enabled", "note")
+CREDENTIAL_FIELDS = ("name", "enabled")
+ROUTE_FIELDS = (
+    "name",
+    "pattern",
+    "upstream_model",
+    "priority",
+    "weight",
+    "tags",
+    "capabilities",
+    "connect_timeout_s",
+    "first_byte_timeout_s",
+    "gap_timeout_s",
+    "total_timeout_s",
+    "output_cap",
+    "on_disconnect",
+    "duplicates_allowed",
+    "enabled",
+)
+POLICY_FIELDS = ("name", "pattern", "strategy", "fallbacks", "position", "enabled")
+CARD_FIELDS = ("pattern", "context_tokens", "max_output_tokens", "min_bytes_per_token", "capabilities", "note")
+SETTINGS_FIELDS = tuple(field.name for field in GatewaySettings._meta.concrete_fields if not field.primary_key)
+LISTS = frozenset({"tags", "capabilities", "fallbacks", "cors_origins"})  # stored comma-separated, written as arrays
+
+
+def tables() -> dict[str, Any]:
+    """All configuration rows: {"settings": {…}, "provider": […], "route": […], "policy": […], "card": […]}."""
+    row = GatewaySettings.objects.filter(pk=1).first() or GatewaySettings(pk=1)
+    names: set[str] = set()
+    providers = Provider.objects.order_by("name").prefetch_related("credentials")
+    routes = Route.objects.order_by("name").select_related("provider")
+    return {
+        "settings": {name: _plain(row, name) for name in SETTINGS_FIELDS},
+        "provider": [_provider(each, names) for each in providers],
+        "route": [{**_values(each, ROUTE_FIELDS), "provider": each.provider.name} for each in routes],
+        "policy": [_values(each, POLICY_FIELDS) for each in RoutingPolicy.objects.order_by("position", "id")],
+        "card": [_values(each, CARD_FIELDS) for each in ModelCard.objects.order_by("pattern")],
+    }
+
+
+def _provider(row: Provider, names: set[str]) -> Mapping[str, Any]:
+    credentials = sorted(row.credentials.all(), key=lambda each: (each.position, each.pk))
+    found = [
+        {"name": each.name, "secret": f"${_variable(row.name, each.name, names)}", "enabled": each.enabled}
+        for each in credentials
+    ]
+    return {**_values(row, PROVIDER_FIELDS), **({"credential": found} if found else {})}
+
+
+def _variable(provider: str, credential: str, taken: set[str]) -> str:
+    """A name for the environment variable that is to hold a secret, the same one for the same rows."""
+    stem = re.sub(r"[^A-Z0-9]+", "_", f"HOOSH_{provider}_{credential}".upper()).strip("_")
+    name, number = f"{stem}_SECRET", 1
+    while name in taken:
+        number += 1
+        name = f"{stem}_{number}_SECRET"
+    taken.add(name)
+    return name
+
+
+def _values(row: models.Model, names: Iterable[str]) -> dict[str, Any]:
+    """Values by field; what is blank is left out, since every such field is blank by default."""
+    found = {name: _plain(row, name) for name in names}
+    return {name: value for name, value in found.items() if value not in (None, "", [])}
+
+
+def _plain(row: models.Model, name: str) -> Any:
+    value = getattr(row, name)
+    return list(validation.split(value)) if name in LISTS else value

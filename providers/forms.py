@@ -1,0 +1,134 @@
+"""Forms of the provider pages. They refuse early and in words; the writing is done by `providers.services`."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from django import forms
+from django.core.exceptions import ValidationError
+
+from audit.generics import RowForm
+from providers import services, validation
+from providers.catalog import CATALOG
+from providers.models import Credential, GatewaySettings, Provider, Route
+
+PATTERN_HELP = (
+    "The model name as clients send it; upper and lower case differ. * stands for any text, also none: "
+    "gpt-* answers gpt-4o and gpt-4o-mini, * answers every model. "
+    "The lowest priority among all matching routes is tried first."
+)
+
+
+class ProviderForm(RowForm[Provider]):
+    """A provider. The address is looked up here, before any transaction is open, and its class kept for the save."""
+
+    class Meta:
+        model = Provider
+        fields = ("name", "kind", "base_url", "ca_pem", "enabled", "note")
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.address_class: str | None = None
+        kind = self.fields.get("kind")
+        if kind is not None:
+            usual = {row.name: row.base_url for row in CATALOG.values()}
+            kind.widget.attrs["data-hoosh-addresses"] = json.dumps(usual)
+
+    def clean(self) -> dict[str, Any]:
+        """Bring the base URL into its stored form and look its address up when it is new."""
+        super().clean()
+        data: dict[str, Any] = self.cleaned_data
+        kind = CATALOG.get(data.get("kind", ""))
+        if kind is None or "base_url" not in data:
+            return data
+        try:
+            url = validation.base_url(data["base_url"], default=kind.base_url)
+            if (url == validation.DEMO_URL) != (kind.name == "demo"):
+                raise ValidationError(f"{validation.DEMO_URL} and the kind “demo” belong together.")
+            if self.instance._state.adding or url != self.initial.get("base_url"):
+                self.address_class = services.observe_address(url)
+        except ValidationError as exc:
+            self.add_error("base_url", exc.messages)
+            return data
+        data["base_url"] = url
+        return data
+
+
+class CredentialForm(RowForm[Credential]):
+    """A credential whose secret can be typed but never read back."""
+
+    secret = forms.CharField(
+        required=False,
+        strip=True,
+        widget=forms.PasswordInput(render_value=False, attrs={"autocomplete": "new-password", "class": "vTextField"}),
+    )
+
+    class Meta:
+        model = Credential
+        fields = ("name", "secret", "enabled")
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        stored = bool(self.instance.ciphertext)
+        hint = f"…{self.instance.last4} is stored; blank keeps it" if stored and self.instance.last4 else ""
+        self.fields["secret"].widget.attrs["placeholder"] = hint or (
+            "stored; blank keeps it" if stored else "paste the secret"
+        )
+
+    def clean_secret(self) -> str:
+        """Refuse what could not stand in a header."""
+        secret: str = self.cleaned_data["secret"]
+        if not secret:
+            if not self.instance.ciphertext:
+                raise ValidationError("Enter the secret.", code="required")
+            return ""
+        try:
+            services.check_secret(secret)
+        except ValidationError as exc:
+            raise ValidationError(exc.messages) from exc
+        return secret
+
+
+class RouteForm(RowForm[Route]):
+    """A route, with its pattern explained."""
+
+    class Meta:
+        model = Route
+        fields = (
+            "name",
+            "pattern",
+            "provider",
+            "upstream_model",
+            "priority",
+            "weight",
+            "enabled",
+            "tags",
+            "capabilities",
+            "connect_timeout_s",
+            "first_byte_timeout_s",
+            "gap_timeout_s",
+            "total_timeout_s",
+            "output_cap",
+            "on_disconnect",
+            "duplicates_allowed",
+        )
+        help_texts = {"pattern": PATTERN_HELP}
+
+
+class GatewaySettingsForm(RowForm[GatewaySettings]):
+    """The one settings row."""
+
+    class Meta:
+        model = GatewaySettings
+        exclude = ()
+
+    def clean(self) -> dict[str, Any]:
+        """The whole cannot be shorter than its part."""
+        super().clean()
+        data: dict[str, Any] = self.cleaned_data
+        total = data.get("total_timeout_s")
+        longest = max((data.get(name) or 0 for name in ("connect_timeout_s", "first_byte_timeout_s")), default=0)
+        if total is not None and total < longest:
+            self.add_error("total_timeout_s", "The total cannot be shorter than the time to the first byte.")
+        return data

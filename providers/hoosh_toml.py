@@ -1,0 +1,303 @@
+"""Reading the configuration file of hoosh, the project this gateway is compatible with, into a plan. Pure.
+
+Both of its generations are understood (`hoosh.toml` and `hoosh.cyml`, which is TOML too): every key either of them
+has is known here, and what this gateway does not do is listed with its value and the reason, never dropped in
+silence. Where the generations differ, the second one's defaults count, except a provider's priority (10).
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from providers.catalog import CATALOG
+from providers.hoosh_keys import KINDS, SECTIONS, STRATEGIES, UNSUPPORTED
+
+MAX_FILE_BYTES = 4 * 1024 * 1024
+DEFAULT_PRIORITY = 10
+_VARIABLE = re.compile(r"\$(?:([A-Za-z_][A-Za-z0-9_]*)|\{([A-Za-z_][A-Za-z0-9_]*)\})")
+
+
+class HooshTomlError(Exception):
+    """The file is not TOML, or is far too large; the message names the place."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """A key of the file that has no effect: where it stands, what it says, why."""
+
+    key: str
+    value: str
+    why: str
+
+    def __str__(self) -> str:
+        return f"{self.key} = {self.value}: {self.why}"
+
+
+@dataclass(frozen=True, slots=True)
+class PlanSecret:
+    """A secret of the file. `text` is None when it is a `$NAME` that is not set."""
+
+    text: str | None = field(repr=False)
+    origin: str  # where it stands, for messages
+
+
+@dataclass(frozen=True, slots=True)
+class PlanRoute:
+    """One model pattern of a provider entry."""
+
+    pattern: str
+    priority: int
+    output_cap: int | None
+    enabled: bool
+
+
+@dataclass(slots=True)
+class PlanProvider:
+    """A provider: all entries of the file with the same type, address, secret and certificates."""
+
+    origin: str
+    kind: str
+    base_url: str  # as written; "" = the kind's own
+    secret: PlanSecret | None
+    ca_files: tuple[str, ...] = ()
+    enabled: bool = True
+    routes: list[PlanRoute] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class PlanPool:
+    """A token pool and its capacity."""
+
+    name: str
+    capacity_tokens: int
+
+
+@dataclass(slots=True)
+class Plan:
+    """What a file asks for. `errors` forbid applying it; the other lists are for the operator to read."""
+
+    providers: list[PlanProvider] = field(default_factory=list)
+    pools: list[PlanPool] = field(default_factory=list)
+    tokens: list[PlanSecret] = field(default_factory=list)
+    settings: dict[str, Any] = field(default_factory=dict)  # GatewaySettings field -> value
+    unsupported: list[Finding] = field(default_factory=list)
+    unknown: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    errors: list[str] = field(default_factory=list)
+
+
+_MISSING: Final = object()
+
+
+def load(data: bytes) -> dict[str, Any]:
+    """The tables of a TOML file. Raises `HooshTomlError`."""
+    if len(data) > MAX_FILE_BYTES:
+        raise HooshTomlError(f"The file has more than {MAX_FILE_BYTES:,} bytes.")
+    try:
+        return tomllib.loads(data.decode("utf-8-sig"))
+    except (ValueError, RecursionError) as exc:  # also numbers with thousands of digits and absurd nesting
+        # Not the parser's own text for a bad line: that line may hold a secret.
+        place = re.search(r"\(at [^)]*\)$", str(exc))
+        reason = (
+            "it is not UTF-8" if isinstance(exc, UnicodeDecodeError) else f"it is not TOML {place[0] if place else ''}"
+        )
+        raise HooshTomlError(f"The file cannot be read: {reason.strip()}.") from None
+
+
+def parse(tables: Mapping[str, Any], environ: Mapping[str, str]) -> Plan:
+    """The plan of a file's tables; `$NAME` is looked up in `environ`."""
+    return _Reader(environ).read(tables)
+
+
+def referenced_variables(data: bytes) -> list[str]:
+    """Names of the environment variables a file mentions, in order."""
+    found = _VARIABLE.findall(data.decode("utf-8", "replace"))
+    return list(dict.fromkeys(bare or braced for bare, braced in found))
+
+
+class _Reader:
+    """Walks the tables once, filling a plan."""
+
+    def __init__(self, environ: Mapping[str, str]) -> None:
+        self._environ = environ
+        self._plan = Plan()
+
+    def read(self, tables: Mapping[str, Any]) -> Plan:
+        """The whole file."""
+        for section, value in tables.items():
+            known = SECTIONS.get(section)
+            if known is None:
+                self._plan.unknown.append(section)
+                continue
+            for where, table in self._tables(section, value):
+                self._plan.unknown.extend(f"{where}.{key}" for key in table if key not in known)
+                self._list_unsupported(section, where, table)
+        self._server(self._first(tables, "server"))
+        for where, table in self._tables("providers", tables.get("providers", [])):
+            self._provider(where, table)
+        for where, table in self._tables("budgets", tables.get("budgets", [])):
+            self._pool(where, table)
+        self._tokens(self._first(tables, "auth"))
+        return self._plan
+
+    def _tables(self, section: str, value: object) -> Iterator[tuple[str, Mapping[str, Any]]]:
+        """The tables of a section, written `[section]` or `[[section]]`, each with its place in the file."""
+        if isinstance(value, Mapping):
+            yield section, value
+        elif isinstance(value, list) and all(isinstance(entry, Mapping) for entry in value):
+            for number, entry in enumerate(value, 1):
+                yield f"{section}[{number}]", entry
+        else:
+            self._plan.errors.append(f"{section} must be a table, [{section}] or [[{section}]].")
+
+    def _first(self, tables: Mapping[str, Any], section: str) -> Mapping[str, Any]:
+        found = [table for _, table in self._tables(section, tables.get(section, {}))] if section in tables else []
+        if len(found) > 1:
+            self._plan.warnings.append(f"[[{section}]] stands there {len(found)} times; only the first one counts.")
+        return found[0] if found else {}
+
+    def _list_unsupported(self, section: str, where: str, table: Mapping[str, Any]) -> None:
+        for key, value in table.items():
+            why = UNSUPPORTED.get(f"{section}.{key}")
+            if why is not None:
+                shown = "(secret)" if key in ("signing_key", "api_key", "tokens", "client_key") else _shown(value)
+                self._plan.unsupported.append(Finding(f"{where}.{key}", shown, why))
+
+    def _server(self, table: Mapping[str, Any]) -> None:
+        strategy = self._text("server", table, "strategy")
+        if strategy is not None:
+            name, why = STRATEGIES.get(_squeeze(strategy), (None, "it is not a strategy; priority is used."))
+            if name is not None:
+                self._plan.settings["strategy"] = name
+            if why:
+                self._plan.unsupported.append(Finding("server.strategy", _shown(strategy), why))
+        interval = self._integer("server", table, "health_check_interval_secs", least=0, most=86_400)
+        if interval is not None:
+            self._plan.settings["probe_interval_s"] = float(interval)
+
+    def _provider(self, where: str, table: Mapping[str, Any]) -> None:
+        plan = self._plan
+        written = self._text(where, table, "type")
+        if written is None:
+            written = "ollama"
+            plan.warnings.append(f"{where} names no type; it is taken for Ollama.")
+        kind = KINDS.get(_squeeze(written))
+        if kind is None or kind not in CATALOG:
+            why = "this type of provider is not available yet" if kind else "no such type of provider is known"
+            plan.unsupported.append(Finding(f"{where}.type", _shown(written), f"{why}; its entry is left out."))
+            return
+        base_url = (self._text(where, table, "base_url") or "").strip()
+        if base_url and "://" not in base_url:
+            base_url = f"http://{base_url}"
+            plan.warnings.append(f"{where}.base_url names no scheme; http:// is taken.")
+        secret = self._secret(where, table, "api_key")
+        entry = PlanProvider(where, kind, base_url, secret, self._texts(where, table, "tls_pinned_certs"))
+        entry = self._same_provider(entry) or entry
+        enabled = self._boolean(where, table, "enabled", default=True)
+        priority = self._integer(where, table, "priority", least=-(10**6), most=10**6)
+        cap = self._integer(where, table, "max_tokens_limit", least=0, most=2**31 - 1)
+        patterns = self._texts(where, table, "models") or ("*",)
+        entry.routes += [
+            PlanRoute(pattern, DEFAULT_PRIORITY if priority is None else priority, cap or None, enabled)
+            for pattern in dict.fromkeys(self._pattern(where, pattern) for pattern in patterns)
+        ]
+        entry.enabled = any(route.enabled for route in entry.routes)
+        if not any(entry is known for known in plan.providers):
+            plan.providers.append(entry)
+
+    def _same_provider(self, entry: PlanProvider) -> PlanProvider | None:
+        def key(each: PlanProvider) -> tuple[object, ...]:
+            return each.kind, each.base_url.rstrip("/"), each.secret and each.secret.text, each.ca_files
+
+        return next((known for known in self._plan.providers if key(known) == key(entry)), None)
+
+    def _pattern(self, where: str, pattern: str) -> str:
+        if "*" in pattern.rstrip("*"):
+            self._plan.warnings.append(
+                f"{where}.models: in {_shown(pattern)} the inner * now stands for any text; hoosh took it literally."
+            )
+        return re.sub(r"\*+", "*", pattern)
+
+    def _pool(self, where: str, table: Mapping[str, Any]) -> None:
+        name = (self._text(where, table, "name") or "").strip()
+        capacity = self._integer(where, table, "capacity", least=0, most=10**15)
+        if not name or capacity is None:
+            self._plan.errors.append(f"{where} needs a name and a capacity.")
+        elif any(pool.name == name for pool in self._plan.pools):
+            self._plan.errors.append(f"{where}: the pool {_shown(name)} stands there twice.")
+        else:
+            self._plan.pools.append(PlanPool(name, capacity))
+
+    def _tokens(self, table: Mapping[str, Any]) -> None:
+        for number, text in enumerate(self._texts("auth", table, "tokens"), 1):
+            secret = self._expand(f"auth.tokens[{number}]", text)
+            if not text.strip() or secret.text is None:
+                self._plan.warnings.append(f"{secret.origin} is empty or not set; it opens nothing.")
+            elif any(known.text == secret.text for known in self._plan.tokens):
+                self._plan.warnings.append(f"{secret.origin} is the same as one before.")
+            else:
+                self._plan.tokens.append(secret)
+
+    # Single values
+
+    def _secret(self, where: str, table: Mapping[str, Any], key: str) -> PlanSecret | None:
+        text = self._text(where, table, key)
+        if text is None or not text.strip():
+            return None
+        secret = self._expand(f"{where}.{key}", text.strip())
+        if secret.text is None:
+            self._plan.warnings.append(f"{secret.origin} names {text.strip()}, which is not set.")
+        return secret
+
+    def _expand(self, origin: str, text: str) -> PlanSecret:
+        match = _VARIABLE.fullmatch(text)
+        if match is None:
+            return PlanSecret(text, origin)
+        return PlanSecret((self._environ.get(match[1] or match[2]) or "").strip() or None, origin)
+
+    def _text(self, where: str, table: Mapping[str, Any], key: str) -> str | None:
+        found: str | None = self._value(where, table, key, str, "a text in quotes")
+        return found
+
+    def _texts(self, where: str, table: Mapping[str, Any], key: str) -> tuple[str, ...]:
+        found = self._value(where, table, key, list, "a list of texts")
+        if found is None:
+            return ()
+        if not all(isinstance(entry, str) for entry in found):
+            self._plan.errors.append(f"{where}.{key} must be a list of texts.")
+            return ()
+        return tuple(found)
+
+    def _boolean(self, where: str, table: Mapping[str, Any], key: str, *, default: bool) -> bool:
+        found = self._value(where, table, key, bool, "true or false")
+        return default if found is None else found
+
+    def _integer(self, where: str, table: Mapping[str, Any], key: str, *, least: int, most: int) -> int | None:
+        found: int | None = self._value(where, table, key, int, "a whole number")
+        if found is not None and not least <= found <= most:
+            self._plan.errors.append(f"{where}.{key} must be between {least} and {most}.")
+            return None
+        return found
+
+    def _value(self, where: str, table: Mapping[str, Any], key: str, kind: type, what: str) -> Any:
+        found = table.get(key, _MISSING)
+        if found is _MISSING:
+            return None
+        if not isinstance(found, kind) or (kind is int and isinstance(found, bool)):
+            self._plan.errors.append(f"{where}.{key} must be {what}.")
+            return None
+        return found
+
+
+def _squeeze(text: str) -> str:
+    return re.sub(r"[\s._-]+", "", text).lower()
+
+
+def _shown(value: object) -> str:
+    text = f'"{value}"' if isinstance(value, str) else str(value)
+    text = "".join(character if character.isprintable() else "?" for character in text)
+    return text if len(text) <= 100 else text[:97] + "..."

@@ -1,0 +1,330 @@
+"""Rows an operator edits to say who answers: providers, credentials, routes, policies, model cards, settings.
+
+Workers never read these tables. `providers.publish` turns them into a `ConfigVersion` document; the document is
+what runs. All writes that matter go through `providers.publish` and `providers.vault`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from django.core.validators import MaxValueValidator, MinValueValidator
+from django.db import models
+
+from providers import validation
+from providers.catalog import KIND_CHOICES
+
+
+def kind_choices() -> tuple[tuple[str, str], ...]:
+    """The catalogue's kinds. A function, so that a new catalogue row needs no migration."""
+    return KIND_CHOICES
+
+
+class AddressClass(models.TextChoices):
+    """Where a provider's address may resolve to; fixed when the operator saves the URL."""
+
+    LOOPBACK = "loopback", "Loopback (this host)"
+    PRIVATE = "private", "Private network"
+    PUBLIC = "public", "Public internet"
+    UNIX = "unix", "Unix socket"
+
+
+class Strategy(models.TextChoices):
+    """How a policy orders the candidates of a model."""
+
+    PRIORITY = "priority", "Priority"
+    ROUND_ROBIN = "round_robin", "Round robin"
+
+
+class DisconnectPolicy(models.TextChoices):
+    """What happens upstream when the client leaves mid-answer."""
+
+    CANCEL = "cancel", "Cancel the upstream call"
+    DRAIN = "drain", "Read the answer to its end"
+
+
+class Provider(models.Model):
+    """An upstream server that speaks one of the catalogue's dialects."""
+
+    name = models.CharField(
+        max_length=64,
+        unique=True,
+        validators=(validation.name,),
+        help_text="Short name, shown in headers and reports.",
+    )
+    kind = models.CharField(max_length=32, choices=kind_choices)
+    base_url = models.CharField(
+        "base URL",
+        max_length=500,
+        blank=True,
+        help_text="Without /v1 (a pasted one is removed). Blank = the kind's usual address.",
+    )
+    address_class = models.CharField(
+        max_length=16,
+        choices=AddressClass.choices,
+        editable=False,
+        default=AddressClass.PUBLIC,
+        help_text="Seen when the URL was saved; connections to any other class are refused.",
+    )
+    ca_pem = models.TextField(
+        "private CA (PEM)",
+        blank=True,
+        validators=(validation.certificates,),
+        help_text="Only these authorities are trusted, if set.",
+    )
+    enabled = models.BooleanField(default=True)
+    note = models.TextField(blank=True)
+    managed_by = models.CharField(max_length=64, blank=True, editable=False, help_text="Set on imported rows.")
+    created_at = models.DateTimeField(auto_now_add=True)
+    updated_at = models.DateTimeField(auto_now=True)
+
+    class Meta:
+        ordering = ("name",)
+
+    def __str__(self) -> str:
+        return self.name
+
+
+class Credential(models.Model):
+    """A secret for a provider, encrypted, bound to the base URL it was saved with."""
+
+    provider = models.ForeignKey(Provider, on_delete=models.CASCADE, related_name="credentials")
+    name = models.CharField(max_length=64, default="default", validators=(validation.name,))
+    ciphertext = models.TextField(editable=False, default="")
+    last4 = models.CharField(max_length=4, editable=False, default="")
+    bound_base_url = models.CharField(max_length=500, editable=False, default="")
+    revision = models.PositiveIntegerField(default=1, editable=False)
+    position = models.PositiveIntegerField(default=0)
+    enabled = models.BooleanField(default=True)
+    created_at = models.DateTimeField(auto_now_add=True)
+    rotated_at = models.DateTimeField(null=True, blank=True, editable=False)
+
+    class Meta:
+        ordering = ("provider", "position", "id")
+        constraints = (models.UniqueConstraint(fields=("provider", "name"), name="credential_name_per_provider"),)
+
+    def __str__(self) -> str:
+        return f"{self.provider} / {self.name} (…{self.last4})" if self.last4 else f"{self.provider} / {self.name}"
+
+    @property
+    def is_usable(self) -> bool:
+        """Whether a secret is stored and was typed for the provider's present base URL."""
+        return bool(self.ciphertext) and self.bound_base_url == self.provider.base_url
+
+
+_DAY_S = 86_400
+
+
+def _seconds(label: str) -> Any:
+    return models.FloatField(
+        label,
+        null=True,
+        blank=True,
+        validators=(validation.finite, MinValueValidator(0.05), MaxValueValidator(_DAY_S)),
+        help_text="Seconds; blank = the gateway's default.",
+    )
+
+
+def _default_seconds(label: str, default: float, least: float, most: float = _DAY_S) -> Any:
+    return models.FloatField(
+        label,
+        default=default,
+        validators=(validation.finite, MinValueValidator(least), MaxValueValidator(most)),
+        help_text="Seconds.",
+    )
+
+
+class Route(models.Model):
+    """One rule: requests for models like `pattern` may go to `provider`."""
+
+    name = models.CharField(max_length=64, unique=True, validators=(validation.name,))
+    pattern = models.CharField(
+        max_length=256,
+        validators=(validation.pattern,),
+        help_text="Model name as clients send it; * matches anything.",
+    )
+    provider = models.ForeignKey(Provider, on_delete=models.CASCADE, related_name="routes")
+    upstream_model = models.CharField(
+        max_length=256, blank=True, validators=(validation.model_name,), help_text="Blank = the requested name."
+    )
+    priority = models.IntegerField(default=10, help_text="Lower is tried first.")
+    weight = models.PositiveIntegerField(default=1)
+    tags = models.CharField(max_length=256, blank=True, validators=(validation.labels,), help_text="Comma-separated.")
+    capabilities = models.CharField(
+        max_length=256,
+        blank=True,
+        validators=(validation.labels,),
+        help_text="Comma-separated; what this route can do.",
+    )
+    connect_timeout_s = _seconds("connect timeout")
+    first_byte_timeout_s = _seconds("first-byte timeout")
+    gap_timeout_s = _seconds("gap timeout")
+    total_timeout_s = _seconds("total timeout")
+    output_cap = models.PositiveIntegerField(
+        null=True,
+        blank=True,
+        validators=(MinValueValidator(1),),
+        help_text="Most output tokens a request may ask for on this route.",
+    )
+    on_disconnect = models.CharField(max_length=16, choices=DisconnectPolicy.choices, default=DisconnectPolicy.CANCEL)
+    duplicates_allowed = models.BooleanField(
+        default=False, help_text="May a request that was already sent be sent again to the next candidate?"
+    )
+    enabled = models.BooleanField(default=True)
+    managed_by = models.CharField(max_length=64, blank=True, editable=False)
+    created_at = models.DateTimeField(auto_now_add=True)
+    updated_at = models.DateTimeField(auto_now=True)
+
+    class Meta:
+        ordering = ("priority", "name")
+
+    def __str__(self) -> str:
+        return self.name
+
+
+class RoutingPolicy(models.Model):
+    """How the candidates of some models are ordered, and which models to fall back to."""
+
+    name = models.CharField(max_length=64, unique=True, validators=(validation.name,))
+    pattern = models.CharField(max_length=256, default="*", validators=(validation.pattern,))
+    strategy = models.CharField(max_length=32, choices=Strategy.choices, default=Strategy.PRIORITY)
+    fallbacks = models.CharField(
+        max_length=1024,
+        blank=True,
+        validators=(validation.model_names,),
+        help_text="Further model names, comma-separated.",
+    )
+    position = models.IntegerField(default=0, help_text="The first matching policy wins.")
+    enabled = models.BooleanField(default=True)
+    managed_by = models.CharField(max_length=64, blank=True, editable=False)
+
+    class Meta:
+        ordering = ("position", "id")
+        verbose_name_plural = "routing policies"
+
+    def __str__(self) -> str:
+        return self.name
+
+
+class ModelCard(models.Model):
+    """What is known of a model: its limits and abilities. The most specific pattern wins."""
+
+    pattern = models.CharField(
+        max_length=256,
+        unique=True,
+        validators=(validation.pattern,),
+        help_text="Upstream model name; * matches anything.",
+    )
+    context_tokens = models.PositiveIntegerField(null=True, blank=True)
+    max_output_tokens = models.PositiveIntegerField(null=True, blank=True)
+    min_bytes_per_token = models.FloatField(
+        default=1.0,
+        validators=(validation.finite, MinValueValidator(0.25), MaxValueValidator(16)),
+        help_text="1 is provable for byte-level tokenizers; a higher figure is your assumption and holds less.",
+    )
+    capabilities = models.CharField(
+        max_length=256,
+        blank=True,
+        validators=(validation.labels,),
+        help_text="Comma-separated: chat, tools, vision, …",
+    )
+    note = models.TextField(blank=True)
+    managed_by = models.CharField(max_length=64, blank=True, editable=False)
+
+    class Meta:
+        ordering = ("pattern",)
+
+    def __str__(self) -> str:
+        return self.pattern
+
+
+class GatewaySettings(models.Model):
+    """Behaviour of the whole gateway: exactly one row."""
+
+    strategy = models.CharField(max_length=32, choices=Strategy.choices, default=Strategy.PRIORITY)
+    default_output_cap = models.PositiveIntegerField(default=8192, validators=(MinValueValidator(1),))
+    body_limit_bytes = models.PositiveIntegerField(
+        default=10 * 1024 * 1024, validators=(MinValueValidator(1024), MaxValueValidator(1 << 30))
+    )
+    body_timeout_s = _default_seconds("body timeout", 30.0, 0.5)
+    connect_timeout_s = _default_seconds("connect timeout", 5.0, 0.05)
+    first_byte_timeout_s = _default_seconds("first-byte timeout", 120.0, 0.05)
+    gap_timeout_s = _default_seconds("gap timeout", 60.0, 0.05)
+    total_timeout_s = _default_seconds("total timeout", 600.0, 0.05)
+    hold_wait_s = _default_seconds("wait for held tokens", 5.0, 0, most=60)
+    max_attempts = models.PositiveIntegerField(default=3, validators=(MinValueValidator(1), MaxValueValidator(10)))
+    breaker_failures = models.PositiveIntegerField(default=5, validators=(MinValueValidator(1),))
+    breaker_open_s = _default_seconds("circuit open for", 30.0, 0.1)
+    probe_interval_s = _default_seconds("probe interval", 30.0, 0)
+    ping_interval_s = _default_seconds("ping interval", 15.0, 0)
+    cors_origins = models.CharField(
+        max_length=1024,
+        default="*",
+        blank=True,
+        validators=(validation.origins,),
+        help_text="Comma-separated, or *.",
+    )
+
+    class Meta:
+        verbose_name = verbose_name_plural = "gateway settings"
+        constraints = (models.CheckConstraint(condition=models.Q(pk=1), name="gateway_settings_single_row"),)
+
+    def __str__(self) -> str:
+        return "Gateway settings"
+
+
+class ConfigVersion(models.Model):
+    """A published configuration. Insert-only: what ran, who published it and why."""
+
+    number = models.BigAutoField(primary_key=True)
+    digest = models.CharField(max_length=64, db_index=True)
+    document = models.BinaryField(help_text="providers.config.pack() of the document")
+    author = models.CharField(max_length=150, blank=True)
+    note = models.CharField(max_length=500, blank=True)
+    created_at = models.DateTimeField(auto_now_add=True)
+
+    class Meta:
+        ordering = ("-number",)
+
+    def __str__(self) -> str:
+        return f"Version {self.number}"
+
+
+class ProviderProbe(models.Model):
+    """What the last look at a provider found: written by control's probes and by "Test connection"."""
+
+    provider = models.OneToOneField(Provider, on_delete=models.CASCADE, related_name="probe")
+    ok = models.BooleanField(default=False)
+    consecutive_failures = models.PositiveIntegerField(default=0)
+    detail = models.CharField(max_length=300, blank=True)
+    latency_ms = models.FloatField(null=True, blank=True)
+    checked_at = models.DateTimeField(null=True, blank=True)
+    # Last: inside this class body the name hides the module it comes from.
+    models = models.JSONField(default=list, blank=True, help_text="Model names the provider listed.")
+
+    def __str__(self) -> str:
+        return f"{self.provider}: {'ok' if self.ok else 'down'}"
+
+
+class Sequence(models.Model):
+    """Counters control watches to see that rows outside the configuration document changed ("cards")."""
+
+    name = models.CharField(max_length=32, primary_key=True)
+    value = models.BigIntegerField(default=0)
+
+    def __str__(self) -> str:
+        return f"{self.name}={self.value}"
+
+
+class ImportState(models.Model):
+    """What was last imported from a file, so that an unchanged file is not imported again. At most one row."""
+
+    fingerprint = models.CharField(max_length=64, help_text="Over the file and the variables and files it names.")
+    source = models.CharField(max_length=500, blank=True)
+    imported_at = models.DateTimeField(auto_now=True)
+
+    class Meta:
+        constraints = (models.CheckConstraint(condition=models.Q(pk=1), name="import_state_single_row"),)
+
+    def __str__(self) -> str:
+        return self.source

@@ -1,0 +1,264 @@
+"""The write side of configuration: everything that changes providers, credentials, routes, policies, cards, settings.
+
+Each function validates (`ValidationError` with field names), writes, records an audit entry and moves the change
+counters in one transaction, and asks for one publication when the outermost transaction commits. Looking up a
+provider's address happens before that transaction.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable
+from typing import Any, TypeVar
+
+from django.conf import settings
+from django.core.exceptions import ValidationError
+from django.db import models, transaction
+from django.utils import timezone
+
+from audit.changes import changed_fields, recordable
+from audit.record import record
+from providers import sequences, validation
+from providers.catalog import CATALOG
+from providers.models import (
+    AddressClass,
+    Credential,
+    GatewaySettings,
+    ModelCard,
+    Provider,
+    Route,
+    RoutingPolicy,
+)
+from providers.publish import publish_on_commit
+from providers.vault import Vault, VaultError
+
+SECRET_LIMIT = 4096
+_WELL_KNOWN = frozenset(kind.base_url for kind in CATALOG.values() if not kind.local and kind.base_url)
+Row = TypeVar("Row", bound=models.Model)
+
+
+# Providers and their credentials
+
+
+def save_provider(provider: Provider, *, actor: str, address_class: str | None = None) -> Provider:
+    """Create or change a provider. A new or changed base URL is looked up and its address class fixed from then on;
+    credentials saved for another URL are then unusable until typed again.
+
+    A caller that is inside a transaction looks the address up before it and hands in the `address_class` it saw.
+    """
+    kind = CATALOG.get(provider.kind)
+    if kind is None:
+        raise ValidationError({"kind": f"“{provider.kind}” is not a kind of the catalogue."})
+    try:
+        provider.base_url = validation.base_url(provider.base_url, default=kind.base_url)
+    except ValidationError as exc:
+        raise ValidationError({"base_url": exc.messages}) from exc
+    if (provider.base_url == validation.DEMO_URL) != (kind.name == "demo"):
+        raise ValidationError({"base_url": f"{validation.DEMO_URL} and the kind “demo” belong together."})
+    before = _stored(provider)
+    if before is None or before.base_url != provider.base_url:
+        provider.address_class = address_class or observe_address(provider.base_url)
+    _clean(provider)
+    return _write(provider, before, "provider", actor)
+
+
+def observe_address(base_url: str) -> str:
+    """The address class of a stored-form base URL, seen now.
+
+    Raises `ValidationError` on a forbidden address, and with the code "unresolved" when the name is not known just now.
+    The catalogue's own internet addresses then count as public, the class that forbids every inner address.
+    """
+    if base_url == validation.DEMO_URL:
+        return AddressClass.LOOPBACK
+    if base_url.startswith("unix:"):
+        return AddressClass.UNIX
+    from providers.egress import observe_class  # loads the resolver only where an address is typed
+
+    try:
+        return observe_class(base_url)
+    except ValueError as exc:
+        unresolved = isinstance(exc.__cause__, OSError)
+        if unresolved and base_url in _WELL_KNOWN:
+            return AddressClass.PUBLIC
+        message = ValidationError(str(exc), code="unresolved" if unresolved else "address")
+        raise ValidationError({"base_url": message}) from exc
+
+
+def observe_again(provider: Provider, *, actor: str) -> Provider:
+    """Accept the class a saved provider's address has now, for example after its server moved."""
+    before = _stored(provider)
+    provider.address_class = observe_address(provider.base_url)
+    return _write(provider, before, "provider", actor)
+
+
+def delete_provider(provider: Provider, *, actor: str) -> None:
+    """Delete a provider with its credentials and routes."""
+    _delete(provider, "provider", actor, sequences.CONFIG, sequences.SECRETS)
+
+
+def set_credential(provider: Provider, name: str, secret: str, *, actor: str) -> Credential:
+    """Store a secret under a name, sealed to the provider's base URL; replaces the one of that name."""
+    check_secret(secret)
+    if not provider.base_url:
+        raise ValidationError({"provider": "Save the provider's base URL before a credential."})
+    credential = provider.credentials.filter(name=name).first()
+    if credential is None:
+        credential = Credential(provider=provider, name=name, revision=0, position=provider.credentials.count())
+    before = _stored(credential)
+    credential.ciphertext = open_vault().seal(secret, provider.base_url)
+    credential.last4 = secret[-4:] if len(secret) >= 12 else ""  # of a short secret four characters are too many
+    credential.bound_base_url = provider.base_url
+    credential.revision += 1
+    credential.rotated_at = timezone.now()
+    _clean(credential)
+    return _write(credential, before, "credential", actor, sequences.CONFIG, sequences.SECRETS)
+
+
+def save_credential(credential: Credential, *, actor: str) -> Credential:
+    """Change a credential's name, position or enabled flag; the secret stays as it is."""
+    before = _stored(credential)
+    if before is None:
+        raise ValidationError("A credential is made by storing its secret.")
+    _clean(credential)
+    return _write(credential, before, "credential", actor, sequences.CONFIG, sequences.SECRETS)
+
+
+def delete_credential(credential: Credential, *, actor: str) -> None:
+    """Forget a secret."""
+    _delete(credential, "credential", actor, sequences.CONFIG, sequences.SECRETS)
+
+
+def read_secret(credential: Credential) -> str:
+    """The secret itself, for control's own calls to the provider. Raises `VaultError` when it cannot be used."""
+    if not credential.ciphertext:
+        raise VaultError("No secret is stored.")
+    return open_vault().open(credential.ciphertext, credential.provider.base_url)
+
+
+def open_vault() -> Vault:
+    """The vault of `manage.py init`. Tests, which have no key file, share one made for the process."""
+    path = settings.HOOSH_KEYS_DIR / "vault.key"
+    if settings.TESTING and not path.exists():
+        return _ephemeral_vault()
+    return Vault.load(path)
+
+
+@functools.cache
+def _ephemeral_vault() -> Vault:
+    return Vault([Vault.new_key()])
+
+
+def check_secret(secret: str) -> None:
+    """Refuse a secret that could not stand in a header."""
+    if not secret:
+        raise ValidationError({"secret": "Enter the secret."})
+    if len(secret) > SECRET_LIMIT:
+        raise ValidationError({"secret": f"A secret has at most {SECRET_LIMIT} characters."})
+    if not all("!" <= character <= "~" for character in secret):
+        raise ValidationError(
+            {"secret": "A secret has visible ASCII characters only, no blanks: it goes into a header."}
+        )
+
+
+# Routes, policies, cards, settings
+
+
+def save_route(route: Route, *, actor: str) -> Route:
+    """Create or change a route."""
+    before = _stored(route)
+    _clean(route)
+    return _write(route, before, "route", actor)
+
+
+def delete_route(route: Route, *, actor: str) -> None:
+    """Delete a route."""
+    _delete(route, "route", actor)
+
+
+def save_policy(policy: RoutingPolicy, *, actor: str) -> RoutingPolicy:
+    """Create or change a routing policy."""
+    before = _stored(policy)
+    _clean(policy)
+    return _write(policy, before, "policy", actor)
+
+
+def delete_policy(policy: RoutingPolicy, *, actor: str) -> None:
+    """Delete a routing policy."""
+    _delete(policy, "policy", actor)
+
+
+def save_card(card: ModelCard, *, actor: str) -> ModelCard:
+    """Create or change a model card. Cards are live: they are no part of the published document."""
+    before = _stored(card)
+    _clean(card)
+    return _write(card, before, "card", actor, sequences.CARDS)
+
+
+def delete_card(card: ModelCard, *, actor: str) -> None:
+    """Delete a model card."""
+    _delete(card, "card", actor, sequences.CARDS)
+
+
+def gateway_settings() -> GatewaySettings:
+    """The one settings row, made with its defaults on first use."""
+    return GatewaySettings.objects.get_or_create(pk=1)[0]
+
+
+def save_settings(row: GatewaySettings, *, actor: str) -> GatewaySettings:
+    """Change the behaviour of the gateway."""
+    row.pk = 1
+    before = _stored(row)
+    if row.total_timeout_s < max(row.connect_timeout_s, row.first_byte_timeout_s):
+        raise ValidationError({"total_timeout_s": "The total cannot be shorter than the time to the first byte."})
+    _clean(row)
+    return _write(row, before, "settings", actor)
+
+
+# The common part of every write
+
+
+def _stored(row: Row) -> Row | None:
+    return type(row)._default_manager.filter(pk=row.pk).first() if row.pk else None
+
+
+def _clean(row: models.Model) -> None:
+    if isinstance(row, Provider):
+        row.ca_pem = row.ca_pem.replace("\r\n", "\n").strip()
+    row.full_clean()
+
+
+def _write(row: Row, before: Row | None, what: str, actor: str, *counters: str) -> Row:
+    changes = changed_fields(before, row)
+    if before is not None and not changes:
+        return row
+    action = f"{what}.{'created' if before is None else 'changed'}"
+    moved = counters or (sequences.CONFIG,)
+    with transaction.atomic():
+        if before is None:
+            row.save(force_insert=True)
+        else:
+            row.save(update_fields=[*changes, *(("updated_at",) if hasattr(row, "updated_at") else ())])
+        _record(row, action, actor, {"fields": recordable(changes)}, moved)
+    _publish(row, action, actor, moved)
+    return row
+
+
+def _delete(row: models.Model, what: str, actor: str, *counters: str) -> None:
+    action = f"{what}.deleted"
+    moved = counters or (sequences.CONFIG,)
+    with transaction.atomic():
+        _record(row, action, actor, {"id": row.pk}, moved)
+        row.delete()
+    _publish(row, action, actor, moved)
+
+
+def _record(row: models.Model, action: str, actor: str, data: dict[str, Any], moved: Iterable[str]) -> None:
+    record(action, actor=actor, target=str(row)[:200], data=data)
+    for counter in moved:
+        sequences.bump(counter)
+
+
+def _publish(row: models.Model, action: str, actor: str, moved: Iterable[str]) -> None:
+    # Outside of the write's own savepoint: only so do the writes of one transaction share one publication.
+    if sequences.CONFIG in moved:
+        publish_on_commit(actor, f"{action} {row}"[:200])
