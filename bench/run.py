@@ -29,7 +29,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=5, help="length of one run")
     parser.add_argument("--quick", action="store_true", help="about a minute: one short run each, fewer figures")
     parser.add_argument("--gate", action="store_true", help="fail when a ratio is over its bound")
-    parser.add_argument("--page", default="/admin/budgets/agent/?all=", help="the admin page that is reloaded")
+    parser.add_argument("--page", default="/admin/budgets/agent/", help="the admin page that is reloaded")
     options = parser.parse_args()
     if options.quick:
         options.runs, options.seconds = 1, 2

@@ -26,7 +26,7 @@ UNARY_MODEL = "bench-unary"
 _ROWS = """
 from budgets.models import Agent, Team
 team = Team.objects.create(name="bench rows")
-Agent.objects.bulk_create(Agent(team=team, name=f"agent {number:04d}") for number in range({rows}))
+Agent.objects.bulk_create(Agent(team=team, name=f"agent {number:04d}") for number in range(@ROWS@))
 """
 _NGINX_DIR = Path(__file__).parent / "nginx"
 
@@ -123,7 +123,7 @@ class Setup:
         """An operator to sign in with, and rows for the page that is reloaded."""
         self.gateway.env = {**self.gateway.env, "DJANGO_SUPERUSER_PASSWORD": ADMIN_PASSWORD}
         self.gateway.manage("createsuperuser", "--noinput", "--username", ADMIN_USER, "--email", "bench@example.org")
-        self.gateway.manage("shell", "-c", _ROWS.format(rows=rows))
+        self.gateway.manage("shell", "-c", _ROWS.replace("@ROWS@", str(rows)))
 
     def _infers(self) -> bool:
         body = {"model": UNARY_MODEL, "messages": [{"role": "user", "content": "hi"}], "max_tokens": 16}

@@ -44,6 +44,7 @@ class TeamAdmin(LiveAdmin[Team]):
 
     list_display = ("name", "enabled", "agent_count")
     list_editable = ("enabled",)
+    ordering = ("name",)  # counting agents drops the model's own order
     search_fields = ("name",)
     fields = ("name", "enabled", "note")
 
@@ -73,6 +74,7 @@ class AgentAdmin(LiveAdmin[Agent]):
     list_display = ("name", "team", "enabled", "key_count")
     list_editable = ("enabled",)
     list_filter = ("enabled", "team")
+    ordering = ("team__name", "name")  # counting keys drops the model's own order
     list_select_related = ("team",)
     search_fields = ("name", "team__name")
     autocomplete_fields = ("team",)

@@ -124,7 +124,11 @@ def _postgres_value(index: int) -> str:
 
 _USAGE = f"{Usage._meta.db_table} ({', '.join(_COLUMNS)})"
 _INDEXES = range(len(_COLUMNS))
-_USAGE_SQLITE = f"INSERT OR IGNORE INTO {_USAGE} SELECT {', '.join(map(_sqlite_value, _INDEXES))} FROM json_each(%s)"  # noqa: S608
+# Materialized: otherwise SQLite writes a row's array out as text once more for every column (3 times the cost).
+_USAGE_SQLITE = (
+    f"INSERT OR IGNORE INTO {_USAGE} WITH batch (value) AS MATERIALIZED (SELECT value FROM json_each(%s)) "  # noqa: S608
+    f"SELECT {', '.join(map(_sqlite_value, _INDEXES))} FROM batch"
+)
 _USAGE_POSTGRES = (
     f"INSERT INTO {_USAGE} SELECT {', '.join(map(_postgres_value, _INDEXES))} "  # noqa: S608
     "FROM jsonb_array_elements(%s::jsonb) AS r ON CONFLICT (rid, attempt) DO NOTHING"

@@ -155,6 +155,7 @@ class AsgiExchange:
         """Stop watching. Call when the handling is over, however it ended."""
         if self._watcher is not None:
             self._watcher.cancel()
+        self._watcher = self._task = None  # a cancelled task's traceback leads back here: a cycle for the collector
 
 
 class GatewayApp:

@@ -6,7 +6,6 @@ Made for `gateway.forward`, which streams request bodies; calls to providers go 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from typing import cast
 
 import httptools
@@ -77,9 +76,7 @@ class Connection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self.transport = None
         self._writable.set()
-        if not self.complete and self._started:
-            with contextlib.suppress(httptools.HttpParserError, AttributeError):
-                self._parser.feed_eof()  # completes a reply whose body is delimited by the close
+        # Control always declares where a body ends, so an end by closing is a cut as well.
         if not self.complete:
             self.fail(ReplyCutError("control closed the connection in the middle of its reply"))
 

@@ -71,7 +71,8 @@ class JsonFormatter(logging.Formatter):
                 shown = _plain(name, value)
                 if shown is not _LEFT_OUT:
                     entry[name] = shown
-        if record.exc_info:
+        # What is refused as suspicious says everything in its message; anybody can provoke it, so it stays one line.
+        if record.exc_info and not record.name.startswith("django.security."):
             entry["exception"] = _tail(self.formatException(record.exc_info))
         elif record.exc_text:
             entry["exception"] = _tail(record.exc_text)

@@ -13,7 +13,9 @@ from __future__ import annotations
 
 import os
 import re
+import threading
 from bisect import bisect_left
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -58,8 +60,8 @@ def prepare_environment(metrics_dir: Path, *, empty: bool = False) -> None:
 
 
 @dataclass(frozen=True)
-class Families:
-    """Every metric of the gateway, made once per process."""
+class WorkerFamilies:
+    """The metrics of workers. Apart from control's: making a gauge writes its 0, which would count as a worker's."""
 
     requests: Counter
     duration: Histogram
@@ -72,17 +74,26 @@ class Families:
     inflight: Gauge
     config_version: Gauge
     ready: Gauge
+
+
+@dataclass(frozen=True)
+class ControlFamilies:
+    """The metrics of control."""
+
     settle_lag: Gauge
+    settled: Counter
+    failures: Counter
+    overrun: Counter
     provider_up: Gauge
 
 
 @cache
-def families() -> Families:
-    """The metric families on prometheus_client's default registry."""
+def worker_families() -> WorkerFamilies:
+    """A worker's metric families on prometheus_client's default registry."""
     from prometheus_client import Counter, Gauge, Histogram
 
     by_call = ("endpoint", "provider")
-    return Families(
+    return WorkerFamilies(
         requests=Counter(
             "hoosh_requests_total", "Finished inference requests.", ("endpoint", "provider", "route", "status_class")
         ),
@@ -105,9 +116,23 @@ def families() -> Families:
             "hoosh_config_version", "Oldest configuration version any worker runs by.", multiprocess_mode="livemin"
         ),
         ready=Gauge("hoosh_workers_ready", "Workers that take requests.", multiprocess_mode="livesum"),
+    )
+
+
+@cache
+def control_families() -> ControlFamilies:
+    """Control's metric families on prometheus_client's default registry."""
+    from prometheus_client import Counter, Gauge
+
+    return ControlFamilies(
         settle_lag=Gauge(
-            "hoosh_settle_lag_seconds", "Age of the oldest usage not yet booked.", multiprocess_mode="mostrecent"
+            "hoosh_settle_lag_seconds",
+            "Greatest age of usage when it was booked, over the latest batches.",
+            multiprocess_mode="mostrecent",
         ),
+        settled=Counter("hoosh_settled_rows_total", "Usage rows booked."),
+        failures=Counter("hoosh_settle_failures_total", "Failed attempts to book usage."),
+        overrun=Counter("hoosh_overrun_tokens_total", "Tokens charged beyond what was held."),
         provider_up=Gauge(
             "hoosh_provider_up", "1 while probes reach the provider.", ("provider",), multiprocess_mode="mostrecent"
         ),
@@ -134,6 +159,8 @@ class Metrics:
     """A worker's counters. All methods but `flush` only add integers in memory; one thread (the loop) uses it."""
 
     def __init__(self) -> None:
+        """Loads prometheus_client, so that the first flush does not hold up the loop."""
+        worker_families()
         self._cells: dict[Key, list[int]] = {}
         self._spill: dict[Key, list[int]] = {}
         self._refusals: dict[str, int] = {}
@@ -198,7 +225,7 @@ class Metrics:
 
     def flush(self) -> None:
         """Add what is new to the shared values. Call once a second; costs about 2 µs per figure that changed."""
-        shared = families()
+        shared = worker_families()
         for cells in (self._cells, self._spill):
             for key, cell in cells.items():
                 if cell[_COUNT]:
@@ -229,7 +256,7 @@ class Metrics:
     def _count(counts: dict[Any, int], key: object) -> None:
         counts[key] = counts.get(key, 0) + 1
 
-    def _flush_cell(self, shared: Families, key: Key, cell: list[int]) -> None:
+    def _flush_cell(self, shared: WorkerFamilies, key: Key, cell: list[int]) -> None:
         endpoint, name, route, status_class = key
         provider = self._providers.bound(name)
         shared.requests.labels(endpoint, provider, self._routes.bound(route), f"{status_class}xx").inc(cell[_COUNT])
@@ -252,14 +279,29 @@ def _add(histogram: Any, counts: list[int], sum_us: int) -> None:
     histogram._sum.inc(sum_us / 1e6)
 
 
-def set_settle_lag(seconds: float) -> None:
-    """Control tells how old the oldest usage is that it has not booked yet."""
-    families().settle_lag.set(seconds)
+_ledger_seen: dict[str, float] = {}
+_ledger_lock = threading.Lock()
+
+
+def ledger_figures(stats: Mapping[str, Any]) -> None:
+    """Take over the figures of control's ledger writer (`Writer.stats()`); its counters may begin again at 0."""
+    shared = control_families()
+    totals = {
+        "settled": (shared.settled, stats.get("rows", 0)),
+        "failures": (shared.failures, stats.get("errors", 0) + stats.get("outages", 0)),
+        "overrun": (shared.overrun, stats.get("overrun_tokens", 0)),
+    }
+    with _ledger_lock:
+        for name, (counter, total) in totals.items():
+            before = _ledger_seen.get(name, 0)
+            counter.inc(total - before if total >= before else total)
+            _ledger_seen[name] = total
+    shared.settle_lag.set(stats.get("lag_max_s", 0.0))
 
 
 def set_provider_up(provider: str, up: bool) -> None:
     """Control tells what a probe found."""
-    families().provider_up.labels(provider).set(int(up))
+    control_families().provider_up.labels(provider).set(int(up))
 
 
 def forget_process(pid: int) -> None:

@@ -127,6 +127,7 @@ async def serve(runtime: Runtime, exchange: Exchange, endpoint: Endpoint) -> Non
     finally:
         runtime.jobs.discard(job)
         finish(job, status, code)
+        job.last = job.task = None  # they point back to the job: without this every request is left to the collector
 
 
 def job_snapshot(job: Job) -> Snapshot:

@@ -6,8 +6,8 @@ whatever spelling. JSON parsers disagree on which of two equal keys counts, so a
 and executed by the other. Parsers written in Go also match keys without regard to case; a top-level key that differs
 from a guarded one only in case is refused for the same reason.
 
-Every other body is accepted and sent byte for byte, with one exception: where ASCII letters are spelled as `\\u00XX`
-the body is encoded anew, so that keys appear literally in what is sent.
+Every other body is accepted and sent byte for byte, with one exception: where ASCII letters, digits or `_` are spelled
+as `\\u00XX` the body is encoded anew, so that keys appear literally in what is sent.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ _CONTAINERS_MAX = 1_000_000  # arrays and objects in one large body: each costs 
 _decode = msgspec.json.Decoder().decode
 _encode = msgspec.json.Encoder().encode
 _ESCAPED_QUOTE_OR_COLON = re.compile(rb"\\u00(?:22|3[aA])")
-_ESCAPED_KEY_CHARACTER = re.compile(rb"\\u00(?:3[0-9]|[46][1-9a-fA-F]|[57][0-9aAfF])")
+_ESCAPED_KEY_CHARACTER = re.compile(rb"\\u00(?:3[0-9]|[46][1-9a-fA-F]|[57][0-9aA]|5[fF])")
 
 
 def check(body: bytes) -> bytes:

@@ -16,4 +16,5 @@ _HEADER = """\
 def export_text() -> str:
     """The file's text."""
     tables = {FORMAT_KEY: FORMAT, **exporting.tables(), **budgets_importing.tables()}
-    return _HEADER.format(version=__version__) + toml.dumps(tables)
+    filled = {name: value for name, value in tables.items() if value != []}
+    return _HEADER.format(version=__version__) + toml.dumps(filled)

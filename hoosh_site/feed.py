@@ -135,7 +135,7 @@ class DatabaseSource:
         from django.conf import settings
 
         if settings.HOOSH_CONFIG:
-            from providers.importing import import_if_changed
+            from hoosh_site.importing import import_if_changed
 
             import_if_changed(settings.HOOSH_CONFIG)
 

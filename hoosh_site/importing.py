@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -64,15 +65,28 @@ def import_file(path: Path | str, actor: str, *, adopt: bool = False) -> Report:
 
 def import_if_changed(path: Path | str, actor: str = "HOOSH_CONFIG") -> Report | None:
     """Import a file unless the last import was of the same content, variables and certificates; None then."""
-    file = _read(Path(path))
-    if ImportState.objects.filter(pk=1, fingerprint=file.fingerprint).exists():
-        return None
-    return _apply(file, actor, adopt=False)
+    try:
+        file = _read(Path(path))
+        if ImportState.objects.filter(pk=1, fingerprint=file.fingerprint).exists():
+            return None
+        return _apply(file, actor, adopt=False)
+    except ImportFileError as exc:
+        record(
+            "config.import_failed",
+            actor=actor,
+            target=str(path)[-200:],
+            level="error",
+            data={"reason": str(exc)[:2000]},
+        )
+        raise
 
 
 def check_file(path: Path | str) -> Report:
     """What an import would have to say of a file, without changing anything. Raises `ImportFileError`."""
-    return _read(Path(path)).report
+    file = _read(Path(path))
+    with _refusals(file.report.path):
+        file.report.warnings += importing.look_up(file.wanted)
+    return file.report
 
 
 def _read(path: Path) -> _File:
@@ -86,13 +100,9 @@ def _read(path: Path) -> _File:
         raise ImportFileError(f"{path}: {exc}") from exc
     environ = {name: env.text(name) for name in hoosh_toml.referenced_variables(data)}
     report = Report(str(path))
-    try:
+    with _refusals(report.path):
         file = _ours(tables, environ, report) if FORMAT_KEY in tables else _theirs(tables, environ, report)
-        report.warnings += importing.prepare(file.wanted, directory=path.parent)
-    except ImportRefusedError as exc:
-        raise ImportFileError(_list(path, exc.reasons)) from exc
-    except ValidationError as exc:
-        raise ImportFileError(_list(path, exc.messages)) from exc
+        importing.read_certificates(file.wanted, directory=path.parent)
     file.fingerprint = _fingerprint(data, environ, file.wanted)
     return file
 
@@ -128,7 +138,8 @@ def _fingerprint(data: bytes, environ: Mapping[str, str], asked: Wanted) -> str:
 
 def _apply(file: _File, actor: str, *, adopt: bool) -> Report:
     report, path = file.report, file.report.path
-    try:
+    with _refusals(path):
+        report.warnings += importing.look_up(file.wanted)
         with publish.held_back(), transaction.atomic():
             made = importing.apply(file.wanted, actor=actor, adopt=adopt)
             spent = budgets_importing.apply(file.pools, file.tokens, file.prices, actor=actor, adopt=adopt)
@@ -139,10 +150,6 @@ def _apply(file: _File, actor: str, *, adopt: bool) -> Report:
             )
             data = {"changes": report.changes[:100], "warnings": report.warnings[:100]}
             record("config.imported", actor=actor, target=path[-200:], data=data)
-    except ImportRefusedError as exc:
-        raise ImportFileError(_list(path, exc.reasons)) from exc
-    except ValidationError as exc:
-        raise ImportFileError(_list(path, exc.messages)) from exc
     try:
         report.version = publish.publish(actor, f"import of {Path(path).name}").number
     except publish.PublishError as exc:
@@ -150,5 +157,11 @@ def _apply(file: _File, actor: str, *, adopt: bool) -> Report:
     return report
 
 
-def _list(path: Path | str, reasons: Any) -> str:
-    return "\n".join([f"{path} was not imported:", *(f"  {reason}" for reason in reasons)])
+@contextmanager
+def _refusals(path: str) -> Iterator[None]:
+    """Turn what the applications refuse into one error that lists every place."""
+    try:
+        yield
+    except (ImportRefusedError, ValidationError) as exc:
+        reasons = exc.reasons if isinstance(exc, ImportRefusedError) else exc.messages
+        raise ImportFileError("\n".join([f"{path} was not imported:", *(f"  {each}" for each in reasons)])) from exc

@@ -50,6 +50,7 @@ HOOSH_PORT = env.integer("PORT", 8088, minimum=1, maximum=65535)
 HOOSH_WORKERS = env.integer("HOOSH_WORKERS", 1, minimum=1, maximum=256)
 HOOSH_DRAIN_S = env.integer("HOOSH_DRAIN_S", 30, minimum=1, maximum=3600)  # how long running streams may take at a stop
 HOOSH_CONFIG = env.text("HOOSH_CONFIG")
+HOOSH_CONFIG_IMPORTER = "hoosh_site.importing.import_if_changed"  # for the API, which must not import this package
 HOOSH_PUBLIC_URL = env.text("HOOSH_PUBLIC_URL").rstrip("/")
 HOOSH_TRUSTED_PROXIES = env.items("HOOSH_TRUSTED_PROXIES")  # addresses or networks whose X-Forwarded-* are believed
 HOOSH_ACCESS_LOG = env.text("HOOSH_ACCESS_LOG", str(HOOSH_LOG_DIR / "access.jsonl"))  # path, "-" or "off"
@@ -224,4 +225,5 @@ LOGGING = {
     "formatters": {"json": {"()": "gateway.logs.JsonFormatter"}},
     "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "json"}},
     "root": {"handlers": ["stderr"], "level": env.text("HOOSH_LOG_LEVEL", "INFO").upper()},
+    "loggers": {"httpx": {"level": "WARNING"}},  # otherwise each probe of a provider is a line
 }

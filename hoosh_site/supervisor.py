@@ -26,6 +26,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from gateway.metrics import prepare_environment  # loads nothing large
 from hoosh_site import child
 
 CONTROL, WORKER = "control", "worker"
@@ -181,6 +182,7 @@ class Supervisor:
         """Start everything and supervise it; the exit status. Raises `ServeError` before anything is started."""
         pid_fd = take_pid_file(self._plan.run_dir)
         self._listeners = open_listeners(self._plan.host, self._plan.port, self._plan.workers)
+        prepare_environment(self._plan.run_dir / "metrics", empty=True)  # the children inherit it
         signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
         signal.signal(signal.SIGCHLD, lambda *_: None)  # an ignored SIGCHLD would not be delivered to sigtimedwait
         self._slots = {(CONTROL, 0): Slot(), **{(WORKER, n): Slot() for n in range(self._plan.workers)}}

@@ -5,6 +5,9 @@ from __future__ import annotations
 from django.contrib import admin
 from django.urls import include, path
 
+handler400 = "gateway.api.errors.bad_request"
+handler404 = "gateway.api.errors.not_found"
+handler500 = "gateway.api.errors.server_error"
 urlpatterns = [
     path("admin/", admin.site.urls),
     path("", include("gateway.api.urls")),

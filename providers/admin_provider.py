@@ -34,8 +34,11 @@ class CredentialInline(TableInline[Credential, Provider]):
     form = CredentialForm
     fields = ("name", "secret", "stored", "enabled")
     readonly_fields = ("stored",)
-    extra = 0
     verbose_name = "credential"
+
+    def get_extra(self, request: HttpRequest, obj: Provider | None = None, **kwargs: Any) -> int:
+        """One empty line where there is no secret yet; left blank it is ignored."""
+        return 0 if obj is not None and obj.credentials.exists() else 1
 
     @admin.display(description="stored")
     def stored(self, credential: Credential) -> SafeString:

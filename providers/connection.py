@@ -26,7 +26,7 @@ from providers.failures import (
 from providers.inflate import InflateError, Inflater, inflate_all
 
 BUFFER_BYTES = 256 * 1024  # unread bytes of a stream at which reading from the socket stops
-HEADER_BYTES = 128 * 1024  # status line and headers of one reply, interim replies included
+HEADER_BYTES = 128 * 1024  # headers of one reply, interim replies included; also its trailers
 IDLE_S = 60.0  # an idle connection older than this is not used again
 TIMER_SLACK_S = 0.002  # timers may fire this early: loop clocks are cached and rounded to milliseconds
 
@@ -98,7 +98,7 @@ class StreamReply:
                 waiter = self._begin_wait()
                 try:
                     await waiter
-                except asyncio.CancelledError:
+                except BaseException:
                     self.close()
                     raise
                 finally:
@@ -115,7 +115,7 @@ class StreamReply:
         timer = waiter.get_loop().call_later(timeout_s, self.notify)
         try:
             await waiter
-        except asyncio.CancelledError:
+        except BaseException:
             self.close()
             raise
         finally:
@@ -271,7 +271,7 @@ class Connection(asyncio.Protocol):
         if transport is None or transport.is_closing():
             return False
         if now - self.idle_at > self._keep_s or self._poll(0):
-            transport.close()
+            transport.abort()
             return False
         return True
 
@@ -319,6 +319,7 @@ class Connection(asyncio.Protocol):
         if self._state == _IDLE:
             self.drop()
             return
+        waiting = self.waiting
         try:
             self._parser.feed_data(data)
         except Exception as exc:
@@ -329,7 +330,7 @@ class Connection(asyncio.Protocol):
         if self._state == _IDLE:
             self._finish()
         else:
-            self._go_on(len(data))
+            self._go_on(0 if self.waiting > waiting else len(data))
 
     def eof_received(self) -> None:
         """The upstream sends no more; the transport closes and `connection_lost` judges."""
@@ -419,12 +420,17 @@ class Connection(asyncio.Protocol):
             return
         self._state = _IDLE
 
-    def _go_on(self, count: int) -> None:
-        """One read of so many bytes did not complete the reply."""
-        if self._state == _HEAD:
-            self._head_bytes += count
+    def _go_on(self, bodiless: int) -> None:
+        """One read did not complete the reply; `bodiless` is its size if it brought nothing of the body."""
+        if bodiless:
+            # The parser holds back unfinished header and trailer lines, without a limit of its own.
+            self._head_bytes += bodiless
             if self._head_bytes > HEADER_BYTES:
                 self._fail(UpstreamProtocolError("the reply's headers are too large"))
+                return
+        else:
+            self._head_bytes = 0
+        if self._state == _HEAD:
             return
         self._gap_started = now = self._time()
         if self._state == _BODY and now + self._limits.gap_s < self._timer_at:
@@ -455,12 +461,13 @@ class Connection(asyncio.Protocol):
             return
         if self.paused:
             self.resume()
-        # A reply that came before the whole request was taken leaves the rest of it in the way of the next one.
+        # A reply that came before the whole request was taken leaves the rest of it in the way of the next one, and
+        # of an orderly close too, which would wait for a peer that may never read it.
         if self._keep and not transport.is_closing() and transport.get_write_buffer_size() == 0:
             self.idle_at = self._time()
             self._pool.release(self)
         else:
-            transport.close()
+            transport.abort()
 
     def _whole(self) -> Reply:
         parts = self.parts
@@ -496,8 +503,8 @@ class Connection(asyncio.Protocol):
         if self._state == _IDLE:
             if now < self.idle_at + self._keep_s:
                 self._arm(self.idle_at + self._keep_s)
-            elif self._transport is not None:
-                self._transport.close()
+            else:
+                self.drop()
             return
         limits = self._limits
         total_at = self._started + limits.total_s

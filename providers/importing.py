@@ -1,6 +1,6 @@
 """Bringing the rows in line with what a configuration file asks for (`providers.wanted`).
 
-`prepare` looks at files and addresses, then `apply` writes inside the caller's transaction.
+`read_certificates` and `look_up` complete it from outside, then `apply` writes inside the caller's transaction.
 The importer owns only rows it made (`managed_by="import"`): it changes those and removes the ones the file no longer
 names. A row of an operator that is in the way is left alone and reported, unless it is to be adopted.
 """
@@ -35,8 +35,21 @@ class Outcome:
     warnings: list[str] = field(default_factory=list)
 
 
-def prepare(wanted: Wanted, *, directory: Path) -> list[str]:
-    """Read the certificate files (relative to `directory`) and look up every address. Returns warnings.
+def read_certificates(wanted: Wanted, *, directory: Path) -> None:
+    """Read the certificate files that are named, relative to `directory`. Raises `ImportRefusedError`."""
+    reasons: list[str] = []
+    for entry in wanted.providers:
+        try:
+            if entry.ca_files:
+                entry.values["ca_pem"] = "\n".join(_read_pem(directory / name) for name in entry.ca_files)
+        except ValidationError as exc:
+            reasons += [f"{entry.origin}: {message}" for message in exc.messages]
+    if reasons:
+        raise ImportRefusedError(reasons)
+
+
+def look_up(wanted: Wanted) -> list[str]:
+    """Bring every base URL into its stored form and look its address up. Returns warnings.
 
     Slow, since names are resolved: call it outside of a transaction. Raises `ImportRefusedError`.
     """
@@ -44,8 +57,6 @@ def prepare(wanted: Wanted, *, directory: Path) -> list[str]:
     reasons: list[str] = []
     for entry in wanted.providers:
         try:
-            if entry.ca_files:
-                entry.values["ca_pem"] = "\n".join(_read_pem(directory / name) for name in entry.ca_files)
             kind = CATALOG.get(entry.values.get("kind", ""))
             default = kind.base_url if kind else ""
             entry.values["base_url"] = validation.base_url(entry.values.get("base_url", ""), default=default)
@@ -85,7 +96,7 @@ def _look_up(entry: WantedProvider, warnings: list[str], *, is_local: bool) -> N
 
 
 def apply(wanted: Wanted, *, actor: str, adopt: bool = False) -> Outcome:
-    """Write what is wanted. Call inside a transaction, after `prepare`. Raises `ImportRefusedError`."""
+    """Write what is wanted. Call inside a transaction, after `look_up`. Raises `ImportRefusedError`."""
     try:
         return _Applier(actor, adopt=adopt).run(wanted)
     except _RefusedHereError as exc:
@@ -119,12 +130,12 @@ class _Applier:
         pairs = [(entry, self._provider_of(entry)) for entry in wanted.providers]
         pairs = self._resolve_unnamed(pairs)
         kept = {row.pk for _, row in pairs if row is not None}
-        self._remove_providers(kept)
         claimed: set[int] = set()
         routes = [(entry, [self._route_of(route, row, claimed) for route in entry.routes]) for entry, row in pairs]
         for leftover in Route.objects.filter(managed_by=OWNER).exclude(pk__in=claimed):
             self._done("route", leftover.name, "removed")
             services.delete_route(leftover, actor=self._actor)
+        self._remove_providers(kept)
         for (entry, row), (_, rows) in zip(pairs, routes, strict=True):
             if (provider := self._provider(entry, row)) is None:
                 continue

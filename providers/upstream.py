@@ -120,11 +120,11 @@ class Pool:
         conn.begin(data, limits, started, future, streaming=False)
         try:
             return await future
-        except asyncio.CancelledError:
+        except BaseException:
             if conn.future is future:
                 conn.drop()
             elif not future.cancelled():
-                future.exception()  # It came in the same turn of the loop as the cancellation; nobody will ask.
+                future.exception()  # It came in the same turn of the loop as a cancellation: nobody else will ask.
             raise
 
     async def stream(self, head: bytes, body: bytes, limits: Limits) -> StreamReply:
@@ -141,11 +141,11 @@ class Pool:
         conn.begin(data, limits, started, future, streaming=True)
         try:
             return await future
-        except asyncio.CancelledError:
+        except BaseException:
             if conn.future is future:
                 conn.drop()
             elif not future.cancelled() and future.exception() is None:
-                future.result().close()  # The head came in the same turn of the loop as the cancellation.
+                future.result().close()  # The head came in the same turn of the loop as a cancellation.
             raise
 
     def close(self) -> None:
@@ -186,6 +186,8 @@ class Pool:
         return None
 
     async def _connect(self, limits: Limits, started: float) -> Connection:
+        if asyncio.get_running_loop() is not self.loop:
+            raise RuntimeError("a pool belongs to the event loop that used it first")
         left = started + limits.total_s - self.time()
         try:
             async with asyncio.timeout(min(limits.connect_s, left)):
@@ -221,8 +223,6 @@ class Pool:
         sock = socket.socket(family, socket.SOCK_STREAM)
         try:
             sock.setblocking(False)
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
             async with asyncio.timeout(timeout_s):
                 await self.loop.sock_connect(sock, sockaddr)
         except TimeoutError as exc:

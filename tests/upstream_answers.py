@@ -17,6 +17,7 @@ from tests.upstream_wire import Connection, EndError, Request
 DEFAULT_WORDS = 8
 CUT_AFTER = 3
 HUGE_LINE_BYTES = 64 * 1024 * 1024
+BOMB_CRC32 = 0x2A0E7DBB  # of 256 MiB of zeros
 _NAMED_GAP = re.compile(r"^(?:(.*)-)?gap-(\d+)$")
 _SLOW = re.compile(r"^slow-(\d+)ms$")
 _WAIT = re.compile(r"^(first|think)-(\d+)ms$")
@@ -92,7 +93,11 @@ class Behaviours:
     api_key: str
     models: list[str]
     unix_path: str
-    url: str
+
+    @property
+    def url(self) -> str:
+        """The base URL of the server."""
+        raise NotImplementedError
 
     async def _answer(self, conn: Connection, request: Request) -> None:
         if self.api_key and request.headers.get("authorization") != f"Bearer {self.api_key}":
@@ -446,14 +451,10 @@ _RAW_REPLIES = {
 
 @functools.cache
 def _bomb() -> tuple[bytes, ...]:
-    block, count = bytes(1 << 20), 256
     packer = zlib.compressobj(9, zlib.DEFLATED, -15)
-    piece = packer.compress(block) + packer.flush(zlib.Z_FULL_FLUSH)  # complete in itself, so it may be repeated
-    check = 0
-    for _ in range(count):
-        check = zlib.crc32(block, check)
-    end = packer.flush() + struct.pack("<II", check, count * len(block))
-    return (b"\x1f\x8b\x08\0\0\0\0\0\0\xff", *[piece] * count, end)
+    piece = packer.compress(bytes(1 << 20)) + packer.flush(zlib.Z_FULL_FLUSH)  # complete in itself: may be repeated
+    end = packer.flush() + struct.pack("<II", BOMB_CRC32, 256 << 20)
+    return (b"\x1f\x8b\x08\0\0\0\0\0\0\xff", *[piece] * 256, end)
 
 
 async def _bulk(name: str) -> AsyncIterator[bytes]:

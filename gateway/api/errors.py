@@ -3,7 +3,7 @@
     {"error": {"message": …, "type": …, "param": null, "code": …}}
 
 `exception_handler` turns what a view raises into such a reply; an unexpected exception is logged and told without
-detail. `not_found` and `server_error` do the same for paths no view answers.
+detail. `bad_request`, `not_found` and `server_error` do the same for what Django refuses before any view.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from django.core.exceptions import PermissionDenied
+from django.core.exceptions import DisallowedHost, PermissionDenied
 from django.http import Http404, HttpRequest, HttpResponse, JsonResponse
 from django.views import defaults
 from rest_framework import exceptions
@@ -93,7 +93,16 @@ def _first_message(detail: Any, param: str | None = None) -> tuple[str, str | No
 
 
 def _is_api(path: str) -> bool:
-    return path == "/v1" or path.startswith(("/v1/", "/api/"))
+    return path == "/v1" or path.startswith(("/v1/", "/api/", "/metrics"))
+
+
+def bad_request(request: HttpRequest, exception: Exception) -> HttpResponse:
+    """`handler400`: what Django itself refuses, such as a Host header that is not allowed."""
+    if not _is_api(request.path):
+        return defaults.bad_request(request, exception)
+    if isinstance(exception, DisallowedHost):
+        return JsonResponse(body(400, "This host name is not allowed here; see HOOSH_ALLOWED_HOSTS."), status=400)
+    return JsonResponse(body(400, "The request is not valid."), status=400)
 
 
 def not_found(request: HttpRequest, exception: Exception) -> HttpResponse:

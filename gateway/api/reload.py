@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 import time
 
 from django.conf import settings
-from django.core.exceptions import ValidationError
+from django.utils.module_loading import import_string
 
 from gateway import plane
 from gateway.api.errors import ReloadFailedError
 from gateway.errors import GatewayUnavailableError
 from providers.publish import PublishError, publish
+
+log = logging.getLogger(__name__)
 
 WAIT_S = 5.0  # workers tell their state once a second
 _STEP_S = 0.05
@@ -39,18 +42,22 @@ def reload_configuration(actor: str, *, wait_s: float = WAIT_S) -> int:
 
 def _publish(actor: str) -> int:
     """Import HOOSH_CONFIG if it is set and has changed, publish the rows and return the version in force."""
+    if settings.HOOSH_CONFIG:
+        _import_file()
     try:
-        if settings.HOOSH_CONFIG:
-            from providers.importing import import_if_changed  # only where a file is used
-
-            import_if_changed(settings.HOOSH_CONFIG)
-        return int(publish(actor, "reload").number)
+        return publish(actor, "reload").number
     except PublishError as exc:
         raise ReloadFailedError(f"The configuration cannot be published: {exc}") from exc
-    except ValidationError as exc:
-        raise ReloadFailedError(f"HOOSH_CONFIG cannot be imported: {' '.join(exc.messages)}") from exc
-    except (OSError, ValueError) as exc:
-        raise ReloadFailedError(f"HOOSH_CONFIG cannot be imported: {exc}") from exc
+
+
+def _import_file() -> None:
+    # The importer is the site's: it spans applications that this one must not know.
+    import_if_changed = import_string(settings.HOOSH_CONFIG_IMPORTER)
+    try:
+        import_if_changed(settings.HOOSH_CONFIG)
+    except Exception as exc:
+        log.warning("reload.import_failed", exc_info=exc)
+        raise ReloadFailedError(f"HOOSH_CONFIG was not imported: {exc}") from exc
 
 
 def _running(entry: dict[str, object]) -> int:

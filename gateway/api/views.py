@@ -17,7 +17,7 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.views import APIView
 
-from gateway import metrics
+from gateway import metrics, plane
 from gateway.api import reports
 from gateway.api.authentication import Caller, HasKey, IsOperator, caller_of
 from gateway.api.reload import reload_configuration
@@ -122,6 +122,8 @@ class MetricsView(ControlView):
                 raise UnauthorizedError("From another host /metrics needs an API key with the operator scope.")
             if not caller.is_operator:
                 raise ForbiddenError("/metrics needs an API key with the operator scope.")
+        if plane.current is not None and plane.current.writer is not None:
+            metrics.ledger_figures(plane.current.writer.stats())
         text, content_type = metrics.exposition()
         return HttpResponse(text, content_type=content_type)
 
@@ -130,7 +132,7 @@ class SchemaView(SpectacularJSONAPIView):
     """The OpenAPI description of this API."""
 
     permission_classes = (HasKey,)
-    renderer_classes = (JSONRenderer,)
+    renderer_classes = [JSONRenderer]
     content_negotiation_class = IgnoreAccept
 
 

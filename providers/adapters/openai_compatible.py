@@ -20,6 +20,7 @@ Headers = Iterable[tuple[bytes, bytes]]
 
 _NEAR_BYTES = 1024  # how far from either end of a body the model's name is looked for
 _LIMIT_FIELDS = frozenset(("max_tokens", "max_completion_tokens"))
+_NULL = msgspec.Raw(b"null")
 _FIRST = b'{"model":'
 _BRACE = ord("}")
 _REPLY_ERRORS = (msgspec.MsgspecError, ValueError, RecursionError)
@@ -72,10 +73,10 @@ class _Reply(msgspec.Struct, gc=False):
 class _Names(msgspec.Struct, gc=False):
     """What a usage chunk repeats from the chunks before it."""
 
-    id: msgspec.Raw | None = None
-    created: msgspec.Raw | None = None
-    model: msgspec.Raw | None = None
-    object: msgspec.Raw | None = None
+    id: msgspec.Raw = _NULL
+    created: msgspec.Raw = _NULL
+    model: msgspec.Raw = _NULL
+    object: msgspec.Raw = _NULL
 
 
 _decode_reply = msgspec.json.Decoder(_Reply).decode
@@ -258,9 +259,12 @@ class ChunkReader:
 
     def _odd_event(self, event: bytes, data: bytes, *, named: bool) -> bytes:
         """An event that is no chunk as expected: the terminal, an error in words, fields of other types, nonsense."""
-        if data.strip() == b"[DONE]":
+        stripped = data.strip()
+        if stripped == b"[DONE]":
             self.done = True
             return self._late_usage()
+        if not stripped:
+            return b""
         try:
             told = _decode_any(data)
         except _REPLY_ERRORS:
@@ -350,8 +354,7 @@ def _rebuilt(call: Call, target: Target, limit: int | None) -> bytes:
         for other in _LIMIT_FIELDS:
             if other != field:
                 values.pop(other, None)
-        if limit != call.limit or field not in values:
-            values[field] = msgspec.Raw(b"%d" % limit)
+        values[field] = msgspec.Raw(b"%d" % limit)
     if call.stream and not target.kind.stream_usage:
         values.pop("stream_options", None)
     elif call.stream and not call.wants_usage:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import datetime as dt
 import logging
+import tempfile
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -255,7 +257,7 @@ class ReloadTest(ApiCase):
 
         with (
             control(FakeLink(10**9, 0, error="bad route")),
-            pytest.raises(Exception, match="worker 1 .*bad route") as hit,
+            pytest.raises(Exception, match=r"worker 1 .*bad route") as hit,
         ):
             reload.reload_configuration("test", wait_s=0.1)
         assert hit.value.status == 503
@@ -271,10 +273,23 @@ class ReloadTest(ApiCase):
         assert told["code"] == "reload_failed"
         assert "no-such-kind" in told["message"]
 
-    def test_a_broken_configuration_file_is_told(self):
-        with override_settings(HOOSH_CONFIG="/nowhere/hoosh.toml"):
+    def test_a_configuration_file_that_cannot_be_imported_is_told(self):
+        with override_settings(HOOSH_CONFIG="/nowhere/hoosh.toml"), self.assertLogs("gateway.api.reload"):
             told = self.error(self.reload(FakeLink(10**9)), 409)
         assert "HOOSH_CONFIG" in told["message"]
+        assert "/nowhere/hoosh.toml" in told["message"]
+
+    def test_a_changed_configuration_file_is_imported_before_the_answer(self):
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / "hoosh.toml"
+            file.write_text('[[providers]]\ntype = "ollama"\nbase_url = "http://127.0.0.1:11434"\nmodels = ["m*"]\n')
+            with override_settings(HOOSH_CONFIG=str(file)):
+                version = self.reload(FakeLink(10**9)).json()["version"]
+                assert Route.objects.filter(pattern="m*").exists()
+                assert self.reload(FakeLink(10**9)).json()["version"] == version
+                file.write_text("nonsense = [")
+                with self.assertLogs("gateway.api.reload"):
+                    self.error(self.reload(FakeLink(10**9)), 409)
 
 
 class RequestTest(ApiCase):
@@ -344,6 +359,17 @@ class MetricsTest(ApiCase):
         assert response["Content-Type"].startswith("text/plain")
         assert b"# HELP" in response.content
 
+    def test_the_ledgers_figures_are_read_when_scraped(self):
+        class Writer:
+            def stats(self):
+                return {"rows": 3, "lag_max_s": 0.75}
+
+        link = FakeLink(1)
+        link.writer = Writer()
+        with control(link):
+            text = self.ask("/metrics", Host="localhost").content.decode()
+        assert "hoosh_settle_lag_seconds 0.75" in text
+
     def test_another_host_needs_an_operators_key(self):
         def scrape(key: str = ""):
             headers = {"Authorization": f"Bearer {key}"} if key else {}
@@ -369,6 +395,15 @@ class OtherPathsTest(ApiCase):
         for path in ("/v1", "/v1/", "/v1/nope", "/v1/health/providers/", "/v1/requests/", "/v1/costs/../x"):
             for method in ("get", "post", "delete", "options", "patch"):
                 assert self.error(self.ask(path, method=method), 404)["code"] == "not_found"
+
+    def test_outside_of_v1_and_admin_a_404_is_json_too(self):
+        for path in ("/nowhere", "/api/nope", "/chat/completions"):
+            self.error(self.ask(path), 404)
+        assert self.client.get("/admin/nowhere/").status_code in (302, 404)
+
+    def test_a_host_name_that_is_not_allowed_is_told_in_the_same_shape(self):
+        told = self.error(self.ask("/v1/health/providers", self.text, Host="evil.example"), 400)
+        assert "HOOSH_ALLOWED_HOSTS" in told["message"]
 
     def test_options_is_not_answered_here(self):
         response = self.ask("/v1/health/providers", self.text, method="options")

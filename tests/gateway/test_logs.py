@@ -50,6 +50,13 @@ def test_an_exception_is_kept_as_text():
     assert "Traceback" in told["exception"]
 
 
+def test_a_forged_host_header_is_one_line_without_a_traceback():
+    try:
+        raise ValueError("Invalid HTTP_HOST header")
+    except ValueError:
+        assert "exception" not in line("refused", exc_info=sys.exc_info(), name="django.security.DisallowedHost")
+
+
 def test_a_wrong_format_string_does_not_lose_the_event():
     assert "10 things" in line("10 things %d", "x")["message"]
 

@@ -101,6 +101,29 @@ def test_gauges_of_running_workers_are_merged(tmp_path):
         one.communicate(b"\n", timeout=10)
 
 
+def test_control_neither_counts_as_a_worker_nor_lets_a_total_fall_when_its_writer_begins_again(tmp_path):
+    run(
+        """
+import sys
+from pathlib import Path
+from gateway import metrics
+metrics.prepare_environment(Path(sys.argv[1]))
+metrics.set_provider_up("openai", False)
+metrics.ledger_figures({"rows": 5, "errors": 1, "outages": 1, "overrun_tokens": 7, "lag_max_s": 0.5})
+metrics.ledger_figures({"rows": 9, "errors": 1, "outages": 1, "overrun_tokens": 7, "lag_max_s": 0.25})
+metrics.ledger_figures({"rows": 2, "errors": 0, "outages": 0, "overrun_tokens": 0, "lag_max_s": 0.125})
+""",
+        tmp_path,
+    )
+    text = run(SCRAPE, tmp_path)
+    assert "hoosh_config_version" not in text
+    assert value(text, "hoosh_settled_rows_total") == 11
+    assert value(text, "hoosh_settle_failures_total") == 2
+    assert value(text, "hoosh_overrun_tokens_total") == 7
+    assert value(text, "hoosh_settle_lag_seconds") == 0.125
+    assert value(text, "hoosh_provider_up", provider="openai") == 0
+
+
 def test_the_supervisor_empties_the_directory_of_an_earlier_run(tmp_path, monkeypatch):
     monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", "")
     worker(tmp_path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 
 import pytest
@@ -194,7 +195,7 @@ class PublishOnCommitTests(TransactionTestCase):
         self.assertEqual(len(numbers), 4)
         self.assertEqual(len(document().routes), 5)
         digests = list(ConfigVersion.objects.order_by("number").values_list("digest", flat=True))
-        self.assertTrue(all(one != two for one, two in zip(digests, digests[1:], strict=False)))
+        self.assertTrue(all(one != two for one, two in itertools.pairwise(digests)))
 
 
 class ServiceTests(TestCase):
@@ -205,7 +206,12 @@ class ServiceTests(TestCase):
         self.assertEqual(provider("b", "").base_url, "http://127.0.0.1:8000")
 
     def test_a_bad_url_is_refused_with_its_field(self) -> None:
-        for wrong in ("ftp://x", "http://169.254.169.254/latest", "https://u:p@h.example", "http://no-such-host.invalid"):
+        for wrong in (
+            "ftp://x",
+            "http://169.254.169.254/latest",
+            "https://u:p@h.example",
+            "http://no-such-host.invalid",
+        ):
             with self.assertRaises(ValidationError) as caught:
                 provider("a", wrong)
             self.assertIn("base_url", caught.exception.message_dict)

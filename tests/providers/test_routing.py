@@ -9,7 +9,9 @@ from providers.routing import PLANS_MAX, RouteTable
 
 CLOUD = ProviderDoc(id=1, name="cloud", kind="openai", base_url="https://api.example.com", address_class="public")
 LOCAL = ProviderDoc(id=2, name="local", kind="ollama", base_url="http://127.0.0.1:1", address_class="loopback")
-OFF = ProviderDoc(id=3, name="off", kind="ollama", base_url="http://127.0.0.1:2", address_class="loopback", enabled=False)
+OFF = ProviderDoc(
+    id=3, name="off", kind="ollama", base_url="http://127.0.0.1:2", address_class="loopback", enabled=False
+)
 PROVIDERS = {p.id: p for p in (CLOUD, LOCAL, OFF)}
 
 

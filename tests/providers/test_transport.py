@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import ssl
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +15,6 @@ import trustme
 
 from providers.transport import BODY_BYTES, open_client
 from tests.upstream import FaultUpstream, text_of
-
-
-@pytest.fixture(scope="module")
-def shared() -> Iterator[FaultUpstream]:
-    with FaultUpstream() as up:
-        yield up
-
-
-@pytest.fixture
-def up(shared: FaultUpstream) -> FaultUpstream:
-    shared.requests.clear()
-    return shared
 
 
 def run(

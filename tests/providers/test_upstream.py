@@ -3,21 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import json
 import resource
 import socket
-import ssl
 import time
-from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
-import trustme
-import uvloop
 
-from providers.inflate import InflateError, Inflater
 from providers.upstream import (
     BUFFER_BYTES,
     ConnectFailedError,
@@ -25,97 +18,26 @@ from providers.upstream import (
     Limits,
     Origin,
     Pool,
-    Reply,
     ReplyTooLargeError,
-    StreamReply,
     UpstreamError,
     UpstreamProtocolError,
     UpstreamResetError,
     UpstreamTimeoutError,
 )
+from tests.providers.pools import (
+    CALM,
+    QUICK,
+    Runner,
+    ask,
+    ask_stream,
+    body,
+    failure_of,
+    head,
+    pool_for,
+    text_in,
+    until,
+)
 from tests.upstream import FaultUpstream, text_of
-
-Runner = Callable[[Callable[[], Awaitable[Any]]], Any]
-QUICK = Limits(connect_s=1.0, first_byte_s=0.15, gap_s=0.15, total_s=5.0)
-
-
-@pytest.fixture(params=["asyncio", "uvloop"])
-def run(request: pytest.FixtureRequest) -> Runner:
-    """Run an async function on a fresh loop; anything the loop had to report by itself fails the test."""
-
-    def runner(main: Callable[[], Awaitable[Any]]) -> Any:
-        reports: list[dict[str, Any]] = []
-
-        async def watched() -> Any:
-            asyncio.get_running_loop().set_exception_handler(lambda _, context: reports.append(context))
-            value = await asyncio.wait_for(main(), 20)
-            gc.collect(1)
-            return value
-
-        factory = uvloop.new_event_loop if request.param == "uvloop" else None
-        with asyncio.Runner(loop_factory=factory) as loop:
-            value = loop.run(watched())
-        assert reports == []
-        return value
-
-    return runner
-
-
-@pytest.fixture(scope="module")
-def shared() -> Iterator[FaultUpstream]:
-    with FaultUpstream() as up:
-        yield up
-
-
-@pytest.fixture
-def up(shared: FaultUpstream) -> FaultUpstream:
-    shared.requests.clear()
-    return shared
-
-
-def pool_for(up: FaultUpstream, **options: Any) -> Pool:
-    return Pool(Origin.parse(up.url, "unix" if up.unix_path else "loopback"), **options)
-
-
-def head(pool: Pool, path: str = "/v1/chat/completions") -> bytes:
-    return (
-        f"POST {path} HTTP/1.1\r\nHost: {pool.origin.authority}\r\n"
-        "Content-Type: application/json\r\nAccept-Encoding: identity\r\n"
-    ).encode()
-
-
-def body(model: str, **fields: Any) -> bytes:
-    return json.dumps({"model": model, "messages": [{"role": "user", "content": "hi"}], **fields}).encode()
-
-
-async def ask(pool: Pool, model: str, limits: Limits = QUICK, **fields: Any) -> Reply:
-    return await pool.request(head(pool), body(model, **fields), limits)
-
-
-async def ask_stream(pool: Pool, model: str, limits: Limits = QUICK, **fields: Any) -> StreamReply:
-    return await pool.stream(head(pool), body(model, stream=True, **fields), limits)
-
-
-async def failure_of(awaitable: Awaitable[Any]) -> UpstreamError:
-    with pytest.raises(UpstreamError) as caught:
-        await awaitable
-    return caught.value
-
-
-async def until(condition: Callable[[], Any], timeout_s: float = 2.0) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, "it did not come to that"
-        await asyncio.sleep(0.005)
-
-
-def text_in(stream: bytes) -> str:
-    words = []
-    for event in stream.replace(b"\r\n", b"\n").split(b"\n\n"):
-        if event.startswith(b"data: {"):
-            choices = json.loads(event[6:]).get("choices") or [{}]
-            words.append(choices[0].get("delta", {}).get("content", ""))
-    return "".join(words)
 
 
 def test_a_reply_is_read_whole_and_the_connection_kept(run: Runner, up: FaultUpstream) -> None:
@@ -240,7 +162,7 @@ def test_a_reply_that_does_not_come_whole_is_an_error(
 ) -> None:
     async def main() -> None:
         pool = pool_for(up)
-        failure = await failure_of(ask(pool, model))
+        failure = await failure_of(ask(pool, model, QUICK if "stall" in model else CALM))
         assert type(failure) is error
         assert (failure.kind, failure.sent) == (kind, True)
         await until(lambda: pool.open_count == 0)
@@ -259,7 +181,7 @@ def test_a_stream_that_does_not_come_whole_never_ends_cleanly(
         got: list[bytes] = []
 
         async def read() -> None:
-            reply = await ask_stream(pool, model)
+            reply = await ask_stream(pool, model, QUICK if "stall" in model else CALM)
             while data := await reply.read():
                 got.append(data)
 
@@ -665,64 +587,6 @@ def test_a_unix_socket_is_an_upstream_too(run: Runner, tmp_path: Path) -> None:
         run(main)
 
 
-@pytest.fixture(scope="module")
-def authority() -> trustme.CA:
-    return trustme.CA()
-
-
-@pytest.fixture(scope="module")
-def tls_up(authority: trustme.CA) -> Iterator[FaultUpstream]:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    authority.issue_cert("localhost").configure_cert(context)
-    with FaultUpstream(tls=context, name="localhost") as server:
-        yield server
-
-
-def test_tls_is_verified_by_name_against_the_given_authority(
-    run: Runner, tls_up: FaultUpstream, authority: trustme.CA
-) -> None:
-    pem = authority.cert_pem.bytes().decode()
-
-    async def main() -> None:
-        pool = Pool(Origin.parse(tls_up.url, "loopback", pem))
-        for _ in range(2):
-            assert (await ask(pool, "ok")).status == 200
-        assert text_in(await (await ask_stream(pool, "gap-5")).read_all(1 << 20)) == text_of(8)
-        assert pool.open_count == 1
-        for model, kind in (("cut", "reset"), ("stall-mid", "gap_timeout"), ("gzip-bomb", "protocol")):
-            reply = await ask_stream(pool, model)
-            assert (await failure_of(reply.read_all(1 << 30))).kind == kind
-        pool.close()
-        await until(lambda: pool.open_count == 0)
-
-    run(main)
-
-
-@pytest.mark.parametrize("case", ["unknown authority", "wrong name", "not TLS", "bad PEM"])
-def test_tls_that_cannot_be_trusted_is_not_sent_to(
-    run: Runner, tls_up: FaultUpstream, up: FaultUpstream, authority: trustme.CA, case: str
-) -> None:
-    pem = authority.cert_pem.bytes().decode()
-    url, ca_pem = {
-        "unknown authority": (tls_up.url, trustme.CA().cert_pem.bytes().decode()),
-        "wrong name": (f"https://127.0.0.1:{tls_up.port}", pem),
-        "not TLS": (f"https://127.0.0.1:{up.port}", pem),
-        "bad PEM": (tls_up.url, "-----BEGIN CERTIFICATE-----\nnonsense\n-----END CERTIFICATE-----\n"),
-    }[case]
-    tls_up.requests.clear()
-
-    async def main() -> None:
-        pool = Pool(Origin.parse(url, "loopback", ca_pem))
-        # A server that does not speak TLS waits for an end of headers that does not come.
-        failure = await failure_of(ask(pool, "ok", Limits(connect_s=0.5)))
-        assert type(failure) is ConnectFailedError
-        assert (failure.kind, failure.sent) == ("connect" if case == "not TLS" else "tls", False)
-        await until(lambda: pool.open_count == 0)
-
-    run(main)
-    assert tls_up.requests == []
-
-
 def test_an_origin_knows_its_host_header_and_prefix() -> None:
     assert Origin.parse("https://api.groq.com/openai/", "public").prefix == "/openai"
     assert Origin.parse("https://api.groq.com:443", "public").authority == "api.groq.com"
@@ -732,30 +596,3 @@ def test_an_origin_knows_its_host_header_and_prefix() -> None:
         Origin.parse("unix:///run/x.sock", "loopback")
     with pytest.raises(ValueError, match="Not a base URL"):
         Origin.parse("demo://local", "loopback")
-
-
-def test_inflating_is_bounded_in_every_step_and_takes_both_forms_of_deflate() -> None:
-    import gzip
-    import zlib
-
-    plain = b"".join(b"%d " % i for i in range(20_000))
-    raw = zlib.compressobj(6, zlib.DEFLATED, -15)
-    for encoding, packed in (
-        (b"gzip", gzip.compress(plain)),
-        (b"x-gzip", gzip.compress(plain[:99]) + gzip.compress(plain[99:])),
-        (b"deflate", zlib.compress(plain)),
-        (b"deflate", raw.compress(plain) + raw.flush()),
-    ):
-        inflater, out = Inflater(encoding), b""
-        for i in range(0, len(packed), 777):
-            data = packed[i : i + 777]
-            while data or inflater.pending:
-                piece = inflater.feed(data, 100)
-                assert len(piece) <= 100
-                out, data = out + piece, b""
-        inflater.finish()
-        assert out == plain
-    with pytest.raises(InflateError, match="damaged"):
-        Inflater(b"gzip").feed(b"not gzip at all", 100)
-    with pytest.raises(InflateError, match="not asked for"):
-        Inflater(b"gzip, gzip")

@@ -131,7 +131,9 @@ def test_origins_are_accepted(value: str) -> None:
     validation.origins(value)
 
 
-@pytest.mark.parametrize("value", ["app.example.com", "https://a.example/", "https://a.example/path", "null", "javascript:x"])
+@pytest.mark.parametrize(
+    "value", ["app.example.com", "https://a.example/", "https://a.example/path", "null", "javascript:x"]
+)
 def test_what_is_no_origin_is_refused(value: str) -> None:
     with pytest.raises(ValidationError):
         validation.origins(value)

@@ -63,7 +63,7 @@ def test_a_key_file_others_may_read_is_refused(tmp_path: Path) -> None:
 
 def test_a_missing_empty_or_broken_key_file_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "vault.key"
-    with pytest.raises(VaultError, match="manage.py init"):
+    with pytest.raises(VaultError, match=r"manage\.py init"):
         Vault.load(path)
     for content in (b"", b"\n\n", b"short\n"):
         path.write_bytes(content)

@@ -20,7 +20,13 @@ App = Callable[[Any, Any, Any], Awaitable[None]]
 async def serving(app: App, limits: HttpLimits | None = None) -> AsyncIterator[int]:
     """The application behind the strict protocol on a free loopback port."""
     config = uvicorn.Config(
-        app, http=strict_protocol(limits or HttpLimits()), ws="none", lifespan="off", log_config=None, access_log=False
+        app,
+        http=strict_protocol(limits or HttpLimits()),
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        proxy_headers=False,
     )
     config.load()
     state = ServerState()
@@ -40,9 +46,15 @@ async def serving(app: App, limits: HttpLimits | None = None) -> AsyncIterator[i
         await asyncio.sleep(0.01)
 
 
-async def talk(port: int, *pieces: bytes, wait_s: float = 2.0, pause_s: float = 0.0) -> bytes:
-    """Send pieces, then read until the server closes or `wait_s` is over."""
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+async def talk(
+    port: int | str, *pieces: bytes, wait_s: float = 2.0, pause_s: float = 0.0, quiet_s: float | None = None
+) -> bytes:
+    """Send pieces, then read until the server closes, `wait_s` is over or, after some answer, it is quiet for
+    `quiet_s`. A port that is a string is the path of a Unix socket."""
+    if isinstance(port, str):
+        reader, writer = await asyncio.open_unix_connection(port)
+    else:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
     got = b""
     try:
         for piece in pieces:
@@ -51,7 +63,7 @@ async def talk(port: int, *pieces: bytes, wait_s: float = 2.0, pause_s: float = 
             if pause_s:
                 await asyncio.sleep(pause_s)
         async with asyncio.timeout(wait_s):
-            while data := await reader.read(65536):
+            while data := await asyncio.wait_for(reader.read(65536), quiet_s if got else None):
                 got += data
     except (TimeoutError, ConnectionError):
         pass

@@ -63,9 +63,9 @@ def test_the_key_is_taken_from_the_environment(monkeypatch):
 
 def test_a_refused_key_is_told_in_the_gateways_words(monkeypatch):
     monkeypatch.delenv("HOOSH_API_KEY", raising=False)
-    with SmallServer({"/v1/models": (401, ERROR)}) as server:
-        with pytest.raises(CommandError, match="not known or was revoked.*HTTP 401.*HOOSH_API_KEY"):
-            run("models", server=server)
+    words = r"not known or was revoked.*HTTP 401.*HOOSH_API_KEY"
+    with SmallServer({"/v1/models": (401, ERROR)}) as server, pytest.raises(CommandError, match=words):
+        run("models", server=server)
 
 
 def test_no_gateway_is_told_in_plain_words():
@@ -86,9 +86,11 @@ def test_an_address_that_is_none_is_refused(server):
 
 
 def test_something_that_is_no_gateway_is_told():
-    with SmallServer({"/v1/models": (200, b"<html>")}) as server:
-        with pytest.raises(CommandError, match="not answer like a gateway"):
-            run("models", server=server)
+    with (
+        SmallServer({"/v1/models": (200, b"<html>")}) as server,
+        pytest.raises(CommandError, match="not answer like a gateway"),
+    ):
+        run("models", server=server)
 
 
 def test_infer_sends_the_prompt_and_prints_the_answer():
@@ -138,9 +140,9 @@ def test_health_is_0_when_well_and_lists_providers_with_a_key():
 
 @pytest.mark.parametrize(("status", "word"), [(200, "degraded"), (503, "down"), (503, "unavailable")])
 def test_health_exits_1_when_not_well(status, word):
-    with SmallServer({"/v1/health": (status, {**HEALTH, "status": word})}) as server:
-        with pytest.raises(SystemExit) as ended:
-            run("health", "--json", server=server)
+    reply = (status, {**HEALTH, "status": word})
+    with SmallServer({"/v1/health": reply}) as server, pytest.raises(SystemExit) as ended:
+        run("health", "--json", server=server)
     assert ended.value.code == 1
 
 

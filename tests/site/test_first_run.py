@@ -75,7 +75,7 @@ class FirstRunTest(TestCase):
 
     def test_when_the_file_cannot_be_written_nothing_is_made(self):
         blocked = Path("/proc/nowhere/first-run.txt")
-        with pytest.raises(OSError, match="nowhere|Operation|Permission|No such"):
+        with pytest.raises(OSError, match=r"nowhere|Operation|Permission|No such"):
             first_run.ensure(terminal=False, file=blocked)
         assert not ApiKey.objects.exists()
         assert not get_user_model().objects.exists()

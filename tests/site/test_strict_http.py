@@ -23,8 +23,8 @@ REFUSED = {
     "folded header": b"GET / HTTP/1.1\r\nHost: a\r\nX: y\r\n z\r\n\r\n",
     "folded with a tab": b"GET / HTTP/1.1\r\nHost: a\r\nX: y\r\n\tz\r\n\r\n",
     "space before the first header": b"GET / HTTP/1.1\r\n Host: a\r\n\r\n",
-    "length and chunked": b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
-    "chunked and length": b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\nContent-Length: 5\r\n\r\n0\r\n\r\n",
+    "length and chunked": b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n",
+    "chunked and length": b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\nContent-Length: 5\r\n\r\n0\r\n",
     "two equal lengths": b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\nContent-Length: 5\r\n\r\nabcde",
     "two lengths": b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\nabcde",
     "length with a sign": b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: +5\r\n\r\nabcde",
@@ -93,7 +93,9 @@ class Echo:
         await send({"type": "http.response.body", "body": body})
 
 
-def ask(*pieces: bytes, limits: HttpLimits | None = None, wait_s: float = 2.0, pause_s: float = 0.0) -> tuple[bytes, Echo]:
+def ask(
+    *pieces: bytes, limits: HttpLimits | None = None, wait_s: float = 2.0, pause_s: float = 0.0
+) -> tuple[bytes, Echo]:
     """The raw answer to raw pieces, and the application that may have been asked."""
     echo = Echo()
 
@@ -178,7 +180,11 @@ def test_a_header_without_an_end_is_cut_at_the_limit() -> None:
 
 
 def test_headers_just_under_the_limit_pass_beside_a_large_body() -> None:
-    head = b"POST / HTTP/1.1\r\nHost: a\r\nX: " + b"x" * 16_000 + b"\r\nContent-Length: 200000\r\nConnection: close\r\n\r\n"
+    head = (
+        b"POST / HTTP/1.1\r\nHost: a\r\nX: "
+        + b"x" * 16_000
+        + b"\r\nContent-Length: 200000\r\nConnection: close\r\n\r\n"
+    )
     answer, echo = ask(head + b"y" * 200_000)
     assert statuses(answer) == [200]
     assert len(echo.seen[0]["body"]) == 200_000

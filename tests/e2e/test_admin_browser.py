@@ -1,0 +1,152 @@
+"""An operator's first minutes in a real browser: sign in, add a provider, test it, add a route, create a key.
+
+The browser must report nothing: no script error, no refused resource, no violation of the content security policy.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+
+import pytest
+from django.contrib.auth.models import User
+from django.contrib.staticfiles.testing import StaticLiveServerTestCase
+from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
+
+from budgets import access
+from budgets.keys import digest_of
+from budgets.models import ApiKey
+from providers.models import ConfigVersion, Provider, Route
+from tests.small_server import SmallServer
+
+CHROMIUM = shutil.which("chromium") or "/usr/bin/chromium"
+pytestmark = [pytest.mark.browser, pytest.mark.skipif(not os.path.exists(CHROMIUM), reason="no Chromium here")]
+
+MODELS = {"/v1/models": (200, {"data": [{"id": "tiny"}, {"id": "large"}]})}
+SECRET = "sk-canary-in-a-browser-0001"
+_VIOLATIONS = "document.addEventListener('securitypolicyviolation', event => console.error('CSP ' + event.blockedURI))"
+
+
+class AdminBrowserTest(StaticLiveServerTestCase):
+    databases = "__all__"
+    browser: Browser
+
+    @classmethod
+    def setUpClass(cls) -> None:
+        # Playwright's loop runs in this thread, which Django would take for an async context.
+        os.environ["DJANGO_ALLOW_ASYNC_UNSAFE"] = "true"
+        super().setUpClass()
+        cls.playwright = cls.enterClassContext(sync_playwright())
+        cls.browser = cls.playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        cls.addClassCleanup(os.environ.pop, "DJANGO_ALLOW_ASYNC_UNSAFE")
+        cls.addClassCleanup(cls.browser.close)
+
+    def setUp(self) -> None:
+        User.objects.create_superuser("ada", "", "a-long-password")
+        self.complaints: list[str] = []
+
+    def open(self, **options) -> tuple[BrowserContext, Page]:
+        context = self.browser.new_context(**options)
+        self.addCleanup(context.close)
+        context.add_init_script(_VIOLATIONS)
+        page = context.new_page()
+        page.set_default_timeout(10_000)
+        page.on("console", lambda message: self.complain(message.type, message.text))
+        page.on("pageerror", lambda error: self.complain("error", str(error)))
+        page.on("response", lambda reply: self.complain("error", f"{reply.status} {reply.url}") if reply.status >= 400 else None)
+        return context, page
+
+    def complain(self, kind: str, text: str) -> None:
+        if kind in ("error", "warning"):
+            self.complaints.append(text)
+
+    def sign_in(self, page: Page) -> None:
+        page.goto(f"{self.live_server_url}/admin/")
+        page.get_by_label("Username").fill("ada")
+        page.get_by_label("Password").fill("a-long-password")
+        page.get_by_role("button", name="Log in").click()
+        expect(page.get_by_role("heading", name="Overview")).to_be_visible()
+
+    def add_provider(self, page: Page, url: str) -> None:
+        page.get_by_role("link", name="Add a provider").click()
+        page.get_by_label("Kind").select_option("openai")
+        expect(page.get_by_label("Base URL")).to_have_attribute("placeholder", "https://api.openai.com")
+        page.get_by_label("Kind").select_option("custom")
+        page.locator("#id_name").fill("workshop")
+        page.get_by_label("Base URL").fill(url)
+        page.locator("#id_credentials-0-secret").fill(SECRET)
+        page.get_by_role("button", name="Save and continue editing").click()
+        expect(page.get_by_text("was added successfully")).to_be_visible()
+        expect(page.locator("#id_credentials-0-secret")).to_have_value("")
+        expect(page.get_by_text(f"…{SECRET[-4:]}", exact=True)).to_be_visible()
+
+    def test_from_the_sign_in_to_a_key(self) -> None:
+        with SmallServer(MODELS) as upstream:
+            context, page = self.open()
+            context.grant_permissions(["clipboard-read", "clipboard-write"])
+            self.sign_in(page)
+            self.add_provider(page, upstream.url)
+            page.get_by_role("button", name="Test connection").click()
+            expect(page.get_by_text("works", exact=True)).to_be_visible()
+            assert upstream.asked[0][2]["authorization"] == f"Bearer {SECRET}"
+        page.get_by_role("row", name="tiny").get_by_role("button", name="Create route").click()
+        expect(page.get_by_text("was created")).to_be_visible()
+        assert Route.objects.get().pattern == "tiny"
+        assert Provider.objects.get().address_class == "loopback"
+        assert ConfigVersion.objects.count() == 2
+        self.create_key(page)
+        self.look_around(page)
+        assert self.complaints == []
+
+    def create_key(self, page: Page) -> None:
+        access.agent_named("Research", "notebook", actor="ada")
+        access.default_pool("ada")
+        page.goto(f"{self.live_server_url}/admin/")
+        page.get_by_role("link", name="Create an API key").click()
+        page.locator("#id_name").fill("laptop")
+        for field, text in (("agent", "Research / notebook"), ("pool", "default")):
+            page.locator(f".field-{field} .select2-selection").click()
+            page.get_by_role("option", name=text).click()
+        page.get_by_role("button", name="Save").click()
+        shown = page.locator("#hoosh-key")
+        expect(shown).to_have_text(re.compile(r"^hk-[A-Za-z0-9_-]{43}$"))
+        text = shown.inner_text()
+        page.get_by_role("button", name="Copy").click()
+        expect(page.get_by_role("button", name="Copied")).to_be_visible()
+        assert page.evaluate("navigator.clipboard.readText()") == text
+        assert ApiKey.objects.get().digest == digest_of(text)
+        page.reload()
+        expect(page.get_by_role("heading", name="Change API key")).to_be_visible()
+        assert text not in page.content()
+        page.go_back()
+        page.go_forward()
+        assert text not in page.content()
+        assert ApiKey.objects.count() == 1, "neither a reload nor going back makes another key"
+
+    def look_around(self, page: Page) -> None:
+        """Every page of the menu opens without a complaint, and the theme can be switched."""
+        page.goto(f"{self.live_server_url}/admin/providers/route/")
+        page.locator("button.theme-toggle").first.click()
+        links = [link.get_attribute("href") for link in page.locator("#nav-sidebar th a").all()]
+        assert len(links) >= 13
+        for link in links:
+            assert page.goto(f"{self.live_server_url}{link}").ok
+
+    def test_pages_fit_a_phone(self) -> None:
+        _, page = self.open(viewport={"width": 390, "height": 844})
+        self.sign_in(page)
+        pool = f"budgets/pool/{access.default_pool('ada').pk}/change/"
+        for path in ("", "providers/provider/add/", "providers/gatewaysettings/", "budgets/apikey/add/", "budgets/pool/", pool):
+            page.goto(f"{self.live_server_url}/admin/{path}")
+            wider = page.evaluate("document.documentElement.scrollWidth - window.innerWidth")
+            assert wider <= 0, f"{path} is {wider} pixels wider than the phone"
+
+    def test_a_violation_would_be_noticed(self) -> None:
+        """The listener works: an inline script on one of our pages is refused and reported."""
+        _, page = self.open()
+        page.goto(f"{self.live_server_url}/admin/login/")
+        page.evaluate("document.body.appendChild(Object.assign(document.createElement('script'), {text: 'window.ran = 1'}))")
+        page.wait_for_timeout(100)
+        assert page.evaluate("window.ran") is None
+        assert any("Content Security Policy" in complaint or "CSP" in complaint for complaint in self.complaints)

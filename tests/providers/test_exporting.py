@@ -1,0 +1,232 @@
+"""Our own configuration file: written from the rows, read back to the same configuration."""
+
+from __future__ import annotations
+
+import datetime as dt
+import os
+import tempfile
+import tomllib
+from decimal import Decimal
+from io import StringIO
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import msgspec
+import pytest
+from django.core.management import call_command
+from django.core.management.base import CommandError
+from django.test import TestCase
+
+from budgets import access, keys
+from budgets.models import ApiKey, Pool, Price
+from hoosh_site import toml
+from hoosh_site.exporting import export_text
+from hoosh_site.importing import ImportFileError, Report, import_file
+from providers import config, publish, services
+from providers.models import GatewaySettings, ModelCard, Provider, Route, RoutingPolicy
+
+SECRET = "sk-never-to-be-exported"
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"a": 1, "b": True, "c": -2.5, "d": 1e300, "e": 0.1},
+        {"text": 'quote " back \\ tab \t nul \x00 del \x7f ü 模 😀'},
+        {"text": "two\nlines\n", "other": 'with """ inside\n'},
+        {"text": "\r\n", "empty": "", "newline": "\n"},
+        {"a key with blanks": 1, "ключ": 2, "": 3},
+        {"list": ["a", "b\n"], "none": []},
+        {"table": {"x": 1, "inner": {"y": 2}}, "rows": [{"a": 1, "sub": [{"b": 2}, {"b": 3}]}, {"a": 2}]},
+        {"at": dt.datetime(2026, 1, 2, 3, 4, 5, 600, tzinfo=dt.UTC)},
+    ],
+)
+def test_what_is_written_is_read_back_the_same(value: dict[str, Any]) -> None:
+    assert tomllib.loads(toml.dumps(value)) == value
+
+
+def test_what_toml_cannot_hold_is_refused() -> None:
+    with pytest.raises(TypeError):
+        toml.dumps({"a": None})
+    with pytest.raises(TypeError):
+        toml.dumps({"a": dt.datetime(2026, 1, 1)})  # noqa: DTZ001
+    with pytest.raises(ValueError, match="surrogate"):
+        toml.dumps({"a": "\ud800"})
+
+
+def without_ids(document: config.ConfigDocument) -> config.ConfigDocument:
+    names = {provider.id: number for number, provider in enumerate(sorted(document.providers, key=lambda p: p.name))}
+    replace = msgspec.structs.replace
+    return replace(
+        document,
+        providers=tuple(
+            replace(p, id=0, credentials=tuple(replace(c, id=0, revision=1) for c in p.credentials))
+            for p in sorted(document.providers, key=lambda p: p.name)
+        ),
+        routes=tuple(
+            replace(r, id=0, provider_id=names[r.provider_id]) for r in sorted(document.routes, key=lambda r: r.name)
+        ),
+        policies=tuple(replace(p, id=0) for p in document.policies),
+    )
+
+
+@pytest.mark.database
+class RoundTripTests(TestCase):
+    databases = "__all__"
+
+    def setUp(self) -> None:
+        directory = tempfile.TemporaryDirectory()
+        self.addCleanup(directory.cleanup)
+        self.path = Path(directory.name) / "ours.toml"
+
+    def fill(self) -> None:
+        """Rows with every field away from its default."""
+        one = Provider(name="one", kind="vllm", base_url="http://127.0.0.1:8000/x", note='a "note"\nin two lines')
+        one = services.save_provider(one, actor="a")
+        services.set_credential(one, "main", SECRET, actor="a")
+        spare = services.set_credential(one, "spare", SECRET + "2", actor="a")
+        spare.enabled = False
+        services.save_credential(spare, actor="a")
+        two = services.save_provider(Provider(name="demo", kind="demo", enabled=False), actor="a")
+        services.save_route(
+            Route(
+                name="r 1",
+                pattern="a*ü",
+                provider=one,
+                upstream_model="up",
+                priority=-3,
+                weight=7,
+                tags="x,y",
+                capabilities="chat,tools",
+                connect_timeout_s=0.5,
+                first_byte_timeout_s=2,
+                gap_timeout_s=3.25,
+                total_timeout_s=4,
+                output_cap=99,
+                on_disconnect="drain",
+                duplicates_allowed=True,
+                enabled=False,
+            ),
+            actor="a",
+        )
+        services.save_route(Route(name="r2", pattern="*", provider=two), actor="a")
+        policy = RoutingPolicy(name="p", pattern="x*", strategy="round_robin", fallbacks="m1,m2", position=4)
+        services.save_policy(policy, actor="a")
+        services.save_card(ModelCard(pattern="m*", context_tokens=5, min_bytes_per_token=2.5, note="n"), actor="a")
+        row = services.gateway_settings()
+        row.strategy, row.max_attempts, row.cors_origins, row.hold_wait_s = "round_robin", 9, "", 0.25
+        services.save_settings(row, actor="a")
+        access.save_pool(Pool(name="p", capacity_tokens=12, enabled=False, note="n"), actor="a")
+        access.add_price(
+            Price(
+                provider="one",
+                pattern="m",
+                input_usd_per_mtok=Decimal("0.15"),
+                reasoning_usd_per_mtok=Decimal(0),
+                valid_from=dt.datetime(2026, 1, 1, 12, tzinfo=dt.UTC),
+            ),
+            actor="a",
+        )
+
+    def wipe(self) -> None:
+        for model in (Route, Provider, RoutingPolicy, ModelCard, GatewaySettings, Pool, Price):
+            model.objects.all().delete()
+
+    def document(self) -> config.ConfigDocument:
+        publish.publish("t")
+        found = publish.latest()
+        assert found is not None
+        return config.unpack(found[1])
+
+    def load(self, text: str, **options: bool) -> Report:
+        self.path.write_text(text, encoding="utf-8")
+        variables = {"HOOSH_ONE_MAIN_SECRET": SECRET, "HOOSH_ONE_SPARE_SECRET": SECRET + "2"}
+        with mock.patch.dict(os.environ, variables):
+            return import_file(self.path, "t", **options)
+
+    def others(self) -> list[object]:
+        skipped = ("id", "seq", "created_at", "managed_by")
+        return [
+            {name: value for name, value in row.items() if name not in skipped}
+            for model in (ModelCard, Pool, Price)
+            for row in model.objects.order_by("id").values()
+        ]
+
+    def test_export_wipe_import_gives_the_same_configuration(self) -> None:
+        self.fill()
+        before, others, text = self.document(), self.others(), export_text()
+        self.wipe()
+        self.load(text)
+        self.assertEqual(config.digest(without_ids(self.document())), config.digest(without_ids(before)))
+        self.assertEqual(self.others(), others)
+        self.assertEqual(export_text(), text)
+        self.assertEqual(self.load(text).changes, [])
+
+    def test_no_secret_and_no_key_is_exported(self) -> None:
+        self.fill()
+        agent = access.agent_named("t", "a", actor="a")
+        _, key = keys.create_key(agent, access.default_pool("a"), "visible-name", actor="a")
+        text = export_text()
+        self.assertNotIn(SECRET, text)
+        self.assertIn('secret = "$HOOSH_ONE_MAIN_SECRET"', text)
+        for part in (key[:11], ApiKey.objects.get().digest, "visible-name"):
+            self.assertNotIn(part, text)
+
+    def test_rows_of_operators_are_left_unless_adopted(self) -> None:
+        self.fill()
+        text = export_text().replace("priority = -3", "priority = 5")
+        report = self.load(text)
+        self.assertEqual(Route.objects.get(name="r 1").priority, -3)
+        self.assertTrue(any("made by an operator" in line for line in report.warnings))
+        self.load(text, adopt=True)
+        row = Route.objects.get(name="r 1")
+        self.assertEqual((row.priority, row.managed_by), (5, "import"))
+
+    def test_what_an_own_file_no_longer_names_is_removed(self) -> None:
+        self.fill()
+        text = export_text()
+        self.wipe()
+        self.load(text)
+        report = self.load("hoosh_configuration = 1\n")
+        for model in (Route, Provider, RoutingPolicy, ModelCard):
+            self.assertEqual(model.objects.count(), 0, model)
+        self.assertIn("route “r2” removed", report.changes)
+
+    def test_mistakes_in_an_own_file_are_refused_by_place(self) -> None:
+        provider = '[[provider]]\nname = "a"\nkind = "demo"\n'
+        route = '[[route]]\nname = "r"\npattern = "*"\nprovider = "a"\n'
+        for text, place in (
+            ("hoosh_configuration = 2\n", "another version"),
+            ("hoosh_configuration = 1\nnope = 1\n", "nope is not known"),
+            (f"hoosh_configuration = 1\n{provider}colour = 1\n", "provider[1].colour"),
+            ("hoosh_configuration = 1\n[[provider]]\nname = 'a'\n", "provider[1] needs kind"),
+            (f"hoosh_configuration = 1\n{provider}[[route]]\nname = 'r'\npattern = '*'\n", "route[1].provider"),
+            (f"hoosh_configuration = 1\n{provider}{route}priority = true\n", "route[1].priority"),
+            (f"hoosh_configuration = 1\n{provider}{route}tags = 'x'\n", "route[1].tags"),
+            (f"hoosh_configuration = 1\n{provider}{route}tags = ['No']\n", "tags"),
+            (f"hoosh_configuration = 1\n{provider}[[provider.credential]]\nname = 'c'\n", "credential[1].secret"),
+            ("hoosh_configuration = 1\n[settings]\nmax_attempts = 99\n", "max_attempts"),
+            ("hoosh_configuration = 1\n[settings]\nmax_attempts = '3'\n", "settings.max_attempts"),
+            ("hoosh_configuration = 1\n[[pool]]\nname = 'p'\n", "pool[1]"),
+            ("hoosh_configuration = 1\n[[price]]\npattern = 'p'\n", "price[1].valid_from"),
+            (f"hoosh_configuration = 1\n{provider}{provider}", "name"),
+        ):
+            with self.assertRaises(ImportFileError) as caught:
+                self.load(text)
+            self.assertIn(place, str(caught.exception))
+        self.assertEqual(Provider.objects.count(), 0)
+
+    def test_the_commands_work_together(self) -> None:
+        self.fill()
+        out = StringIO()
+        call_command("export_config", stdout=out)
+        call_command("export_config", str(self.path))
+        self.assertEqual(self.path.read_text(), out.getvalue())
+        report = StringIO()
+        call_command("import_config", str(self.path), "--check", "--json", stdout=report)
+        self.assertIn('"changes": []', report.getvalue())
+        with self.assertRaises(CommandError):
+            call_command("import_config", str(self.path.parent / "missing"))
+        with self.assertRaises(CommandError):
+            call_command("export_config", str(self.path.parent / "no" / "such"))

@@ -1,0 +1,192 @@
+"""What control tells workers, and when."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from budgets.records import KeyRecord, PoolRecord, PriceRecord
+from hoosh_site.feed import Feed
+from hoosh_site.link import AccessPush, CardsPush, ConfigPush, HealthPush, SecretsPush
+from providers.config import CardDoc
+
+
+class Tables:
+    """A source in memory."""
+
+    def __init__(self) -> None:
+        self.numbers = {"secrets": 0, "cards": 0, "prices": 0, "access": 0}
+        self.version: tuple[int, bytes] | None = None
+        self.sealed: dict[int, str] = {}
+        self.models: dict[int, list[str]] = {}
+        self.sick: list[int] = []
+        self.keys: list[tuple[int, KeyRecord]] = []
+        self.pools: list[tuple[int, PoolRecord, int]] = []
+        self.ledger: dict[int, int] = {}
+        self.imports = 0
+        self.broken = False
+        self.broken_file = False
+        self.failures = 0
+
+    def counters(self) -> dict[str, int]:
+        if self.broken:
+            raise RuntimeError("the database is away")
+        return dict(self.numbers)
+
+    def config(self) -> tuple[int, bytes] | None:
+        return self.version
+
+    def secrets(self) -> dict[int, str]:
+        return dict(self.sealed)
+
+    def cards(self) -> list[CardDoc]:
+        return []
+
+    def prices(self) -> list[PriceRecord]:
+        return []
+
+    def discovered(self) -> dict[int, list[str]]:
+        return dict(self.models)
+
+    def down(self) -> list[int]:
+        return list(self.sick)
+
+    def access_since(self, seq: int) -> tuple[int, list[KeyRecord], list[PoolRecord]]:
+        keys = [key for at, key in self.keys if at > seq]
+        return self.numbers["access"], keys, [pool for at, pool, _ in self.pools if at > seq]
+
+    def capacities(self) -> list[tuple[int, int]]:
+        return [(pool.id, capacity) for _, pool, capacity in self.pools]
+
+    def windows(self) -> dict[int, int]:
+        return dict(self.ledger)
+
+    def reimport(self) -> None:
+        self.imports += 1
+        if self.broken_file:
+            raise ValueError("not TOML")
+
+    def failed(self) -> None:
+        self.failures += 1
+
+
+class Bench:
+    """A feed over tables, with everything it pushed and synced."""
+
+    def __init__(self) -> None:
+        self.tables = Tables()
+        self.pushed: list[Any] = []
+        self.order: list[str] = []
+        self.synced: list[dict[int, int]] = []
+        self.feed = Feed(self.tables, self._push, sync_pools=self._sync, period_s=0.02)
+
+    def _push(self, messages: Sequence[Any]) -> None:
+        self.pushed += messages
+        self.order.append("push")
+
+    def _sync(self, capacities: Mapping[int, int]) -> None:
+        self.synced.append(dict(capacities))
+        self.order.append("sync")
+
+    def look(self, *, everything: bool = True) -> list[Any]:
+        self.pushed = []
+        self.feed.look(everything=everything)
+        return self.pushed
+
+
+def key(number: int, *, enabled: bool = True) -> KeyRecord:
+    return KeyRecord(number, bytes([number]) * 32, "hk-", f"key {number}", 1, 1, 1, enabled=enabled)
+
+
+def test_before_the_first_look_there_is_nothing_to_say() -> None:
+    assert Bench().feed.hello() == []
+
+
+def test_an_empty_installation_is_told_too_so_that_workers_get_ready() -> None:
+    bench = Bench()
+    bench.tables.version = (1, b"doc")
+    kinds = [type(message) for message in bench.look()]
+    assert kinds == [SecretsPush, CardsPush, AccessPush, ConfigPush, HealthPush]
+    assert bench.look() == []
+
+
+def test_only_what_changed_is_pushed() -> None:
+    bench = Bench()
+    bench.tables.version = (1, b"doc")
+    bench.look()
+    bench.tables.numbers["access"] = 5
+    bench.tables.keys.append((5, key(1)))
+    assert bench.look() == [AccessPush(5, False, [key(1)], [])]
+    bench.tables.version = (2, b"new")
+    assert bench.look() == [ConfigPush(2, b"new")]
+    bench.tables.numbers["secrets"], bench.tables.sealed = 1, {1: "x"}
+    assert bench.look() == [SecretsPush({1: "x"})]
+    bench.tables.numbers["prices"] = 1
+    assert bench.look() == [CardsPush([], [], {})]
+    bench.tables.sick = [4]
+    assert bench.look() == [HealthPush([4])]
+
+
+def test_what_probes_find_is_looked_at_less_often() -> None:
+    bench = Bench()
+    bench.look()
+    bench.tables.sick, bench.tables.models = [1], {1: ["m"]}
+    assert bench.look(everything=False) == []
+    assert bench.look() == [CardsPush([], [], {1: ["m"]}), HealthPush([1])]
+
+
+def test_a_worker_that_connects_later_hears_the_merged_state() -> None:
+    bench = Bench()
+    bench.tables.version = (1, b"doc")
+    bench.tables.numbers["access"], bench.tables.keys = 1, [(1, key(1)), (1, key(2))]
+    bench.tables.pools = [(1, PoolRecord(1, "default"), 10)]
+    bench.look()
+    bench.tables.numbers["access"], bench.tables.keys = 2, [(2, key(2, enabled=False))]
+    bench.look()
+    access = next(message for message in bench.feed.hello() if isinstance(message, AccessPush))
+    assert access == AccessPush(2, True, [key(1), key(2, enabled=False)], [PoolRecord(1, "default")])
+
+
+def test_a_pools_window_is_in_the_ledger_before_workers_hear_of_it() -> None:
+    bench = Bench()
+    bench.tables.numbers["access"] = 1
+    bench.tables.pools = [(1, PoolRecord(1, "default"), 10), (1, PoolRecord(2, "known"), 20)]
+    bench.tables.ledger = {2: 20}
+    bench.look()
+    assert bench.synced == [{1: 10}]
+    assert bench.order == ["sync", "push"]
+    bench.tables.numbers["access"] = 2
+    bench.tables.pools = [(2, PoolRecord(1, "default"), 15), (1, PoolRecord(2, "known"), 20)]
+    bench.look()
+    assert bench.synced == [{1: 10}, {1: 15}]
+
+
+def test_a_restored_database_is_read_from_the_start() -> None:
+    bench = Bench()
+    bench.tables.numbers["access"], bench.tables.keys = 9, [(9, key(1))]
+    bench.look()
+    bench.tables.numbers["access"], bench.tables.keys = 3, [(3, key(2))]
+    assert bench.look() == [AccessPush(3, True, [key(2)], [])]
+
+
+def test_the_thread_rides_out_an_outage_and_a_broken_file() -> None:
+    bench = Bench()
+    bench.tables.broken_file = True
+    bench.feed.start()
+    assert bench.feed.polled.wait(2)
+    bench.tables.broken = True
+    time.sleep(0.1)
+    assert bench.tables.failures >= 2
+    bench.tables.broken, bench.tables.version = False, (7, b"doc")
+    ends_at = time.monotonic() + 2
+    while ConfigPush(7, b"doc") not in bench.pushed and time.monotonic() < ends_at:
+        time.sleep(0.01)
+    assert ConfigPush(7, b"doc") in bench.pushed
+    before = bench.tables.imports
+    bench.feed.wake(reimport=True)
+    time.sleep(0.1)
+    assert bench.tables.imports == before + 1
+    bench.feed.stop()
+    bench.feed.join(2)
+    assert not bench.feed.is_alive()
