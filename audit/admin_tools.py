@@ -6,7 +6,8 @@ of lower applications need not import the gateway.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any, Protocol, TypeVar, cast
 
@@ -27,7 +28,9 @@ from audit.generics import Page
 
 _Model = TypeVar("_Model", bound=models.Model)
 BEFORE = "before"  # the query parameter that continues a keyset list
-BULK_LIMIT = 200  # rows one action may touch: it is one transaction
+BULK_LIMIT = 1000  # rows one action may touch
+_CHUNK = 20  # rows in one transaction: about 3 ms each, and nobody shall wait 100 ms for a page
+EDITABLE_ROWS = 25  # rows of a list with editable columns: saving them is one transaction
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 
@@ -115,21 +118,37 @@ class LiveAdmin(Page[_Model]):
         self.after_commit(request)
 
     def delete_queryset(self, request: HttpRequest, queryset: QuerySet[_Model]) -> None:
-        """Delete the chosen rows through the service, all or none."""
-        self.each_in_one_transaction(request, queryset, self.erase)
+        """Delete the chosen rows through the service."""
+        self.each(request, queryset, self.erase)
 
-    def each_in_one_transaction(
-        self, request: HttpRequest, queryset: QuerySet[_Model], work: Callable[[_Model, str], object]
-    ) -> int:
-        """Do `work` on each chosen row, all or none, and say how many there were. Too many at once are refused."""
+    def each(self, request: HttpRequest, queryset: QuerySet[_Model], work: Callable[[_Model, str], object]) -> int:
+        """Do `work` on each chosen row and say how many there were.
+
+        Done in chunks, each all or none: one long transaction would keep every other writer waiting. When a row is
+        refused, what was done before it stays, and the message says how much that is.
+        """
         rows = list(queryset[: BULK_LIMIT + 1])
         if len(rows) > BULK_LIMIT:
             raise ValidationError(f"Choose at most {BULK_LIMIT} rows at once.")
-        with transaction.atomic():
-            for row in rows:
-                work(row, operator(request))
+        done = 0
+        with self.bulk(request):
+            try:
+                for start in range(0, len(rows), _CHUNK):
+                    with transaction.atomic():
+                        for row in rows[start : start + _CHUNK]:
+                            work(row, operator(request))
+                    done = min(start + _CHUNK, len(rows))
+            except ValidationError as exc:
+                raise ValidationError([*exc.messages, f"{done} of {len(rows)} rows were done before."]) from exc
+        return done
+
+    @contextmanager
+    def bulk(self, request: HttpRequest) -> Iterator[None]:
+        """Around all chunks of an action: wakes control once, behind the last."""
+        try:
+            yield
+        finally:
             self.after_commit(request)
-        return len(rows)
 
     def changeform_view(
         self,

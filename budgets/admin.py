@@ -25,7 +25,7 @@ from django.utils.html import format_html
 from django.utils.safestring import SafeString
 from django.views.decorators.http import require_POST
 
-from audit.admin_tools import LiveAdmin, badge, operator
+from audit.admin_tools import EDITABLE_ROWS, LiveAdmin, badge, operator
 from budgets import access, keys, validation
 from budgets.admin_usage import UsageAdmin
 from budgets.balances import Balance, balances
@@ -44,6 +44,7 @@ class TeamAdmin(LiveAdmin[Team]):
 
     list_display = ("name", "enabled", "agent_count")
     list_editable = ("enabled",)
+    list_per_page = EDITABLE_ROWS
     ordering = ("name",)  # counting agents drops the model's own order
     search_fields = ("name",)
     fields = ("name", "enabled", "note")
@@ -73,6 +74,7 @@ class AgentAdmin(LiveAdmin[Agent]):
 
     list_display = ("name", "team", "enabled", "key_count")
     list_editable = ("enabled",)
+    list_per_page = EDITABLE_ROWS
     list_filter = ("enabled", "team")
     ordering = ("team__name", "name")  # counting keys drops the model's own order
     list_select_related = ("team",)
@@ -310,7 +312,7 @@ class ApiKeyAdmin(LiveAdmin[ApiKey]):
     @admin.action(description="Revoke", permissions=("change",))
     def revoke(self, request: HttpRequest, queryset: QuerySet[ApiKey]) -> None:
         """Stop the chosen keys for good."""
-        count = self.each_in_one_transaction(request, queryset, lambda key, actor: keys.revoke_key(key, actor=actor))
+        count = self.each(request, queryset, lambda key, actor: keys.revoke_key(key, actor=actor))
         self.message_user(request, f"{count} key(s) revoked; workers refuse them within a second.", messages.SUCCESS)
 
     @method_decorator(require_POST)

@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Awaitable, Callable, MutableMapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from gateway import cors, health, models_list, pipeline
 from gateway.endpoints import INFERENCE
@@ -29,18 +29,24 @@ Asgi = Callable[[Scope, Receive, Send], Awaitable[None]]
 PATTERN = r"^(?:v1/.*|livez|readyz|)$"
 
 
+class Connection(Protocol):
+    """What a server of ours offers in `scope["hoosh.connection"]`: a call when the client leaves."""
+
+    on_gone: Callable[[], None] | None
+
+
 class AsgiExchange:
     """One request under an ASGI server (see `gateway.exchange.Exchange` for the promises)."""
 
     __slots__ = (
         "_closing",
+        "_connection",
         "_cors",
         "_deadline",
         "_expired",
         "_finished",
         "_receive",
         "_send",
-        "_task",
         "_watcher",
         "begun",
         "client",
@@ -49,6 +55,7 @@ class AsgiExchange:
         "keep_running",
         "method",
         "path",
+        "task",
     )
 
     def __init__(self, scope: Scope, receive: Receive, send: Send, client: str) -> None:
@@ -58,7 +65,8 @@ class AsgiExchange:
         self.client = client
         self.gone = self.begun = self.keep_running = False
         self._receive, self._send = receive, send
-        self._task = asyncio.current_task()
+        self.task = asyncio.current_task()
+        self._connection: Connection | None = scope.get("hoosh.connection")
         self._watcher: asyncio.Task[None] | None = None
         self._deadline = 0.0
         self._expired = self._finished = self._closing = False
@@ -73,8 +81,8 @@ class AsgiExchange:
             if message.get("more_body"):
                 body = await self._read_rest(body, limit_bytes)
         except asyncio.CancelledError:
-            if self._expired and self._task is not None:
-                self._task.uncancel()
+            if self._expired and self.task is not None:
+                self.task.uncancel()
                 raise RequestTimeoutError("The request body did not arrive in time.") from None
             raise
         finally:
@@ -84,7 +92,10 @@ class AsgiExchange:
             raise asyncio.CancelledError
         if len(body) > limit_bytes:
             raise PayloadTooLargeError(limit_bytes)
-        self._watcher = asyncio.get_running_loop().create_task(self._watch())
+        if self._connection is not None:
+            self._connection.on_gone = self._left
+        else:
+            self._watcher = asyncio.get_running_loop().create_task(self._watch())
         return body
 
     async def _read_rest(self, first: bytes, limit_bytes: int) -> bytes:
@@ -103,19 +114,23 @@ class AsgiExchange:
                 return b"".join(pieces)
 
     async def _watch(self) -> None:
+        """Under any ASGI server: only who asks is told that the client left."""
         while (await self._receive())["type"] != "http.disconnect":
             pass
+        self._left()
+
+    def _left(self) -> None:
         if not self._finished:
             self.gone = True
-            if not self.keep_running and self._task is not None:
-                self._task.cancel()
+            if not self.keep_running and self.task is not None:
+                self.task.cancel()
 
     def expire(self, now: float) -> None:
         """Cancel the reading of a body whose time is over; called by the sweep."""
-        if self._deadline and now > self._deadline and self._task is not None:
+        if self._deadline and now > self._deadline and self.task is not None:
             self._deadline = 0.0
             self._expired = True
-            self._task.cancel()
+            self.task.cancel()
 
     def say_with(self, headers: list[tuple[bytes, bytes]], *, closing: bool) -> None:
         """Headers every answer of this exchange carries (CORS), and whether the connection closes behind it."""
@@ -153,9 +168,11 @@ class AsgiExchange:
 
     def close(self) -> None:
         """Stop watching. Call when the handling is over, however it ended."""
-        if self._watcher is not None:
+        if self._connection is not None:
+            self._connection.on_gone = None
+        elif self._watcher is not None:
             self._watcher.cancel()
-        self._watcher = self._task = None  # a cancelled task's traceback leads back here: a cycle for the collector
+        self._connection = self._watcher = self.task = None  # a cancelled task's traceback leads back here: a cycle for the collector
 
 
 class GatewayApp:

@@ -71,9 +71,11 @@ class Connection(asyncio.Protocol):
     # asyncio
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """The socket is connected."""
         self.transport = cast(asyncio.Transport, transport)  # uvloop's is no subclass of asyncio's
 
     def connection_lost(self, exc: Exception | None) -> None:
+        """The socket is closed: an exchange that is not complete has failed."""
         self.transport = None
         self._writable.set()
         # Control always declares where a body ends, so an end by closing is a cut as well.
@@ -81,12 +83,15 @@ class Connection(asyncio.Protocol):
             self.fail(ReplyCutError("control closed the connection in the middle of its reply"))
 
     def pause_writing(self) -> None:
+        """The socket's buffer is full."""
         self._writable.clear()
 
     def resume_writing(self) -> None:
+        """There is room again."""
         self._writable.set()
 
     def data_received(self, data: bytes) -> None:
+        """Bytes of the reply."""
         self.touched = True
         try:
             self._parser.feed_data(data)
@@ -98,10 +103,12 @@ class Connection(asyncio.Protocol):
     # httptools
 
     def on_header(self, name: bytes, value: bytes) -> None:
+        """One header of the reply."""
         if not self._started:
             self.headers.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
+        """The reply's head is complete."""
         status = self._parser.get_status_code()
         if status < 200:
             self.headers = []
@@ -114,6 +121,7 @@ class Connection(asyncio.Protocol):
         self._news.set()
 
     def on_body(self, body: bytes) -> None:
+        """A piece of the reply's body; reading pauses when too much is held."""
         if self.complete:
             return
         self._pieces.append(body)
@@ -124,6 +132,7 @@ class Connection(asyncio.Protocol):
         self._news.set()
 
     def on_message_complete(self) -> None:
+        """The reply is complete."""
         if self._started:
             self.complete = True
             self._news.set()

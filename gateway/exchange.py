@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Protocol
 
 Headers = list[tuple[bytes, bytes]]
@@ -22,6 +23,7 @@ class Exchange(Protocol):
     gone: bool
     begun: bool
     keep_running: bool
+    task: asyncio.Task[None] | None  # the one that handles the exchange
 
     async def read_body(self, limit_bytes: int, timeout_s: float) -> bytes:
         """The whole request body. Raises PayloadTooLargeError or RequestTimeoutError."""

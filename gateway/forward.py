@@ -46,8 +46,8 @@ Headers = list[tuple[bytes, bytes]]
 
 BODY_LIMIT_BYTES = 52 * 1024 * 1024
 IDLE_S = 15.0  # an idle connection older than this is not used again; control closes them much later
-LINGER_BYTES = 8 * 1024 * 1024  # of a refused body read and dropped, so that the client sees the refusal
-LINGER_S = 2.0
+LINGER_BYTES = 64 * 1024 * 1024  # of a refused body read and dropped, so that the client sees the refusal
+LINGER_S = 5.0
 CLOSE = (b"connection", b"close")
 
 _REQUEST_DROPPED = frozenset(

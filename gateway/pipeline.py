@@ -83,7 +83,7 @@ class Job:
         self.last: Attempt | None = None
         self.ttft_us = 0
         self.aborted = False
-        self.task = asyncio.current_task()
+        self.task = exchange.task
 
     def headers(self) -> list[tuple[bytes, bytes]]:
         """What every answer of this request carries."""

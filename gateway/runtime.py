@@ -223,6 +223,8 @@ class Runtime:
         if flush:
             metrics = self.metrics
             metrics.inflight = len(self.jobs)
+            if self.access_log is not None:
+                metrics.log_dropped(self.access_log.dropped)
             metrics.config_version = self.config_version
             metrics.ready = self.ready and self.journal_writable
             metrics.flush()

@@ -17,8 +17,10 @@ from typing import Any
 
 import daphne.server  # isort: skip  - installs the asyncio reactor; twisted.internet.reactor comes after it
 from daphne.http_protocol import HTTPFactory, WebRequest
-from twisted.internet import defer, reactor
+from twisted.internet import defer
+from twisted.internet import reactor as installed_reactor
 
+reactor: Any = installed_reactor
 twisted_loop: asyncio.AbstractEventLoop = daphne.server.twisted_loop
 
 _REPLY_413 = (
@@ -228,7 +230,7 @@ class HardenedServer(daphne.server.Server):  # type: ignore[misc]
         cancelled."""
         for port in self._ports:
             port.stopListening()
-        finished = defer.Deferred()
+        finished: Any = defer.Deferred()
         ends_at = time.monotonic() + self.limits.drain_s
 
         def look() -> None:

@@ -68,7 +68,7 @@ class Backend:
     models: tuple[str, ...]
 
 
-def discover(*, ports: Mapping[str, int] | None = None) -> list[str]:
+def discover(*, ports: Mapping[str, int] | None = None, timeout_s: float = TOTAL_S) -> list[str]:
     """Make providers, credentials and routes for what is found; returns one sentence for each thing made.
 
     An empty list when providers exist already or HOOSH_CONFIG is set. `ports` moves the usual ports (for tests):
@@ -76,7 +76,7 @@ def discover(*, ports: Mapping[str, int] | None = None) -> list[str]:
     """
     if settings.HOOSH_CONFIG or Provider.objects.exists():
         return []
-    backends = asyncio.run(find_backends(ports or {}))
+    backends = asyncio.run(find_backends(ports or {}, timeout_s=timeout_s))
     with transaction.atomic():  # one transaction, so all of it is one published version
         made = [sentence for kind in CATALOG.values() if kind.env for sentence in _remote(kind)]
         made += [sentence for first, backend in _numbered(backends) for sentence in _local(backend, catch_all=first)]
@@ -88,34 +88,43 @@ def _numbered(backends: list[Backend]) -> list[tuple[bool, Backend]]:
     return [(number == 0, backend) for number, backend in enumerate(backends)]
 
 
-async def find_backends(ports: Mapping[str, int]) -> list[Backend]:
+async def find_backends(ports: Mapping[str, int], *, timeout_s: float = TOTAL_S) -> list[Backend]:
     """The model servers on this host, in a fixed order; whoever does not answer in time is not there."""
-    looks = [_look(name, ports.get(name, default), path, tell) for name, default, path, tell in _PLACES]
-    found = await asyncio.gather(*looks)
+    # Only http to this host: loading certificates would cost a tenth of the time there is.
+    async with httpx.AsyncClient(trust_env=False, verify=False, timeout=timeout_s) as client:  # noqa: S501
+        looks = []
+        for name, default, path, tell in _PLACES:
+            port = ports.get(name, default)
+            if port != settings.HOOSH_PORT:  # that is this gateway
+                looks.append(_look(client, name, f"http://127.0.0.1:{port}", path, tell, timeout_s))
+        found = await asyncio.gather(*looks)
     return [backend for backend in found if backend is not None]
 
 
-async def _look(name: str, port: int, path: str, tell: Callable[[Answer, Answer | None], str]) -> Backend | None:
-    if port == settings.HOOSH_PORT:
-        return None  # that is this gateway
-    base_url = f"http://127.0.0.1:{port}"
+async def _look(
+    client: httpx.AsyncClient,
+    name: str,
+    base_url: str,
+    path: str,
+    tell: Callable[[Answer, Answer | None], str],
+    timeout_s: float,
+) -> Backend | None:
     try:
-        async with asyncio.timeout(TOTAL_S):
-            async with httpx.AsyncClient(base_url=base_url, trust_env=False, timeout=TOTAL_S) as client:
-                listed = await _get(client, path)
-                if listed is None or listed.status != 200:
-                    return None
-                models = model_names(listed.body)
-                # Only the server at the port that two kinds share is asked a second time.
-                version = await _get(client, "/version") if models is not None and name == "llamacpp" else None
+        async with asyncio.timeout(timeout_s):
+            listed = await _get(client, base_url + path)
+            models = model_names(listed.body) if listed is not None and listed.status == 200 else None
+            if listed is None or models is None:
+                return None
+            # Only the server at the port that two kinds share is asked a second time.
+            version = await _get(client, f"{base_url}/version") if name == "llamacpp" else None
     except (TimeoutError, httpx.HTTPError, OSError):
         return None
-    kind = tell(listed, version) if models is not None else ""
-    return Backend(kind, base_url, models) if kind and models is not None else None
+    kind = tell(listed, version)
+    return Backend(kind, base_url, models) if kind else None
 
 
-async def _get(client: httpx.AsyncClient, path: str) -> Answer | None:
-    async with client.stream("GET", path) as reply:
+async def _get(client: httpx.AsyncClient, url: str) -> Answer | None:
+    async with client.stream("GET", url) as reply:
         body = b""
         async for piece in reply.aiter_bytes():
             body += piece

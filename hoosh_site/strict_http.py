@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import enum
+from collections.abc import Callable
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
@@ -77,6 +78,7 @@ class StrictProtocol(HttpToolsProtocol):
         self._refusal: RefusedError | None = None
         self._replaying = False  # a made-up head is being fed: its callbacks say nothing new
         self._ending = False  # the request being read is the connection's last
+        self.on_gone: Callable[[], None] | None = None  # told when the client leaves; see `gateway.app.Connection`
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Start the clock for the first request; note a connection over the cap (answered at its first byte)."""
@@ -86,9 +88,11 @@ class StrictProtocol(HttpToolsProtocol):
             self._refusal = RefusedError(503, "Too many connections. Try again in a moment.")
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Stop the clock."""
+        """Stop the clock; tell the exchange under way, which then need not spend a task on watching."""
         self._disarm()
         super().connection_lost(exc)
+        if self.on_gone is not None:
+            self.on_gone()
 
     def data_received(self, data: bytes) -> None:
         """Parse what arrived, or drop it on a refused connection."""
@@ -98,8 +102,6 @@ class StrictProtocol(HttpToolsProtocol):
         if self._refusal is not None:
             self._refuse(self._refusal)
             return
-        if self._fresh and self._header_timer is None:
-            self._arm()
         self._fresh = False
         in_head = self._state is _State.HEADERS
         try:
@@ -110,6 +112,7 @@ class StrictProtocol(HttpToolsProtocol):
         except httptools.HttpParserError:
             self._refuse(self._reason())
         else:
+            # A head that came whole, as nearly all do, needs no clock.
             if self._state is _State.HEADERS and not self._fresh:
                 self._watch_head(len(data) if in_head else 0)
 
@@ -195,6 +198,7 @@ class StrictProtocol(HttpToolsProtocol):
             self._fail(400, "Only `Transfer-Encoding: chunked` is understood.")
         if len(self.pipeline) >= self.limits.pipelined:
             self._fail(400, "Too many pipelined requests.")
+        self.scope["hoosh.connection"] = self  # type: ignore[typeddict-unknown-key]
         super().on_headers_complete()
         self._state = _State.BODY
 

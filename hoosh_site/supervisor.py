@@ -46,7 +46,7 @@ class Timing:
 
     drain_s: float = 30.0  # what a worker may use by itself
     kill_s: float = 5.0  # beyond that before it is killed
-    control_stop_s: float = 40.0  # control reads the journals to their ends
+    control_stop_s: float = 50.0  # control reads the journals to their ends
     start_s: float = 60.0  # from start to ready
     worker_silence_s: float = 15.0
     control_silence_s: float = 60.0

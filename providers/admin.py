@@ -12,7 +12,7 @@ from django.core.exceptions import PermissionDenied
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.urls import reverse
 
-from audit.admin_tools import LiveAdmin
+from audit.admin_tools import EDITABLE_ROWS, LiveAdmin
 from providers import services
 from providers.admin_base import PublishingAdmin
 from providers.admin_provider import ProviderAdmin
@@ -37,6 +37,7 @@ class RoutingPolicyAdmin(PublishingAdmin):
 
     list_display = ("name", "pattern", "strategy", "fallbacks", "position", "enabled")
     list_editable = ("position", "enabled")
+    list_per_page = EDITABLE_ROWS
     ordering = ("position", "id")
     fields = ("name", "pattern", "strategy", "fallbacks", "position", "enabled")
 

@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from django.contrib import messages
 from django.http import HttpRequest
 
-from audit.admin_tools import LiveAdmin
+from audit.admin_tools import LiveAdmin, operator
 from providers import publish
 from providers.models import ConfigVersion, Route
 
 
 class PublishingAdmin(LiveAdmin[Any]):
     """A page whose rows are part of the published configuration."""
+
+    @contextmanager
+    def bulk(self, request: HttpRequest) -> Iterator[None]:
+        """All chunks of an action become one version."""
+        with super().bulk(request):
+            try:
+                with publish.held_back():
+                    yield
+            finally:
+                publish.publish_on_commit(operator(request), "several rows at once")
 
     def committed(self, request: HttpRequest) -> None:
         """Wake control; say it when what was saved could not be published."""

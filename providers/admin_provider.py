@@ -126,7 +126,7 @@ class ProviderAdmin(PublishingAdmin):
             provider.enabled = enabled
             services.save_provider(provider, actor=actor, address_class=provider.address_class)
 
-        count = self.each_in_one_transaction(request, queryset, work)
+        count = self.each(request, queryset, work)
         self.message_user(request, f"{count} provider(s) {'enabled' if enabled else 'disabled'}.", messages.SUCCESS)
 
     # Saving: addresses are looked up by the form, so the form must be judged before a transaction is open.

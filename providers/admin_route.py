@@ -14,7 +14,7 @@ from django.urls import URLPattern, path, reverse
 from django.utils.decorators import method_decorator
 from django.views.decorators.http import require_POST
 
-from audit.admin_tools import operator
+from audit.admin_tools import EDITABLE_ROWS, operator
 from providers import services
 from providers.admin_base import PublishingAdmin, free_route_name
 from providers.forms import RouteForm
@@ -50,6 +50,7 @@ class RouteAdmin(PublishingAdmin):
     form = RouteForm
     list_display = ("name", "pattern", "provider", "upstream_model", "policy_name", "priority", "enabled")
     list_editable = ("priority", "enabled")
+    list_per_page = EDITABLE_ROWS
     list_filter = ("enabled", "provider")
     list_select_related = ("provider",)
     search_fields = ("name", "pattern", "upstream_model", "tags")
@@ -117,7 +118,7 @@ class RouteAdmin(PublishingAdmin):
     @admin.action(description="Clone (disabled)", permissions=("add",))
     def clone(self, request: HttpRequest, queryset: QuerySet[Route]) -> None:
         """Copy the chosen routes under new names, disabled until looked at."""
-        count = self.each_in_one_transaction(request, queryset, _clone)
+        count = self.each(request, queryset, _clone)
         self.message_user(request, f"{count} route(s) cloned; the copies are disabled.", messages.SUCCESS)
 
     @method_decorator(require_POST)

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
+from django.conf import settings
 from django.contrib.auth.models import Permission, User
+from django.db import DEFAULT_DB_ALIAS, connections
 from django.http import HttpResponse
 from django.test import TestCase
+from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
 
 from providers.models import ConfigVersion
@@ -59,7 +64,9 @@ class AdminCase:
 
     def messages(self, response: HttpResponse) -> str:
         """The messages that wait for the next page."""
-        return " ".join(re.findall(r'(?s)<ul class="messagelist">(.*?)</ul>', self.client.get(self.url("index")).content.decode()))
+        return " ".join(
+            re.findall(r'(?s)<ul class="messagelist">(.*?)</ul>', self.client.get(self.url("index")).content.decode())
+        )
 
     def act(self, name: str, action: str, rows: list[Any], **more: Any) -> HttpResponse:
         """Run an action on chosen rows."""
@@ -70,6 +77,16 @@ class AdminCase:
         """Sign in as `user` with these permissions only (codenames)."""
         user.user_permissions.set(Permission.objects.filter(codename__in=names))
         self.client.force_login(User.objects.get(pk=user.pk))
+
+    @contextmanager
+    def queries(self, expected: int) -> Iterator[None]:
+        """Exactly so many statements, over the one or two databases there are."""
+        names = {DEFAULT_DB_ALIAS, settings.HOOSH_LEDGER_DB}
+        with ExitStack() as stack:
+            seen = [stack.enter_context(CaptureQueriesContext(connections[name])) for name in names]
+            yield
+            statements = [query["sql"] for each in seen for query in each.captured_queries]
+        assert len(statements) == expected, "\n".join(statements)
 
     def versions(self) -> int:
         """How many configurations were published."""

@@ -83,7 +83,7 @@ class Load:
 
 
 async def ask(client: httpx.AsyncClient, outcome: Outcome, words: int = WORDS) -> None:
-    """Send one chat request and write into `outcome` what comes back, as it comes."""
+    """Send one chat request and write into `outcome` what comes back, as it comes. Raises when it is cut off."""
     body: dict[str, Any] = {
         "model": outcome.model,
         "messages": [{"role": "user", "content": "count for me"}],

@@ -143,8 +143,8 @@ class UpstreamProcess:
 class Gateway:
     """The gateway as users run it: `manage.py init`, then `manage.py serve`, with its own data directory and port.
 
-    `database_url` empty = SQLite; `extra_toml` goes behind the providers in the configuration file. `key` may use every
-    model on the default pool; `operator_key` may also reload.
+    `database_url` empty = SQLite; `extra_toml` goes behind the providers in the configuration file. `key` is the
+    first run's: every model, the default pool, and the operator's calls.
     """
 
     directory: Path
@@ -155,7 +155,6 @@ class Gateway:
     extra_toml: str = ""
     port: int = field(default_factory=children.free_port)
     key: str = ""
-    operator_key: str = ""
     _process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -217,20 +216,19 @@ class Gateway:
         return done.stdout
 
     def create_key(self, name: str, *options: str) -> str:
-        """A new API key's text."""
-        values = json.loads(self.manage("create_key", name, "--json", *options))
-        return next(value for value in values.values() if isinstance(value, str) and value.startswith("hk-"))
+        """A new API key's text; `options` as for `manage.py create_key`."""
+        return str(json.loads(self.manage("create_key", name, "--json", *options))["key"])
 
     def start(self) -> Gateway:
-        """Initialise on the first call, make the keys, serve, and wait until it is ready."""
+        """Initialise on the first call, serve, and wait until it is ready."""
         self.directory.mkdir(parents=True, exist_ok=True)
         if self.providers:
             text = "\n".join([*(entry.toml() for entry in self.providers), self.extra_toml])
             (self.directory / "hoosh.toml").write_text(text, encoding="utf-8")
         if not self.key:
             self.manage("init")
-            self.key = self.create_key("tests")
-            self.operator_key = self.create_key("tests-operator", "--scope", "operator")
+            told = (self.data_dir / "first-run.txt").read_text(encoding="utf-8")
+            self.key = next(word for word in told.split() if word.startswith("hk-"))
         self.start_process()
         self.wait_ready()
         return self

@@ -1,14 +1,11 @@
-"""Template filters for the figures shown in admin. Integers in, text out; no floats for money."""
+"""Template filters for the figures shown in admin. Integers in, text out."""
 
 from __future__ import annotations
-
-from decimal import Decimal
 
 from django import template
 
 register = template.Library()
 
-_PICO = Decimal(10) ** 12
 _UNITS = ((10**12, "T"), (10**9, "G"), (10**6, "M"), (10**3, "k"))
 
 
@@ -28,9 +25,3 @@ def short(value: int) -> str:
             text = f"{tenths // 10}" if tenths >= 1000 or tenths % 10 == 0 else f"{tenths // 10}.{tenths % 10}"
             return f"{'-' if number < 0 else ''}{text}{letter}"
     return str(number)
-
-
-@register.filter
-def usd(pico: int) -> str:
-    """Pico-USD as dollars with six decimals."""
-    return f"${Decimal(int(pico)) / _PICO:,.6f}"

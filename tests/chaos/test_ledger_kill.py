@@ -132,7 +132,7 @@ class LedgerKillTests(TransactionTestCase):
                 delivered[rid] = int(tokens)
         charged = dict(Usage.objects.values_list("rid", "tokens"))
         assert len(delivered) > 300, (self.directory / "worker.log").read_text()
-        assert self.kills["control"] and self.kills["worker"]
+        assert min(self.kills.values()) > 0
         assert [rid for rid in delivered if rid not in charged] == [], "lost"
         assert [rid for rid, tokens in delivered.items() if charged[rid] != tokens] == [], "wrong amounts"
         assert len(charged) == Usage.objects.count(), "doubled"

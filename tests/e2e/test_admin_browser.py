@@ -54,7 +54,10 @@ class AdminBrowserTest(StaticLiveServerTestCase):
         page.set_default_timeout(10_000)
         page.on("console", lambda message: self.complain(message.type, message.text))
         page.on("pageerror", lambda error: self.complain("error", str(error)))
-        page.on("response", lambda reply: self.complain("error", f"{reply.status} {reply.url}") if reply.status >= 400 else None)
+        page.on(
+            "response",
+            lambda reply: self.complain("error", f"{reply.status} {reply.url}") if reply.status >= 400 else None,
+        )
         return context, page
 
     def complain(self, kind: str, text: str) -> None:
@@ -137,7 +140,14 @@ class AdminBrowserTest(StaticLiveServerTestCase):
         _, page = self.open(viewport={"width": 390, "height": 844})
         self.sign_in(page)
         pool = f"budgets/pool/{access.default_pool('ada').pk}/change/"
-        for path in ("", "providers/provider/add/", "providers/gatewaysettings/", "budgets/apikey/add/", "budgets/pool/", pool):
+        for path in (
+            "",
+            "providers/provider/add/",
+            "providers/gatewaysettings/",
+            "budgets/apikey/add/",
+            "budgets/pool/",
+            pool,
+        ):
             page.goto(f"{self.live_server_url}/admin/{path}")
             wider = page.evaluate("document.documentElement.scrollWidth - window.innerWidth")
             assert wider <= 0, f"{path} is {wider} pixels wider than the phone"
@@ -146,7 +156,9 @@ class AdminBrowserTest(StaticLiveServerTestCase):
         """The listener works: an inline script on one of our pages is refused and reported."""
         _, page = self.open()
         page.goto(f"{self.live_server_url}/admin/login/")
-        page.evaluate("document.body.appendChild(Object.assign(document.createElement('script'), {text: 'window.ran = 1'}))")
+        page.evaluate(
+            "document.body.appendChild(Object.assign(document.createElement('script'), {text: 'window.ran = 1'}))"
+        )
         page.wait_for_timeout(100)
         assert page.evaluate("window.ran") is None
         assert any("Content Security Policy" in complaint or "CSP" in complaint for complaint in self.complaints)

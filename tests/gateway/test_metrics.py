@@ -175,7 +175,7 @@ def test_counting_a_request_costs_about_a_microsecond():
 
 
 def _microseconds_per_request(metrics: Metrics) -> float:
-    begin = time.perf_counter()
+    begin = time.process_time()
     for _ in range(5000):
         metrics.request_done("chat", "openai", "gpt", 200, 40_000, 9_000, 10, 5, 2_500_000)
-    return (time.perf_counter() - begin) / 5000 * 1e6
+    return (time.process_time() - begin) / 5000 * 1e6

@@ -212,6 +212,10 @@ def test_deadlines_are_kept_in_time(run: Runner, up: FaultUpstream) -> None:
         start = time.monotonic()
         assert (await failure_of(ask(pool, "stall-first", QUICK))).kind == "first_byte_timeout"
         assert 0.13 < time.monotonic() - start < 0.4
+        start = time.monotonic()
+        reply = await ask_stream(pool, "stall-mid", Limits(first_byte_s=5, gap_s=0.15))
+        assert (await failure_of(reply.read_all(1 << 20))).kind == "gap_timeout"
+        assert 0.13 < time.monotonic() - start < 0.4, "a gap shorter than the wait for the first byte counts too"
 
     run(main)
 
@@ -328,6 +332,23 @@ def test_cancelling_at_any_moment_leaks_no_connection(run: Runner, up: FaultUpst
 
     run(main)
     up.wait_for(lambda: up.open_connections == 0)
+
+
+def test_cancelling_in_the_turn_in_which_the_headers_come_closes_the_connection(run: Runner, up: FaultUpstream) -> None:
+    async def main() -> None:
+        pool = pool_for(up)
+        await ask(pool, "ok")
+        task = asyncio.create_task(ask_stream(pool, "first-20ms-gap-50", max_tokens=100))
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        asyncio.get_running_loop().call_later(0.01, task.cancel)
+        time.sleep(0.1)  # the loop stands still until both the headers and the cancellation are due
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        await until(lambda: pool.open_count == 0)
+
+    run(main)
+    up.wait_for(lambda: up.requests[1].closed_by_peer, 1.0)
 
 
 def test_closing_a_reply_early_closes_its_connection_and_wakes_its_reader(run: Runner, up: FaultUpstream) -> None:

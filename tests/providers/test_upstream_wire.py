@@ -84,6 +84,19 @@ def test_a_reply_may_arrive_byte_by_byte_with_trailers(run: Runner) -> None:
     run(main)
 
 
+def test_the_gap_begins_anew_when_a_slow_reader_has_caught_up(run: Runner) -> None:
+    first = b"%x\r\n%b\r\n" % (300_000, b"x" * 300_000)
+
+    async def main() -> None:
+        async with raw_server(OK_CHUNKED + first, b"1\r\ny\r\n0\r\n\r\n", gap_s=0.7) as pool:
+            reply = await pool.stream(head(pool), b"", Limits(gap_s=0.3))
+            await asyncio.sleep(0.5)
+            assert await reply.read_all(1 << 20) == b"x" * 300_000 + b"y"
+            pool.close()
+
+    run(main)
+
+
 def test_bytes_on_an_idle_connection_end_it(run: Runner) -> None:
     async def main() -> None:
         async with raw_server(b"HTTP/1.1 204 X\r\n\r\n", b"HTTP/1.1 200 OK\r\n", gap_s=0.05) as pool:

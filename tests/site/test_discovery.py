@@ -50,9 +50,9 @@ def environment(**variables: str):
 class DiscoveryTest(TestCase):
     databases = "__all__"
 
-    def discover(self, ports: dict[str, int] | None = None, **variables: str) -> list[str]:
+    def discover(self, ports: dict[str, int] | None = None, timeout_s: float = 20, **variables: str) -> list[str]:
         with environment(**variables), self.captureOnCommitCallbacks(execute=True):
-            return discovery.discover(ports={**nowhere(), **(ports or {})})
+            return discovery.discover(ports={**nowhere(), **(ports or {})}, timeout_s=timeout_s)
 
     def routes(self, provider: str) -> dict[str, int]:
         return dict(Route.objects.filter(provider__name=provider).values_list("pattern", "priority"))
@@ -103,9 +103,9 @@ class DiscoveryTest(TestCase):
     def test_looking_takes_half_a_second_even_when_nothing_answers(self):
         with silent_port() as a, silent_port() as b, silent_port() as c, silent_port() as d:
             begin = time.perf_counter()
-            self.discover({"ollama": a, "lmstudio": b, "llamacpp": c, "vllm": d})
+            self.discover({"ollama": a, "lmstudio": b, "llamacpp": c, "vllm": d}, timeout_s=discovery.TOTAL_S)
             took = time.perf_counter() - begin
-        assert took < 1.5
+        assert took < 4 * discovery.TOTAL_S  # one after the other would take this long
 
     def test_this_gateways_own_port_is_not_asked(self):
         with SmallServer(UNKNOWN) as server, override_settings(HOOSH_PORT=server.port):

@@ -135,6 +135,13 @@ def stub(initialised: Path, workers: int = 1, drain_s: float = 5.0, **extra: str
         yield running
 
 
+@pytest.fixture(scope="module")
+def shared(initialised: Path) -> Iterator[Gateway]:
+    """One gateway for the tests that only ask it things."""
+    with stub(initialised) as running:
+        yield running
+
+
 def test_a_killed_control_costs_pages_only_and_only_for_a_moment(initialised: Path) -> None:
     with stub(initialised) as running:
         worker = running.chat()["pid"]
@@ -277,13 +284,23 @@ def test_an_idle_connection_is_told_to_close_by_its_next_reply(initialised: Path
         assert running.process.wait(10) == 0
 
 
-def test_a_reload_signal_makes_control_look_again(initialised: Path) -> None:
-    with stub(initialised) as running:
-        control = running.pid_of("control")
-        running.process.send_signal(signal.SIGHUP)
-        time.sleep(0.5)
-        assert running.works("/admin/login/")
-        assert running.pid_of("control") == control
+def test_a_reload_signal_reads_a_changed_configuration_file_and_workers_hear_of_it(initialised: Path) -> None:
+    with tempfile.TemporaryDirectory() as directory:
+        file = Path(directory) / "hoosh.toml"
+        file.write_text("[server]\nhealth_check_interval_secs = 60\n")
+        with stub(initialised, HOOSH_CONFIG=str(file)) as running:
+            until(lambda: running.chat()["config_version"] == 2)  # imported at the start
+            control = running.pid_of("control")
+            file.write_text("[server]\nhealth_check_interval_secs = 90\n")
+            time.sleep(0.6)
+            assert running.chat()["config_version"] == 2  # the file is not watched
+            running.process.send_signal(signal.SIGHUP)
+            until(lambda: running.chat()["config_version"] == 3)
+            file.write_text("this is not TOML")
+            running.process.send_signal(signal.SIGHUP)
+            until(lambda: "config_import_failed" in running.log.read_text())
+            assert running.works("/admin/login/")
+            assert (running.pid_of("control"), running.chat()["config_version"]) == (control, 3)
 
 
 # --- the admin through the forwarder ----------------------------------------------------------------------------------
@@ -308,18 +325,17 @@ def _sign_in(running: Gateway, origin: str | None, **extra: str) -> tuple[int, d
     return status, headers
 
 
-def test_signing_in_works_from_the_same_origin_only(initialised: Path) -> None:
-    with stub(initialised) as running:
-        assert _sign_in(running, f"http://127.0.0.1:{running.port}")[0] == 302
-        assert _sign_in(running, None)[0] == 302
-        assert _sign_in(running, "http://evil.example")[0] == 403
-        assert running.get("/admin/login/", Host="evil.example")[0] == 400
-        status, headers = _sign_in(running, f"http://localhost:{running.port}", Host=f"localhost:{running.port}")
-        assert status == 302
-        session = headers["set-cookie"].partition(";")[0]
-        status, _, page = running.get("/admin/", Cookie=session, Host=f"localhost:{running.port}")
-        assert status == 200
-        assert b"admin" in page
+def test_signing_in_works_from_the_same_origin_only(shared: Gateway) -> None:
+    assert _sign_in(shared, f"http://127.0.0.1:{shared.port}")[0] == 302
+    assert _sign_in(shared, None)[0] == 302
+    assert _sign_in(shared, "http://evil.example")[0] == 403
+    assert shared.get("/admin/login/", Host="evil.example")[0] == 400
+    status, headers = _sign_in(shared, f"http://localhost:{shared.port}", Host=f"localhost:{shared.port}")
+    assert status == 302
+    session = headers["set-cookie"].partition(";")[0]
+    status, _, page = shared.get("/admin/", Cookie=session, Host=f"localhost:{shared.port}")
+    assert status == 200
+    assert b"admin" in page
 
 
 def test_signing_in_behind_a_trusted_tls_front_needs_its_headers(initialised: Path) -> None:
@@ -336,43 +352,38 @@ def test_signing_in_behind_a_trusted_tls_front_needs_its_headers(initialised: Pa
         assert _sign_in(running, "https://evil.example", **front)[0] == 403
 
 
-def test_static_files_head_and_conditions_survive_the_forwarding(initialised: Path) -> None:
-    with stub(initialised) as running:
-        path = "/static/admin/css/base.css"
-        status, headers, body = running.get(path)
-        assert status == 200
-        assert int(headers["content-length"]) == len(body) > 5000
-        status, head_headers, nothing = running.get(path, "HEAD")
-        assert (status, nothing) == (200, b"")
-        assert head_headers["content-length"] == headers["content-length"]
-        status, _, nothing = running.get(path, If_Modified_Since=headers["last-modified"])
-        assert (status, nothing) == (304, b"")
-        status, _, part = running.get(path, Range="bytes=0-9")
-        assert (status, part) == (206, body[:10])
+def test_static_files_head_and_conditions_survive_the_forwarding(shared: Gateway) -> None:
+    path = "/static/admin/css/base.css"
+    status, headers, body = shared.get(path)
+    assert status == 200
+    assert int(headers["content-length"]) == len(body) > 5000
+    status, head_headers, nothing = shared.get(path, "HEAD")
+    assert (status, nothing) == (200, b"")
+    assert head_headers["content-length"] == headers["content-length"]
+    status, _, nothing = shared.get(path, If_Modified_Since=headers["last-modified"])
+    assert (status, nothing) == (304, b"")
+    status, _, part = shared.get(path, Range="bytes=0-9")
+    assert (status, part) == (206, body[:10])
 
 
-def test_a_large_upload_reaches_the_admin_and_a_too_large_one_is_told_so(initialised: Path) -> None:
-    with stub(initialised) as running:
-        _, headers, page = running.get("/admin/login/")
-        token = re.search(rb'name="csrfmiddlewaretoken" value="([^"]+)"', page)
-        assert token is not None
-        fields = {"username": b"admin", "password": running.password().encode(), "csrfmiddlewaretoken": token[1]}
-        parts = [
-            b'--x\r\nContent-Disposition: form-data; name="%b"\r\n\r\n%b\r\n' % (n.encode(), v)
-            for n, v in fields.items()
-        ]
-        upload = (
-            b'--x\r\nContent-Disposition: form-data; name="f"; filename="f"\r\n\r\n'
-            + b"y" * 20_000_000
-            + b"\r\n--x--\r\n"
-        )
-        sent = {
-            "Content_Type": "multipart/form-data; boundary=x",
-            "Cookie": headers["set-cookie"].partition(";")[0],
-            "Origin": f"http://127.0.0.1:{running.port}",
-        }
-        assert running.get("/admin/login/", "POST", b"".join(parts) + upload, **sent)[0] == 302
-        assert running.get("/admin/login/", "POST", b"y" * (53 << 20), **sent)[0] == 413
+def test_a_large_upload_reaches_the_admin_and_a_too_large_one_is_told_so(shared: Gateway) -> None:
+    _, headers, page = shared.get("/admin/login/")
+    token = re.search(rb'name="csrfmiddlewaretoken" value="([^"]+)"', page)
+    assert token is not None
+    fields = {"username": b"admin", "password": shared.password().encode(), "csrfmiddlewaretoken": token[1]}
+    parts = [
+        b'--x\r\nContent-Disposition: form-data; name="%b"\r\n\r\n%b\r\n' % (n.encode(), v) for n, v in fields.items()
+    ]
+    upload = (
+        b'--x\r\nContent-Disposition: form-data; name="f"; filename="f"\r\n\r\n' + b"y" * 20_000_000 + b"\r\n--x--\r\n"
+    )
+    sent = {
+        "Content_Type": "multipart/form-data; boundary=x",
+        "Cookie": headers["set-cookie"].partition(";")[0],
+        "Origin": f"http://127.0.0.1:{shared.port}",
+    }
+    assert shared.get("/admin/login/", "POST", b"".join(parts) + upload, **sent)[0] == 302
+    assert shared.get("/admin/login/", "POST", b"y" * (53 << 20), **sent)[0] == 413
 
 
 # --- the commands -----------------------------------------------------------------------------------------------------
