@@ -10,8 +10,14 @@ import sys
 def main() -> None:
     """Run one management command with the project's settings."""
     os.environ.setdefault("DJANGO_SETTINGS_MODULE", "hoosh_site.settings")
+    from django.conf import settings
+    from django.core.exceptions import ImproperlyConfigured
     from django.core.management import execute_from_command_line
 
+    try:
+        settings.DEBUG  # noqa: B018 - loads the settings, so that a bad one is told in a sentence, not a traceback
+    except ImproperlyConfigured as exc:
+        sys.exit(f"hoosh: {exc}")
     execute_from_command_line(sys.argv)
 
 

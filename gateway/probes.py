@@ -21,6 +21,7 @@ from django.utils import timezone
 from audit.record import record
 from gateway import metrics
 from providers import sequences, services
+from providers.adapters import demo
 from providers.catalog import CATALOG, Kind
 from providers.failures import UpstreamError
 from providers.models import GatewaySettings, Provider, ProviderProbe
@@ -35,7 +36,6 @@ AT_ONCE = 8
 MAX_MODELS = 2000
 MAX_NAME_CHARS = 256
 MAX_LIST_BYTES = 8 * 1024 * 1024
-DEMO_MODELS = ("demo",)
 _IDLE_S = 5.0  # how often the loop looks whether probes were switched on
 
 _FAILURES = {
@@ -148,7 +148,7 @@ async def look(target: _Target, *, timeout_s: float = TIMEOUT_S) -> Outcome:
     if target.problem:
         return Outcome(ok=False, detail=target.problem)
     if target.kind.adapter == "demo":
-        return Outcome(ok=True, models=DEMO_MODELS, latency_ms=0.0)
+        return Outcome(ok=True, models=demo.MODELS, latency_ms=0.0)
     begin = time.perf_counter()
     try:
         status, body = await asyncio.wait_for(_fetch(target, timeout_s), timeout_s)

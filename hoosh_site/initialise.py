@@ -32,6 +32,7 @@ class InitReport:
     found: list[str] = field(default_factory=list)  # sentences about providers that were set up
     config_version: int = 0
     first_run: list[str] = field(default_factory=list, repr=False)  # lines of the first operator and key
+    addresses: list[str] = field(default_factory=list)  # where the gateway will be, and a first request
     warnings: list[str] = field(default_factory=list)
 
     def as_dict(self) -> dict[str, Any]:
@@ -49,6 +50,7 @@ def initialise(*, terminal: bool = False) -> InitReport:
     with _alone():
         for path in (settings.HOOSH_JOURNAL_DIR, settings.HOOSH_LOG_DIR, settings.HOOSH_RUN_DIR):
             keyfiles.make_private_directory(path)
+        settings.STATIC_ROOT.mkdir(exist_ok=True)  # WhiteNoise asks for it, though finders serve all files
         report.keys_made = [str(path) for path in keyfiles.create_missing()]
         report.warnings = keyfiles.unsafe_files()
         for alias in settings.DATABASES:
@@ -83,3 +85,4 @@ def _rows(report: InitReport, *, terminal: bool) -> None:
         report.found = discovery.discover()
     report.config_version = publish.publish(ACTOR, "first start").number
     report.first_run = first_run.ensure(terminal=terminal)
+    report.addresses = first_run.describe(settings.HOOSH_PORT)

@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 
 import dj_database_url
 from csp.constants import NONE, SELF
+from django.core.exceptions import ImproperlyConfigured
 
 from hoosh_site import __version__, env
 
@@ -147,12 +148,24 @@ _SQLITE_OPTIONS = {
 def _databases() -> dict[str, dict[str, object]]:
     url = env.text("DATABASE_URL")
     if url:
-        return {"default": {**dj_database_url.parse(url, conn_max_age=60, conn_health_checks=True)}}
+        try:
+            return {"default": {**dj_database_url.parse(url, conn_max_age=60, conn_health_checks=True)}}
+        except (ValueError, KeyError) as exc:  # the message would quote the password
+            form = "postgres://user:password@host:5432/name"
+            raise ImproperlyConfigured(f"DATABASE_URL cannot be read. Write it as {form}.") from exc
     sqlite = {"ENGINE": "django.db.backends.sqlite3", "OPTIONS": _SQLITE_OPTIONS}
     # Tests use real files: the ledger's writer is a thread with a connection of its own.
     return {
-        "default": {**sqlite, "NAME": HOOSH_DATA_DIR / "site.sqlite3", "TEST": {"NAME": HOOSH_DATA_DIR / "test-site.sqlite3"}},
-        "ledger": {**sqlite, "NAME": HOOSH_DATA_DIR / "ledger.sqlite3", "TEST": {"NAME": HOOSH_DATA_DIR / "test-ledger.sqlite3"}},
+        "default": {
+            **sqlite,
+            "NAME": HOOSH_DATA_DIR / "site.sqlite3",
+            "TEST": {"NAME": HOOSH_DATA_DIR / "test-site.sqlite3"},
+        },
+        "ledger": {
+            **sqlite,
+            "NAME": HOOSH_DATA_DIR / "ledger.sqlite3",
+            "TEST": {"NAME": HOOSH_DATA_DIR / "test-ledger.sqlite3"},
+        },
     }
 
 

@@ -41,4 +41,4 @@ def _lines(report: InitReport) -> list[str]:
     lines += [f"Made {path} (mode 0600; keep a copy)." for path in report.keys_made]
     lines += [f"Database “{alias}”: {count} migrations applied." for alias, count in report.migrations.items() if count]
     lines += [*report.found, f"Configuration version {report.config_version} is published.", *report.first_run]
-    return lines + [f"Warning: {warning}" for warning in report.warnings]
+    return lines + report.addresses + [f"Warning: {warning}" for warning in report.warnings]
