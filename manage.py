@@ -18,7 +18,13 @@ def main() -> None:
         settings.DEBUG  # noqa: B018 - loads the settings, so that a bad one is told in a sentence, not a traceback
     except ImproperlyConfigured as exc:
         sys.exit(f"hoosh: {exc}")
-    execute_from_command_line(sys.argv)
+    if sys.argv[1:2] == ["serve"]:
+        # `serve` becomes another program at once: loading every application first would double the start's time.
+        from hoosh_site.management.commands.serve import Command
+
+        Command().run_from_argv(sys.argv)
+    else:
+        execute_from_command_line(sys.argv)
 
 
 if __name__ == "__main__":

@@ -12,8 +12,9 @@ class Exchange(Protocol):
     """One HTTP request and its answer, bound to a server by `gateway.app` (ASGI) or another binding.
 
     `begin` is called once, then `write` any number of times, then `finish`; or `respond` alone. An answer that was
-    begun and not finished is cut by the server: the client sees an incomplete body. `write` and `finish` wait while the client's socket buffer is full. When the client leaves, `gone` becomes true and the task that
-    handles the exchange is cancelled, unless `keep_running` was set.
+    begun and not finished is cut by the server: the client sees an incomplete body. `write` and `finish` wait while
+    the client's socket buffer is full. When the client leaves, `gone` becomes true and the task that handles the
+    exchange is cancelled, unless `keep_running` was set.
     """
 
     method: str
