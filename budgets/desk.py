@@ -138,7 +138,7 @@ class Desk:
             raise self._spent(account, waiter)
         account.waiters.append(waiter)
         timers = (
-            loop.call_later(min(COLD_WAIT_S, timeout_s), self._unanswered, account, waiter),
+            loop.call_later(COLD_WAIT_S, self._unanswered, account, waiter),
             loop.call_later(timeout_s, self._too_late, account, waiter),
         )
         try:
@@ -306,6 +306,8 @@ class Desk:
             waiter.future.set_exception(NoLeaseError(account.pool_id))
 
     def _too_late(self, account: _Account, waiter: _Waiter) -> None:
+        if account.answers == waiter.answers:
+            return  # control has not spoken since: `_unanswered` decides, not a purse nobody has looked into
         self._refuse(account, waiter)
 
     def _leave(self, account: _Account, waiter: _Waiter) -> None:

@@ -13,28 +13,61 @@ from gateway.snapshot import Key
 
 # Every carrier goes through `credential`, so that no limit can be dodged by using another header.
 CARRIERS = frozenset({b"authorization", b"x-api-key", b"api-key", b"x-goog-api-key"})
+_READ = CARRIERS | {b"content-length", b"content-encoding", b"x-hoosh-pool"}
 REQUEST_ID = re.compile(rb"[A-Za-z0-9._:/+=@-]{1,128}\Z")
+
+
+class Head:
+    """What the gateway reads of a request's headers, in one pass."""
+
+    __slots__ = ("coding", "length", "pool", "secret")
+
+    def __init__(self, headers: Headers) -> None:
+        """Raises UnauthorizedError without a credential, BadRequestError when two differ."""
+        secret: bytes | None = None
+        self.coding = self.pool = b""
+        self.length = -1
+        for name, value in headers:
+            if name not in _READ:
+                continue
+            if name in CARRIERS:
+                secret = _same(secret, _token(name, value))
+            elif name == b"content-length":
+                self.length = int(value) if value.isdigit() else -1
+            elif name == b"x-hoosh-pool":
+                self.pool = value
+            else:
+                self.coding = value
+        if not secret:
+            raise UnauthorizedError()
+        self.secret = secret
 
 
 def credential(headers: Headers) -> bytes:
     """The one credential of a request. Raises UnauthorizedError without one, BadRequestError when two differ."""
     found: bytes | None = None
     for name, value in headers:
-        if name not in CARRIERS:
-            continue
-        if name == b"authorization":
-            scheme, _, value = value.partition(b" ")
-            if scheme.lower() != b"bearer":
-                raise UnauthorizedError("The Authorization header must be 'Bearer' and an API key.")
-        value = value.strip()
-        if found is not None and found != value:
-            raise BadRequestError(
-                "The request carries two different credentials. Send exactly one.", code="conflicting_credentials"
-            )
-        found = value
+        if name in CARRIERS:
+            found = _same(found, _token(name, value))
     if not found:
         raise UnauthorizedError()
     return found
+
+
+def _token(name: bytes, value: bytes) -> bytes:
+    if name == b"authorization":
+        scheme, _, value = value.partition(b" ")
+        if scheme.lower() != b"bearer":
+            raise UnauthorizedError("The Authorization header must be 'Bearer' and an API key.")
+    return value.strip()
+
+
+def _same(known: bytes | None, value: bytes) -> bytes:
+    if known is not None and known != value:
+        raise BadRequestError(
+            "The request carries two different credentials. Send exactly one.", code="conflicting_credentials"
+        )
+    return value
 
 
 def find_key(keys: Mapping[bytes, Key], secret: bytes) -> Key:

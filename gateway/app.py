@@ -34,6 +34,9 @@ class Connection(Protocol):
 
     on_gone: Callable[[], None] | None
 
+    def cork(self, send: Send) -> None:
+        """Let the head of the reply wait for the first piece of its body, so that both leave in one write."""
+
 
 class AsgiExchange:
     """One request under an ASGI server (see `gateway.exchange.Exchange` for the promises)."""
@@ -142,6 +145,8 @@ class AsgiExchange:
             headers += self._cors
         if self._closing:
             headers.append((b"connection", b"close"))
+        if self._connection is not None and self.method != "HEAD":
+            self._connection.cork(self._send)
         return {"type": "http.response.start", "status": status, "headers": headers}
 
     async def respond(self, status: int, headers: list[tuple[bytes, bytes]], body: bytes) -> None:

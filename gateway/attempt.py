@@ -23,8 +23,10 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("hoosh.books")
 
-MARK_EVENTS = 64  # a delivered mark at least every so many events …
-MARK_BYTES = 1024  # … or bytes of generated text
+# A delivered mark announces what may be delivered next, so that a worker that dies is never charged less than it
+# delivered, and at most this step more: 64 events, or as much text as 64 tokens commonly are.
+MARK_EVENTS = 64
+MARK_BYTES = 256
 
 
 class AttemptFailedError(Exception):
@@ -110,11 +112,10 @@ class Attempt:
         )
 
     def mark(self, events: int, text_bytes: int) -> None:
-        """Write `D` when enough is about to be delivered since the last one. Raises JournalError."""
-        first = self._marked_events == 0
-        if first or events - self._marked_events >= MARK_EVENTS or text_bytes - self._marked_bytes >= MARK_BYTES:
-            self.job.runtime.journal.delivered(self.job.rid, self.number, events, text_bytes)
-            self._marked_events, self._marked_bytes = max(events, 1), text_bytes
+        """Write `D` before more is delivered than the last one allowed. Raises JournalError."""
+        if events > self._marked_events or text_bytes > self._marked_bytes:
+            self._marked_events, self._marked_bytes = events + MARK_EVENTS, text_bytes + MARK_BYTES
+            self.job.runtime.journal.delivered(self.job.rid, self.number, self._marked_events, self._marked_bytes)
 
     def settle(self, *, status: int, error: str = "", usage: Usage | None, basis: Basis) -> None:
         """Book the end: the complete record to the journal, then the rest of the hold back to the wallet. Once only.

@@ -17,7 +17,7 @@ from budgets.bound import input_bound, output_limit
 from budgets.desk import NoLeaseError, PoolSpentError
 from budgets.journal import JournalError
 from gateway import relay
-from gateway.admission import client_request_id, credential, find_key
+from gateway.admission import Head, client_request_id, find_key
 from gateway.attempt import Attempt, AttemptFailedError
 from gateway.endpoints import Endpoint
 from gateway.errors import (
@@ -55,6 +55,7 @@ class Job:
         "decision",
         "endpoint",
         "exchange",
+        "head",
         "key",
         "last",
         "rid",
@@ -75,6 +76,7 @@ class Job:
         self.rid_hex = self.rid.hex()
         self.client_id = b""
         self.snapshot: Snapshot | None = None
+        self.head: Head | None = None
         self.key: Key | None = None
         self.call: Call | None = None
         self.decision: Decision | None = None
@@ -138,21 +140,19 @@ def job_snapshot(job: Job) -> Snapshot:
 
 def admit(job: Job) -> None:
     """Path and method are settled; now the key, its scope, the declared size and whether we can book at all."""
-    runtime, exchange = job.runtime, job.exchange
-    headers = exchange.headers
+    runtime = job.runtime
     snapshot = job.snapshot = runtime.snapshot
-    job.client_id = client_request_id(headers)
+    job.client_id = client_request_id(job.exchange.headers)
     if snapshot is None:
         raise GatewayUnavailableError("The gateway has no configuration yet.", retry_after_s=1)
-    key = job.key = find_key(snapshot.keys, credential(headers))
+    head = job.head = Head(job.exchange.headers)
+    key = job.key = find_key(snapshot.keys, head.secret)
     if "inference" not in key.record.scopes:
         raise ForbiddenError("This API key may not call models (it lacks the scope 'inference').")
-    for name, value in headers:
-        if name == b"content-length":
-            if value.isdigit() and int(value) > snapshot.settings.body_limit_bytes:
-                raise PayloadTooLargeError(snapshot.settings.body_limit_bytes)
-        elif name == b"content-encoding" and value.strip().lower() not in (b"", b"identity"):
-            raise UnsupportedMediaError()
+    if head.length > snapshot.settings.body_limit_bytes:
+        raise PayloadTooLargeError(snapshot.settings.body_limit_bytes)
+    if head.coding and head.coding.strip().lower() != b"identity":
+        raise UnsupportedMediaError()
     if not runtime.journal_writable:
         raise GatewayUnavailableError(
             "The gateway cannot write its journal.", code="journal_unavailable", retry_after_s=5
@@ -166,10 +166,8 @@ def guard(job: Job) -> None:
     assert key is not None
     if key.may_use is not None and not key.may_use(call.model):
         raise ModelNotFoundError(call.model)
-    named = call.pool
-    for name, value in job.exchange.headers:
-        if name == b"x-hoosh-pool":
-            named = value.decode("utf-8", "replace")
+    assert job.head is not None
+    named = job.head.pool.decode("utf-8", "replace") or call.pool
     if named is None:
         return
     pool = snapshot.pools_by_name.get(named)

@@ -62,6 +62,38 @@ def error_reply(status: int, message: str) -> bytes:
     return head.encode("ascii") + body
 
 
+class CorkedTransport:
+    """A transport for one reply: its first write is kept until the second, then both leave together.
+
+    A head and a body written apart cost the sender a second system call and the reader a second wake-up.
+    """
+
+    __slots__ = ("_head", "_transport", "write")
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        self._transport = transport
+        self._head = b""
+        self.write = self._keep
+
+    def _keep(self, data: bytes) -> None:
+        self._head = data
+        self.write = self._join
+
+    def _join(self, data: bytes) -> None:
+        self._transport.write(self._head + data)
+        self.write = self._transport.write
+
+    def close(self) -> None:
+        """Close behind what was kept."""
+        if self.write == self._join:
+            self._join(b"")
+        self._transport.close()
+
+    def is_closing(self) -> bool:
+        """As the transport says."""
+        return self._transport.is_closing()
+
+
 class StrictProtocol(HttpToolsProtocol):
     """uvicorn's httptools protocol with the refusals named in the module's docstring."""
 
@@ -173,12 +205,14 @@ class StrictProtocol(HttpToolsProtocol):
             return
         if len(self.headers) >= self.limits.header_count:
             self._fail(431, f"More than {self.limits.header_count} headers.")
-        super().on_header(name, value)
-        kept = self.headers[-1][0]
+        kept = name.lower()
+        self.headers.append((kept, value))  # what uvicorn's own method does, without a call per header
         if kept == b"host":
             self._hosts.append(value)
         elif kept == b"transfer-encoding":
             self._coding = value
+        elif kept == b"expect" and value.lower() == b"100-continue":
+            self.expect_100_continue = True
 
     def on_headers_complete(self) -> None:
         """The head is complete: judge it, then let uvicorn start the application."""
@@ -210,6 +244,13 @@ class StrictProtocol(HttpToolsProtocol):
             return  # the parser has skipped the body; see `_decline_upgrade`
         self._state, self._fresh = _State.HEADERS, True
         super().on_message_complete()
+
+    # What the gateway's ASGI binding asks for (`gateway.app.Connection`)
+
+    def cork(self, send: Any) -> None:
+        """Let the head of the reply that `send` is about to start wait for the first piece of its body: one write."""
+        cycle = send.__self__
+        cycle.transport = CorkedTransport(cycle.transport)
 
     # Helpers
 

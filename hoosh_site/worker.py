@@ -49,7 +49,7 @@ from hoosh_site.strict_http import HttpLimits, strict_protocol
 
 log = logging.getLogger("hoosh.worker")
 
-FIRST_PUSH_S = 5.0  # how long a start waits for control; then the worker serves and /readyz says 503
+FIRST_PUSH_S = 20.0  # how long a start waits for control; then the worker serves and /readyz says 503
 LAME_DUCK_S = 2.0  # how long idle connections may still bring a request once the drain has begun
 ABORT_BEFORE_S = 1.0  # streams are ended this long before the deadline
 KEEP_ALIVE_S = 75  # above every client pool's own limit, so that clients close first
@@ -305,6 +305,11 @@ class WorkerServer(uvicorn.Server):
             log.exception("worker_report_failed")
 
 
+def _not_cut_on_purpose(record: logging.LogRecord) -> bool:
+    """Drops uvicorn's complaint about replies without an end: cutting a failed stream is how its failure is told."""
+    return "returned without completing response" not in str(record.msg)
+
+
 def run_worker(
     options: WorkerOptions,
     runtime_factory: Callable[[WorkerOptions, ProxyTrust], RuntimeLike],
@@ -315,6 +320,7 @@ def run_worker(
     """Serve on `listener` until SIGTERM or SIGINT, then drain and return."""
     # uvicorn raises the signal again once it has drained; a clean stop must not look like a death by signal.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    logging.getLogger("uvicorn.error").addFilter(_not_cut_on_purpose)
     trust = ProxyTrust(options.trusted_proxies)
     worker = Worker(options, runtime_factory(options, trust), trust)
     config = uvicorn.Config(

@@ -164,7 +164,7 @@ class Route(models.Model):
         null=True,
         blank=True,
         validators=(MinValueValidator(1),),
-        help_text="Most output tokens a request may ask for on this route.",
+        help_text="Most output tokens of an answer on this route; a request that asks for more gets this many.",
     )
     on_disconnect = models.CharField(max_length=16, choices=DisconnectPolicy.choices, default=DisconnectPolicy.CANCEL)
     duplicates_allowed = models.BooleanField(

@@ -35,6 +35,9 @@ class Command(BaseCommand):
     def handle(self, *args: Any, **options: Any) -> None:
         """Never returns: the process becomes another program or exits with status 1."""
         self._apply_overrides(options)
+        os.environ["HOOSH_DATA_DIR"] = str(
+            settings.HOOSH_DATA_DIR
+        )  # a relative one is the caller's, not the checkout's
         problems = _problems()
         if problems:
             for problem in problems:
