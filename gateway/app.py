@@ -34,6 +34,9 @@ class Connection(Protocol):
 
     on_gone: Callable[[], None] | None
 
+    def reply(self, send: Send, status: int, headers: list[tuple[bytes, bytes]], body: bytes) -> bool:
+        """Send a complete reply in one go; False when it must be sent the ordinary way."""
+
     def cork(self, send: Send) -> None:
         """Let the head of the reply wait for the first piece of its body, so that both leave in one write."""
 
@@ -139,12 +142,15 @@ class AsgiExchange:
         """Headers every answer of this exchange carries (CORS), and whether the connection closes behind it."""
         self._cors, self._closing = headers, closing
 
-    def _start(self, status: int, headers: list[tuple[bytes, bytes]]) -> Message:
+    def _complete(self, headers: list[tuple[bytes, bytes]]) -> None:
         self.begun = True
         if self._cors:
             headers += self._cors
         if self._closing:
             headers.append((b"connection", b"close"))
+
+    def _start(self, status: int, headers: list[tuple[bytes, bytes]]) -> Message:
+        self._complete(headers)
         if self._connection is not None and self.method != "HEAD":
             self._connection.cork(self._send)
         return {"type": "http.response.start", "status": status, "headers": headers}
@@ -152,7 +158,15 @@ class AsgiExchange:
     async def respond(self, status: int, headers: list[tuple[bytes, bytes]], body: bytes) -> None:
         """A complete answer."""
         headers.append((b"content-length", b"%d" % len(body)))
-        await self._send(self._start(status, headers))
+        connection = self._connection
+        if connection is not None and self.method != "HEAD":
+            self._complete(headers)
+            self._finished = True
+            if connection.reply(self._send, status, headers, body):
+                return
+            await self._send({"type": "http.response.start", "status": status, "headers": headers})
+        else:
+            await self._send(self._start(status, headers))
         self._finished = True
         await self._send({"type": "http.response.body", "body": b"" if self.method == "HEAD" else body})
 

@@ -30,6 +30,10 @@ class Ratios:
         else:
             self._ratios[key] = known + WEIGHT * (ratio - known)
 
+    def knows(self, model: str) -> bool:
+        """Whether an output ratio was learned for the model."""
+        return (model, True) in self._ratios
+
     def tokens(self, model: str, *, output: bool, text_bytes: int) -> int:
         """Estimated tokens of a text, rounded up; 0 for none."""
         if text_bytes <= 0:

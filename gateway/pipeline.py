@@ -105,9 +105,8 @@ async def serve(runtime: Runtime, exchange: Exchange, endpoint: Endpoint) -> Non
     status, code = 200, ""
     try:
         admit(job)
-        body = await exchange.read_body(
-            job_snapshot(job).settings.body_limit_bytes, job_snapshot(job).settings.body_timeout_s
-        )
+        settings = job_snapshot(job).settings
+        body = await exchange.read_body(settings.body_limit_bytes, settings.body_timeout_s)
         job.call = endpoint.parse(body)
         guard(job)
         route(job)

@@ -18,7 +18,7 @@ from typing import Any
 
 import httptools
 import msgspec
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 LINGER_S = 1.0  # how long a refused peer may go on sending before the connection is dropped
 _HOST_BYTES = b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.-_~:[]%"
@@ -193,14 +193,18 @@ class StrictProtocol(HttpToolsProtocol):
         """A piece of the request target."""
         if self._replaying:
             return
-        self._count(len(url))
+        self._size += len(url)
+        if self._size > self.limits.header_bytes:
+            self._fail(431, f"The request target is over {self.limits.header_bytes} bytes.")
         super().on_url(url)
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """One header; trailers behind a chunked body are counted and dropped."""
         if self._replaying:
             return
-        self._count(len(name) + len(value) + 4)
+        self._size += len(name) + len(value) + 4
+        if self._size > self.limits.header_bytes:
+            self._fail(431, f"The headers are over {self.limits.header_bytes} bytes.")
         if self._state is not _State.HEADERS or b"_" in name:
             return
         if len(self.headers) >= self.limits.header_count:
@@ -252,15 +256,36 @@ class StrictProtocol(HttpToolsProtocol):
         cycle = send.__self__
         cycle.transport = CorkedTransport(cycle.transport)
 
+    def reply(self, send: Any, status: int, headers: list[tuple[bytes, bytes]], body: bytes) -> bool:
+        """Send a complete reply in one write, what two ASGI messages would do in two; False = use those instead.
+
+        `headers` must be sound already (lower-case names, no line ends) and hold the content-length.
+        """
+        cycle: RequestResponseCycle = send.__self__
+        if cycle.flow.write_paused or cycle.disconnected or cycle.response_started:
+            return False
+        parts = [STATUS_LINE[status]]
+        for name, value in cycle.default_headers:
+            parts += (name, b": ", value, b"\r\n")
+        says_close = False
+        for name, value in headers:
+            parts += (name, b": ", value, b"\r\n")
+            if name == b"connection":
+                cycle.keep_alive, says_close = False, True
+        parts += (b"\r\n" if cycle.keep_alive or says_close else b"connection: close\r\n\r\n", body)
+        cycle.response_started = cycle.response_complete = True
+        cycle.waiting_for_100_continue = False
+        cycle.transport.write(b"".join(parts))
+        cycle.message_event.set()
+        if not cycle.keep_alive:
+            cycle.transport.close()
+        cycle.on_response()
+        return True
+
     # Helpers
 
     def _has_length(self) -> bool:
         return any(name == b"content-length" for name, _ in self.headers)
-
-    def _count(self, length: int) -> None:
-        self._size += length
-        if self._size > self.limits.header_bytes:
-            self._fail(431, f"The headers are over {self.limits.header_bytes} bytes.")
 
     def _fail(self, status: int, message: str) -> None:
         self._refusal = RefusedError(status, message)
