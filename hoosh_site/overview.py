@@ -13,6 +13,7 @@ from django.utils import timezone
 from audit.models import OutboxEntry
 from budgets.balances import Balance, balances
 from budgets.models import ApiKey, Pool, Usage
+from gateway import plane
 from providers import publish
 from providers.compile import Problem
 from providers.models import ConfigVersion, Provider, Route
@@ -52,6 +53,8 @@ class Overview:
     version: ConfigVersion | None = None
     problems: Sequence[Problem] = ()  # why the saved rows cannot be published
     is_behind: bool = False  # the saved rows differ from what is in force
+    workers: int = 0  # connected workers
+    worker_troubles: list[str] = field(default_factory=list)  # what a worker could not load or write
     providers_enabled: int = 0
     providers_disabled: int = 0
     providers_up: int = 0
@@ -78,6 +81,7 @@ def overview() -> Overview:
     """Look at everything once."""
     found = Overview()
     _configuration(found)
+    _workers(found)
     _providers(found)
     _keys(found)
     _pools(found)
@@ -95,6 +99,20 @@ def _configuration(found: Overview) -> None:
         found.problems = exc.problems[:_SHOWN]
         return
     found.is_behind = found.version is None or found.version.digest != digest
+
+
+def _workers(found: Overview) -> None:
+    if plane.current is None:  # a bare web server: nobody to ask
+        return
+    for worker in plane.current.workers():
+        found.workers += 1
+        status = worker.get("status") or {}
+        name = f"Worker {worker.get('index')}"
+        if status.get("build_error"):
+            version = status.get("config_version")
+            found.worker_troubles.append(f"{name} keeps version {version}: {status['build_error']}"[:300])
+        if status.get("journal_writable") is False:
+            found.worker_troubles.append(f"{name} cannot write its journal and admits nothing. Is the disk full?")
 
 
 def _providers(found: Overview) -> None:
