@@ -55,12 +55,13 @@ class NoLeaseError(DeskError):
 class _Waiter:
     """One request in the queue. `answers` is how many answers control had given when it came."""
 
-    __slots__ = ("answers", "future", "tokens")
+    __slots__ = ("answers", "future", "late", "tokens")
 
     def __init__(self, tokens: int, answers: int, future: asyncio.Future[None]) -> None:
         self.tokens = tokens
         self.answers = answers
         self.future = future
+        self.late = False  # its time is over, and only control's first answer is still waited for
 
 
 class _Account:
@@ -195,6 +196,7 @@ class Desk:
         account.available = available
         account.spent_out = spent_out
         self._serve(account)
+        self._refuse_late(account)
         if spent_out:
             self._refuse_hopeless(account)
         if account.waiters:
@@ -277,6 +279,11 @@ class Desk:
                 first.future.set_result(None)
             waiters.popleft()
 
+    def _refuse_late(self, account: _Account) -> None:
+        for waiter in [waiter for waiter in account.waiters if waiter.late]:
+            account.waiters.remove(waiter)
+            self._refuse(account, waiter)
+
     def _refuse_hopeless(self, account: _Account) -> None:
         for waiter in list(account.waiters):
             if self._hopeless(account, waiter):
@@ -307,7 +314,9 @@ class Desk:
 
     def _too_late(self, account: _Account, waiter: _Waiter) -> None:
         if account.answers == waiter.answers:
-            return  # control has not spoken since: `_unanswered` decides, not a purse nobody has looked into
+            # Control has not spoken since: its answer or `_unanswered` decides, not a purse nobody has looked into.
+            waiter.late = True
+            return
         self._refuse(account, waiter)
 
     def _leave(self, account: _Account, waiter: _Waiter) -> None:

@@ -48,6 +48,7 @@ SEGMENT_BYTES = 64 * 1024 * 1024
 RECORD_BYTES = 1024 * 1024  # no record is longer; a length above is damage
 RETRY_S = 0.25  # pause between two attempts on a disk that refused
 TRIAL_BYTES = 16 * 1024  # room there must be before a journal that was refused is trusted again
+SHAPE_BYTES = 256 * 1024  # a longer decision shape is not kept
 SHAPES = 4096  # shapes remembered for later segments
 SYNC_S = 0.005  # group of one fdatasync in "host" mode
 
@@ -194,6 +195,8 @@ class Journal:
         """Make a decision shape known (16-byte digest, JSON). Call it before each `complete` that names it; cheap."""
         if digest not in self._shapes:
             assert len(digest) == 16
+            if len(payload) > SHAPE_BYTES:  # a record longer than RECORD_BYTES would stop every reader for good
+                payload = b'{"too_large":%d}' % len(payload)
             if len(self._shapes) >= SHAPES:
                 self._shapes.clear()
             self._shapes[digest] = payload

@@ -288,6 +288,10 @@ class Writer(threading.Thread):
                     reader = JournalReader(self._directory, owner, self._positions.get(owner))
                 except FileNotFoundError:
                     continue
+                except OSError:
+                    self._stats.errors += 1
+                    log.exception("journal_unreadable", extra={"owner": owner})
+                    continue
                 self._readers[owner] = reader
 
     def _settle_owner(self, reader: JournalReader) -> None:

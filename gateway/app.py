@@ -34,6 +34,9 @@ class Connection(Protocol):
 
     on_gone: Callable[[], None] | None
 
+    def listen(self, gone: Callable[[], None]) -> None:
+        """Call `gone` when the client leaves. The body is complete: reading goes on, or its end would not be seen."""
+
     def reply(self, send: Send, status: int, headers: list[tuple[bytes, bytes]], body: bytes) -> bool:
         """Send a complete reply in one go; False when it must be sent the ordinary way."""
 
@@ -99,7 +102,7 @@ class AsgiExchange:
         if len(body) > limit_bytes:
             raise PayloadTooLargeError(limit_bytes)
         if self._connection is not None:
-            self._connection.on_gone = self._left
+            self._connection.listen(self._left)
         else:
             self._watcher = asyncio.get_running_loop().create_task(self._watch())
         return body

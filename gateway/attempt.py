@@ -82,6 +82,10 @@ class Attempt:
         self._settled = False
         self._marked_events = self._marked_bytes = 0
 
+    def sending(self) -> None:
+        """There is a connection and the request is about to be written to it."""
+        self.sent = True
+
     def remaining_s(self) -> float:
         """What is left of the one deadline over all attempts."""
         return max(0.05, self.job.deadline - time.monotonic())
@@ -213,7 +217,11 @@ class Attempt:
         if self._settled:
             return
         self.candidate.circuit.abandoned()
-        status, error = (499, "client_left") if self.job.exchange.gone else (500, "internal_error")
+        status, error = (500, "internal_error")
+        if self.job.exchange.gone:
+            status, error = 499, "client_left"
+        elif self.job.aborted:
+            status, error = 503, "shutting_down"
         try:
             if self.sent:
                 self.settle(

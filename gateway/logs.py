@@ -7,8 +7,8 @@ the access log has a fixed set of fields. Importing this module touches no datab
 from __future__ import annotations
 
 import datetime
-import functools
 import fcntl
+import functools
 import json
 import logging
 import os

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
-from urllib.parse import unquote
 
 import msgspec
 
@@ -38,7 +37,7 @@ async def serve(runtime: Runtime, exchange: Exchange) -> None:
         if exchange.path in ("/v1/models", "/v1/models/"):
             payload: object = {"object": "list", "data": visible(snapshot, key)}
         else:
-            payload = one(snapshot, key, unquote(exchange.path[len("/v1/models/") :]))
+            payload = one(snapshot, key, exchange.path[len("/v1/models/") :])
     except GatewayError as error:
         await pipeline.refuse_simply(runtime, exchange, error)
         return

@@ -224,6 +224,9 @@ async def call_candidates(job: Job) -> None:
             continue
         if job.attempts >= snapshot.settings.max_attempts or (failure and time.monotonic() >= job.deadline):
             break
+        job.exchange.keep_running = False  # a route before this one may have set it
+        if job.exchange.gone:
+            raise asyncio.CancelledError
         attempt = await hold(job, candidate, step)
         job.attempts += 1
         job.last = attempt

@@ -55,9 +55,10 @@ async def unary(attempt: Attempt) -> None:
         status, headers, body = 200, [], await local.answer(call, attempt.limit)
     else:
         data = adapter.build(call, candidate.target(attempt.step.model), attempt.limit)
-        attempt.sent = True
         try:
-            reply = await candidate.pool.request(candidate.heads[call.endpoint], data, limits_for(attempt))
+            reply = await candidate.pool.request(
+                candidate.heads[call.endpoint], data, limits_for(attempt), attempt.sending
+            )
         except UpstreamError as exc:
             raise transport_failed(attempt, exc) from None
         status, headers, body = reply.status, reply.headers, reply.body
@@ -199,11 +200,15 @@ async def stream(attempt: Attempt) -> None:
         source = LocalStream(local.stream(call, attempt.limit))
     else:
         data = adapter.build(call, candidate.target(attempt.step.model), attempt.limit)
-        attempt.sent = True
         try:
-            source = await candidate.pool.stream(candidate.heads[call.endpoint], data, limits_for(attempt))
+            source = await candidate.pool.stream(
+                candidate.heads[call.endpoint], data, limits_for(attempt), attempt.sending
+            )
             if not 200 <= source.status < 300:
-                body = await source.read_all(ERROR_BODY_MAX)
+                try:
+                    body = await source.read_all(ERROR_BODY_MAX)
+                except UpstreamError:
+                    body = b""  # the status says enough
                 raise refused(attempt, adapter.read_error(source.status, source.headers, body))
         except UpstreamError as exc:
             raise transport_failed(attempt, exc) from None

@@ -88,8 +88,8 @@ class Runtime:
         self._prices = PriceBook.build(())
         self._discovered: Mapping[int, Sequence[str]] = {}
         self._down: frozenset[int] = frozenset()
-        self._candidates: Mapping[int, Candidate] | None = None
-        self._table: RouteTable | None = None
+        self._built: tuple[ConfigDocument, int, Mapping[int, Candidate], RouteTable] | None = None
+        self._stale = True  # what was built last is not what was pushed last
         self._pushed = asyncio.Event()
         self._pending: list[tuple[str, tuple[Any, ...]]] = []
         self._tasks: list[asyncio.Task[None]] = []
@@ -322,27 +322,23 @@ class Runtime:
         self._down = down
 
     async def _rebuild(self, changed: set[str]) -> None:
-        document = self._document
-        if document is None or not self._access_seen:
+        if self._document is None or not self._access_seen:
             return
-        candidates, table = self._candidates, self._table
-        if candidates is None or table is None or changed & {"config", "secrets"}:
-            secrets = self._open_secrets(document)
-            for made in self._builder.candidates(document, secrets):
-                if made is None:
-                    await asyncio.sleep(0)
-                else:
-                    candidates = made
-            assert candidates is not None
-            providers = {provider.id: provider for provider in document.providers}
-            await asyncio.sleep(0)
-            table = RouteTable(
-                document.routes, providers, document.policies, document.settings, version=self._document_version
-            )
-            await asyncio.sleep(0)
+        self._stale = self._stale or bool(changed & {"config", "secrets"})
+        if self._stale:
+            try:
+                self._built = await self._build(self._document, self._document_version)
+                self._stale, self.build_error = False, ""
+            except Exception as exc:
+                self.build_error = f"build: {exc}"
+                log.exception("the new configuration could not be built; the old one stays")
+        if self._built is None:
+            return
+        # Keys, pools, cards and health go on changing under the configuration that could be built last.
+        document, version, candidates, table = self._built
         snapshot = Snapshot(
-            version=self._document_version,
-            version_header=b"%d" % self._document_version,
+            version=version,
+            version_header=b"%d" % version,
             settings=document.settings,
             table=table,
             candidates=candidates,
@@ -354,10 +350,24 @@ class Runtime:
             models=list_models(document, self._discovered),
             down=self._down,
         )
-        self._candidates, self._table = candidates, table
         self.snapshot = snapshot
         self.desk.set_pools(snapshot.pools.values())
         self.connections.retire_all_but(snapshot)
+
+    async def _build(
+        self, document: ConfigDocument, version: int
+    ) -> tuple[ConfigDocument, int, Mapping[int, Candidate], RouteTable]:
+        candidates: Mapping[int, Candidate] = {}
+        for made in self._builder.candidates(document, self._open_secrets(document)):
+            if made is None:
+                await asyncio.sleep(0)
+            else:
+                candidates = made
+        providers = {provider.id: provider for provider in document.providers}
+        await asyncio.sleep(0)
+        table = RouteTable(document.routes, providers, document.policies, document.settings, version=version)
+        await asyncio.sleep(0)
+        return document, version, candidates, table
 
     def _open_secrets(self, document: ConfigDocument) -> dict[int, str]:
         """Decrypted credentials by id. One that does not open (its base URL changed, wrong key) counts as absent."""

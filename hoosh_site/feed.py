@@ -220,7 +220,7 @@ class Feed(threading.Thread):
         if SecretsPush not in said or counters.get("secrets") != before.get("secrets"):
             news.append(SecretsPush(source.secrets()))
         news += self._cards(counters, slow=slow)
-        access = self._access(counters.get("access", 0))
+        access, accept = self._access(counters.get("access", 0))
         news += access
         published = source.config()
         known = said.get(ConfigPush)
@@ -229,7 +229,8 @@ class Feed(threading.Thread):
         if slow:
             health = HealthPush(source.down())
             news += [health] if said.get(HealthPush) != health else []
-        with self._lock:
+        with self._lock:  # only now: a look that failed half-way is done again from where the last one ended
+            accept()
             self._counters = counters
             self._said = {**said, **{type(message): message for message in news if message not in access}}
         if news:
@@ -245,9 +246,10 @@ class Feed(threading.Thread):
             return [CardsPush(known.cards, known.prices, models)] if models != known.models else []
         return [CardsPush(self._source.cards(), self._source.prices(), self._source.discovered())]
 
-    def _access(self, counter: int) -> list[FromControl]:
+    def _access(self, counter: int) -> tuple[list[FromControl], Callable[[], None]]:
+        """What changed, and what makes it known here; call that under the lock once nothing can fail any more."""
         if counter == self._access_seq:
-            return []
+            return [], lambda: None
         full = self._access_seq < 0 or counter < self._access_seq  # a smaller number: the database was restored
         seq, keys, pools = self._source.access_since(0 if full else self._access_seq)
         capacities = dict(self._source.capacities())
@@ -255,7 +257,8 @@ class Feed(threading.Thread):
         changed = {pool_id: capacity for pool_id, capacity in capacities.items() if in_ledger.get(pool_id) != capacity}
         if changed:
             self._sync_pools(changed)
-        with self._lock:
+
+        def accept() -> None:
             if full:
                 self._keys, self._pools = {}, {}
             self._keys.update((key.id, key) for key in keys)
@@ -263,7 +266,8 @@ class Feed(threading.Thread):
             for gone in self._pools.keys() - capacities.keys():
                 del self._pools[gone]
             self._capacities, self._access_seq = capacities, seq
-        return [AccessPush(seq, full, keys, pools)]
+
+        return [AccessPush(seq, full, keys, pools)], accept
 
     def _reimport(self) -> None:
         # A broken file must not keep the workers from what is in the database.

@@ -246,10 +246,26 @@ class StrictProtocol(HttpToolsProtocol):
             self._replaying = False
         elif self.parser.should_upgrade() and (self._coding is not None or self._has_length()):
             return  # the parser has skipped the body; see `_decline_upgrade`
+        self._disarm()
         self._state, self._fresh = _State.HEADERS, True
         super().on_message_complete()
 
+    def on_response_complete(self) -> None:
+        """A reply that came before the end of its request's body: the rest is dropped, and must come in time."""
+        super().on_response_complete()
+        cycle = self.cycle
+        if cycle.response_complete and cycle.more_body and not self.transport.is_closing():
+            self._disarm()
+            self._header_timer = self.loop.call_later(self.limits.header_s, self.transport.abort)
+
     # What the gateway's ASGI binding asks for (`gateway.app.Connection`)
+
+    def listen(self, gone: Callable[[], None]) -> None:
+        """Tell `gone` when the client leaves. The base class stops reading at 64 KiB of a body and resumes only when
+        it is asked for more; a socket that is not read does not tell that its peer has left."""
+        self.on_gone = gone
+        if not self.pipeline:
+            self.flow.resume_reading()
 
     def cork(self, send: Any) -> None:
         """Let the head of the reply that `send` is about to start wait for the first piece of its body: one write."""

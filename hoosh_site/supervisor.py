@@ -254,10 +254,9 @@ class Supervisor:
         now = time.monotonic()
         for (role, index), slot in self._slots.items():
             if not self._stopping and slot.start_at is not None and slot.start_at <= now:
-                slot.start_at = None
-                self._start(role, index)
+                slot.start_at = None if self._start(role, index) else now + 1.0
 
-    def _start(self, role: str, index: int) -> Child:
+    def _start(self, role: str, index: int) -> bool:
         read_end, write_end = os.pipe()
         os.set_blocking(read_end, False)
         listener = self._listeners[index] if role == WORKER else None
@@ -271,12 +270,16 @@ class Supervisor:
                 pass_fds=passed,
                 process_group=0,  # Ctrl-C in a terminal reaches the supervisor alone, which knows the order
             )
+        except OSError as exc:  # no process or no memory to be had, or the program is being replaced
+            os.close(read_end)
+            self._log(f"{role} {index} could not be started: {exc}")
+            return False
         finally:
             os.close(write_end)
         now = time.monotonic()
         running = Child(role, index, process, read_end, started=now, heard=now)
         self._children[process.pid] = running
-        return running
+        return True
 
     # What children say
 
@@ -330,8 +333,9 @@ class Supervisor:
         fillers = [running for running in self._of(WORKER) if running.index == index and not running.retiring]
         if not slot.rolling:
             if fillers:  # an empty slot is about to get a new process anyway
-                slot.rolling = True
-                self._start(WORKER, index)
+                slot.rolling = self._start(WORKER, index)
+                if not slot.rolling:
+                    self._to_roll.clear()
             elif slot.start_at is None:
                 self._to_roll.pop(0)
             return

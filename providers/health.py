@@ -49,7 +49,7 @@ class Circuit:
 
     def started(self, now: float) -> None:
         """A call is being sent; in the half-open state it is the probe."""
-        if self.open_until:
+        if self.open_until and now >= self.open_until:
             self.probing_until = now + PROBE_S
 
     def succeeded(self) -> None:

@@ -109,7 +109,9 @@ class Pool:
         """All connections, idle ones included."""
         return len(self._open)
 
-    async def request(self, head: bytes, body: bytes, limits: Limits) -> Reply:
+    async def request(
+        self, head: bytes, body: bytes, limits: Limits, sending: Callable[[], None] | None = None
+    ) -> Reply:
         """Send and read the whole reply, of any status. Raises `UpstreamError`; cancelling closes the connection."""
         if not self._bound:
             self._bind()
@@ -117,6 +119,8 @@ class Pool:
         conn = self._reuse(started) or await self._connect(limits, started)
         future: asyncio.Future[Reply] = self.loop.create_future()
         data = b"%bContent-Length: %d\r\n\r\n%b" % (head, len(body), body)
+        if sending is not None:
+            sending()  # from here on a caller that is cancelled must take it as sent
         conn.begin(data, limits, started, future, streaming=False)
         try:
             return await future
@@ -127,7 +131,9 @@ class Pool:
                 future.exception()  # It came in the same turn of the loop as a cancellation: nobody else will ask.
             raise
 
-    async def stream(self, head: bytes, body: bytes, limits: Limits) -> StreamReply:
+    async def stream(
+        self, head: bytes, body: bytes, limits: Limits, sending: Callable[[], None] | None = None
+    ) -> StreamReply:
         """Send and wait for the reply's headers only; the body is then read from the `StreamReply`.
 
         Raises `UpstreamError`; cancelling closes the connection. `limits.body_bytes` does not apply.
@@ -138,6 +144,8 @@ class Pool:
         conn = self._reuse(started) or await self._connect(limits, started)
         future: asyncio.Future[StreamReply] = self.loop.create_future()
         data = b"%bContent-Length: %d\r\n\r\n%b" % (head, len(body), body)
+        if sending is not None:
+            sending()  # from here on a caller that is cancelled must take it as sent
         conn.begin(data, limits, started, future, streaming=True)
         try:
             return await future

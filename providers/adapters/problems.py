@@ -191,7 +191,8 @@ def _error_of(told: Any) -> dict[str, Any]:
     if isinstance(detail, str):
         return {"message": detail}
     if isinstance(detail, list) and detail and isinstance(detail[0], dict):
-        where = ".".join(str(step) for step in detail[0].get("loc", ()) if step != "body")
+        steps = detail[0].get("loc")
+        where = ".".join(str(step) for step in steps if step != "body") if isinstance(steps, list) else ""
         return {"message": str(detail[0].get("msg", "")), "param": where}
     return {}
 
