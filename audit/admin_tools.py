@@ -16,7 +16,7 @@ from django.contrib.admin import ModelAdmin, ShowFacets
 from django.contrib.admin.options import IncorrectLookupParameters
 from django.contrib.admin.views.main import ChangeList
 from django.contrib.admin.widgets import RelatedFieldWidgetWrapper
-from django.core.exceptions import ValidationError
+from django.core.exceptions import FieldDoesNotExist, ValidationError
 from django.core.paginator import Paginator
 from django.db import IntegrityError, models, transaction
 from django.db.models import QuerySet
@@ -31,6 +31,7 @@ BEFORE = "before"  # the query parameter that continues a keyset list
 BULK_LIMIT = 1000  # rows one action may touch
 _CHUNK = 20  # rows in one transaction: about 3 ms each, and nobody shall wait 100 ms for a page
 EDITABLE_ROWS = 25  # rows of a list with editable columns: saving them is one transaction
+_ID_DIGITS = 18
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 
@@ -62,6 +63,11 @@ def live_site(page: ModelAdmin[Any]) -> LiveSite:
     return cast(LiveSite, page.admin_site)
 
 
+def number(text: str) -> int | None:
+    """What stands for a row's id in an address or a form: at most 18 ASCII digits, so that any database takes it."""
+    return int(text) if text.isascii() and text.isdigit() and len(text) <= _ID_DIGITS else None
+
+
 def badge(text: str, tone: str = "") -> SafeString:
     """A small coloured label; `tone` is "good", "warn", "bad" or nothing."""
     return format_html('<span class="hoosh-badge {}">{}</span>', tone, text)
@@ -88,6 +94,18 @@ class LiveAdmin(Page[_Model]):
         if field is not None and isinstance(field.widget, RelatedFieldWidgetWrapper):
             field.widget.can_change_related = field.widget.can_delete_related = field.widget.can_view_related = False
         return field
+
+    def get_changeform_initial_data(self, request: HttpRequest) -> dict[str, Any]:
+        """What the query string says about the fields of a new row; what cannot be a field's value is left out."""
+        found: dict[str, Any] = {}
+        for name, value in request.GET.items():
+            try:
+                field = self.opts.get_field(name)
+                if field.concrete:
+                    found[name] = number(str(value)) if field.is_relation else field.to_python(value)
+            except (FieldDoesNotExist, ValidationError):
+                continue
+        return found
 
     def write(self, row: _Model, actor: str) -> None:
         """Create or change a row through its service."""
@@ -265,14 +283,14 @@ def _cursor(keyset: tuple[str, ...], row: models.Model) -> str:
 
 def _behind(keyset: tuple[str, ...], cursor: str) -> models.Q:
     """Rows after the cursor: `id < I`, or `at <= A and (at < A or id < I)`, a range for an index on `at`."""
-    parts = cursor.split("-")
-    if len(parts) != len(keyset) or not all(part.isascii() and part.isdigit() and len(part) <= 18 for part in parts):
+    parts = [part for text in cursor.split("-") if (part := number(text)) is not None]
+    if len(parts) != len(keyset) or cursor.count("-") != len(keyset) - 1:
         raise IncorrectLookupParameters
-    last = models.Q(**{f"{keyset[-1]}__lt": int(parts[-1])})
+    last = models.Q(**{f"{keyset[-1]}__lt": parts[-1]})
     if len(keyset) == 1:
         return last
     try:
-        at = _EPOCH + int(parts[0]) * _MICROSECOND
+        at = _EPOCH + parts[0] * _MICROSECOND
     except OverflowError as exc:
         raise IncorrectLookupParameters from exc
     return models.Q(**{f"{keyset[0]}__lte": at}) & (models.Q(**{f"{keyset[0]}__lt": at}) | last)

@@ -25,7 +25,7 @@ from django.utils.html import format_html
 from django.utils.safestring import SafeString
 from django.views.decorators.http import require_POST
 
-from audit.admin_tools import EDITABLE_ROWS, LiveAdmin, badge, operator
+from audit.admin_tools import EDITABLE_ROWS, LiveAdmin, badge, number, operator
 from budgets import access, keys, validation
 from budgets.admin_usage import UsageAdmin
 from budgets.balances import Balance, balances
@@ -34,6 +34,7 @@ from budgets.models import Agent, ApiKey, Pool, Price, Team
 
 __all__ = ["AgentAdmin", "ApiKeyAdmin", "PoolAdmin", "PriceAdmin", "TeamAdmin", "UsageAdmin"]
 
+GIVE_OPERATOR = "providers.change_gatewaysettings"  # the permission behind the scope "operator"
 SUBMISSION = "submission"  # names one showing of the add form, so that sending it twice makes one key
 _SUBMISSION_KEPT_S = 86_400
 
@@ -157,9 +158,8 @@ class PoolAdmin(LiveAdmin[Pool]):
         self, request: HttpRequest, object_id: str, form_url: str = "", extra_context: dict[str, Any] | None = None
     ) -> HttpResponse:
         """The form with the balance above it."""
-        balance = (
-            balances([int(object_id)]).get(int(object_id)) if object_id.isdigit() and len(object_id) < 18 else None
-        )
+        pool_id = number(object_id)
+        balance = balances([pool_id]).get(pool_id) if pool_id is not None else None
         return super().change_view(request, object_id, form_url, {"balance": balance, **(extra_context or {})})
 
     def write(self, row: Pool, actor: str) -> None:
@@ -208,6 +208,12 @@ class ApiKeyAdmin(LiveAdmin[ApiKey]):
     change_form_template = "admin/budgets/apikey/change_form.html"
     readonly_fields = ("visible_prefix", "state", "created_at")
     _editable = ("name", "agent", "pool", "scopes", "models_allowed", "expires_at")
+
+    def get_form(self, request: HttpRequest, obj: ApiKey | None = None, change: bool = False, **kwargs: Any) -> Any:
+        """The form, which knows whether this user may give every scope."""
+        form: Any = super().get_form(request, obj, change=change, **kwargs)
+        form.may_give_operator = request.user.has_perm(GIVE_OPERATOR)
+        return form
 
     def get_fields(self, request: HttpRequest, obj: ApiKey | None = None) -> tuple[str, ...]:
         """A new key has no state yet."""
@@ -267,9 +273,10 @@ class ApiKeyAdmin(LiveAdmin[ApiKey]):
         self, request: HttpRequest, object_id: str, form_url: str = "", extra_context: dict[str, Any] | None = None
     ) -> HttpResponse:
         """The form of a key; its text is not known any more."""
-        return super().change_view(
-            request, object_id, form_url, {SUBMISSION: get_random_string(22), **(extra_context or {})}
-        )
+        key_id = number(object_id)
+        key = ApiKey.objects.filter(pk=key_id).first() if key_id is not None else None
+        context = {SUBMISSION: get_random_string(22), "may_rotate": key is not None and _may_rotate(request, key)}
+        return super().change_view(request, object_id, form_url, {**context, **(extra_context or {})})
 
     def save_model(self, request: HttpRequest, obj: ApiKey, form: Any, change: bool) -> None:
         """Make or change a key; the text of a new one is kept for the very next page only."""
@@ -327,7 +334,7 @@ class ApiKeyAdmin(LiveAdmin[ApiKey]):
     def rotate_view(self, request: HttpRequest, key_id: int) -> HttpResponse:
         """A new key with the same rights; the old one goes on for a day."""
         old = self._key(request, key_id)
-        if not self.has_add_permission(request):
+        if not self.has_add_permission(request) or not _may_rotate(request, old):
             raise PermissionDenied
         try:
             _claim_submission(request)
@@ -345,6 +352,11 @@ class ApiKeyAdmin(LiveAdmin[ApiKey]):
         if key is None:
             raise Http404("No such key.")
         return key
+
+
+def _may_rotate(request: HttpRequest, key: ApiKey) -> bool:
+    """The new key's text is shown: with the scope "operator" only to who could have made such a key."""
+    return "operator" not in validation.split(key.scopes) or request.user.has_perm(GIVE_OPERATOR)
 
 
 def _claim_submission(request: HttpRequest) -> None:
@@ -408,8 +420,8 @@ class PriceAdmin(LiveAdmin[Price]):
     def get_changeform_initial_data(self, request: HttpRequest) -> dict[str, Any]:
         """Start from the row named by `?from=`, if any, and from now."""
         start: dict[str, Any] = {"valid_from": timezone.now().replace(microsecond=0), "source": "operator"}
-        source = request.GET.get("from", "")
-        price = Price.objects.filter(pk=int(source)).first() if source.isdigit() and len(source) < 18 else None
+        source = number(request.GET.get("from", ""))
+        price = Price.objects.filter(pk=source).first() if source is not None else None
         if price is not None:
             values = forms.model_to_dict(price, fields=PriceForm.Meta.fields)
             start = {**{name: _plain(value) for name, value in values.items()}, **start}

@@ -18,7 +18,7 @@ from django.utils import timezone
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
 
-from audit.admin_tools import KeysetAdmin, KeysetChangeList, badge, live_site
+from audit.admin_tools import KeysetAdmin, KeysetChangeList, badge, live_site, number
 from budgets.models import Agent, ApiKey, DecisionShape, Pool, Price, Usage
 
 _DAY = timedelta(days=1)
@@ -66,8 +66,8 @@ class ProviderFilter(admin.SimpleListFilter):
 
     def queryset(self, request: HttpRequest, queryset: QuerySet[Usage]) -> QuerySet[Usage]:
         """Rows of the chosen provider."""
-        value = self.value() or ""
-        return queryset.filter(provider_id=int(value)) if value.isdigit() and len(value) < 18 else queryset
+        provider_id = number(self.value() or "")
+        return queryset if provider_id is None else queryset.filter(provider_id=provider_id)
 
 
 class DayFilter(admin.SimpleListFilter):

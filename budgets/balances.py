@@ -25,6 +25,11 @@ class Balance:
         return max(0, self.capacity - self.committed - self.leased)
 
     @property
+    def left(self) -> int:
+        """Tokens not charged yet; leased ones count, because workers give back what they do not spend."""
+        return max(0, self.capacity - self.committed)
+
+    @property
     def is_full(self) -> bool:
         """Whether everything is charged."""
         return self.committed >= self.capacity

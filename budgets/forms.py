@@ -19,8 +19,13 @@ _SCOPE_LABELS = {
 
 
 class ApiKeyForm(RowForm[ApiKey]):
-    """What a key may do. Its text is made by `budgets.keys` and is no part of any form."""
+    """What a key may do. Its text is made by `budgets.keys` and is no part of any form.
 
+    The page sets `may_give_operator` for who may change the gateway settings: nobody else makes or saves a key that
+    can do more than they can themselves.
+    """
+
+    may_give_operator = False
     scopes = forms.MultipleChoiceField(
         choices=[(scope, _SCOPE_LABELS.get(scope, scope)) for scope in validation.SCOPES],
         widget=forms.CheckboxSelectMultiple,
@@ -43,6 +48,8 @@ class ApiKeyForm(RowForm[ApiKey]):
 
     def clean_scopes(self) -> str:
         """The chosen scopes in their stored form."""
+        if "operator" in self.cleaned_data["scopes"] and not self.may_give_operator:
+            raise ValidationError("Only users who may change the gateway settings can give a key the scope “operator”.")
         return ",".join(self.cleaned_data["scopes"])
 
     def clean_expires_at(self) -> Any:

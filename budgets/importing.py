@@ -68,11 +68,17 @@ def apply(
     *,
     actor: str,
     adopt: bool = False,
+    tokens_known: bool = True,
 ) -> Outcome:
-    """Write what is wanted. Call inside a transaction. Raises `ValidationError` naming the place."""
+    """Write what is wanted. Call inside a transaction. Raises `ValidationError` naming the place.
+
+    Without `tokens_known` the file lets in more tokens than `tokens`; as nobody knows which, none is revoked.
+    """
     outcome = Outcome()
     _pools(pools, actor, outcome, adopt=adopt)
-    _tokens(tokens, actor, outcome)
+    if not tokens_known:
+        outcome.warnings.append("Not all tokens are known; none was revoked.")
+    _tokens(tokens, actor, outcome, may_revoke=tokens_known)
     _prices(prices, actor, outcome)
     return outcome
 
@@ -109,11 +115,11 @@ def _retire_pool(row: Pool, actor: str, outcome: Outcome) -> None:
         outcome.changes.append(f"pool “{row.name}” disabled, since keys use it")
 
 
-def _tokens(wanted: Sequence[WantedToken], actor: str, outcome: Outcome) -> None:
+def _tokens(wanted: Sequence[WantedToken], actor: str, outcome: Outcome, *, may_revoke: bool) -> None:
     rows = {row.digest: row for row in ApiKey.objects.filter(managed_by__in=(OWNER, OWNER_GONE))}
     digests = {keys.digest_of(token.text) for token in wanted}
     for digest, row in rows.items():
-        if digest not in digests and row.managed_by == OWNER and row.revoked_at is None:
+        if may_revoke and digest not in digests and row.managed_by == OWNER and row.revoked_at is None:
             _set_state(row, OWNER_GONE, timezone.now(), actor=actor, action="revoked")
             outcome.changes.append(f"key “{row}” revoked")
     for token in wanted:
@@ -147,9 +153,11 @@ def _set_state(row: ApiKey, managed_by: str, revoked_at: dt.datetime | None, *, 
 
 def _prices(wanted: Sequence[Price], actor: str, outcome: Outcome) -> None:
     for price in wanted:
+        origin = f"price of {price.provider} {price.pattern}"
+        _at(origin, price.full_clean)  # before it is looked for: the database cannot be asked for every number
         same = {name: getattr(price, name) for name in ("provider", "pattern", "valid_from", *_AMOUNTS)}
         if not Price.objects.filter(**same).exists():
-            _at(f"price of {price.provider} {price.pattern}", access.add_price, price, actor=actor)
+            _at(origin, access.add_price, price, actor=actor)
             outcome.changes.append(f"price “{price}” added")
 
 
@@ -223,11 +231,7 @@ def _read_pool(where: str, table: Mapping[str, Any], reasons: list[str]) -> Want
 
 def _read_price(where: str, table: Mapping[str, Any], reasons: list[str]) -> Price:
     _unknown(where, table, _PRICE_KEYS, reasons)
-    valid_from = table.get("valid_from")
-    if not isinstance(valid_from, dt.datetime) or valid_from.tzinfo is None:
-        reasons.append(f"{where}.valid_from must be a date with time and zone, such as 2026-01-01T00:00:00Z.")
-        valid_from = timezone.now()
-    price = Price(valid_from=valid_from)
+    price = Price(valid_from=_moment(f"{where}.valid_from", table.get("valid_from"), reasons))
     for name in ("provider", "pattern", "source"):
         value = table.get(name, getattr(price, name))
         if not isinstance(value, str):
@@ -238,6 +242,17 @@ def _read_price(where: str, table: Mapping[str, Any], reasons: list[str]) -> Pri
         if name in table:
             setattr(price, name, _amount(f"{where}.{name}", table[name], reasons))
     return price
+
+
+def _moment(place: str, value: object, reasons: list[str]) -> dt.datetime:
+    if not isinstance(value, dt.datetime) or value.tzinfo is None:
+        reasons.append(f"{place} must be a date with time and zone, such as 2026-01-01T00:00:00Z.")
+        return timezone.now()
+    try:
+        return value.astimezone(dt.UTC)
+    except OverflowError:
+        reasons.append(f"{place} lies outside of the years 1 to 9999 in UTC.")
+        return timezone.now()
 
 
 def _amount(place: str, value: object, reasons: list[str]) -> Decimal:

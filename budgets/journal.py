@@ -37,6 +37,7 @@ import struct
 import time
 import zlib
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NoReturn
 
@@ -151,6 +152,8 @@ class Journal:
         self._shapes: dict[bytes, bytes] = {}
         self._shapes_here: set[bytes] = set()
         self._group: asyncio.Future[None] | None = None
+        # Not the loop's own executor: name lookups that hang would keep every sync waiting there.
+        self._syncer = ThreadPoolExecutor(1, thread_name_prefix="journal-sync") if self._sync else None
 
     @classmethod
     def open(
@@ -249,6 +252,8 @@ class Journal:
                 os.close(fd)
         self._fd = self._lock_fd = -1
         self._works, self._retry_at = False, float("inf")
+        if self._syncer is not None:
+            self._syncer.shutdown(wait=False)  # a sync under way has its own descriptor
 
     def _append(self, data: bytes) -> None:
         if not self._works:
@@ -327,7 +332,7 @@ class Journal:
         except OSError as exc:
             group.set_exception(JournalError(f"the journal cannot be synced: {exc}"))
             return
-        task = asyncio.get_running_loop().run_in_executor(None, os.fdatasync, fd)
+        task = asyncio.get_running_loop().run_in_executor(self._syncer, os.fdatasync, fd)
 
         def done(result: asyncio.Future[None]) -> None:
             os.close(fd)

@@ -27,6 +27,7 @@ log = logging.getLogger("hoosh.books")
 # delivered, and at most this step more: 64 events, or as much text as 64 tokens commonly are.
 MARK_EVENTS = 64
 MARK_BYTES = 256
+COST_MAX_PICO = 2**63 - 1  # what the journal and the ledger can hold: 9 million USD
 
 
 class AttemptFailedError(Exception):
@@ -130,8 +131,18 @@ class Attempt:
         if self._settled:
             return
         self._settled = True
-        job, runtime = self.job, self.job.runtime
-        snapshot, decision, call = job.snapshot, job.decision, job.call
+        runtime, decision = self.job.runtime, self.job.decision
+        assert decision is not None
+        try:
+            record = self._record(status, error, usage, basis)
+        except Exception:
+            # A fault of our own: this hold must not be missing from the pool for ever; the ledger charges it.
+            runtime.desk.settle(self.pool.id, self.held, self.tokens, self.pool.window_start)
+            raise
+        runtime.book(record, decision.shape)
+
+    def _record(self, status: int, error: str, usage: Usage | None, basis: Basis) -> UsageRecord:
+        job, snapshot, decision, call = self.job, self.job.snapshot, self.job.decision, self.job.call
         assert snapshot is not None
         assert decision is not None
         assert call is not None
@@ -143,7 +154,7 @@ class Attempt:
             self.tokens = usage.input + usage.output
             price = snapshot.prices.find(provider.name, provider.kind, self.step.model, job.started_at_us / 1e6)
             if price is not None:
-                self.cost_pico = cost(
+                cost_pico = cost(
                     price,
                     input=usage.input,
                     cached=usage.cached,
@@ -151,7 +162,8 @@ class Attempt:
                     output=usage.output,
                     reasoning=usage.reasoning,
                 )
-        record = UsageRecord(
+                self.cost_pico = min(cost_pico, COST_MAX_PICO)  # a mistyped price
+        return UsageRecord(
             rid=job.rid,
             attempt=self.number,
             at_us=job.started_at_us,
@@ -185,7 +197,6 @@ class Attempt:
             attempts=self.number + 1,
             client_request_id=job.client_id.decode("ascii"),
         )
-        runtime.book(record, decision.shape)
 
     def settle_nothing(self, *, status: int, error: str) -> None:
         """Book that the provider consumed nothing (refused, unreachable): the whole hold returns."""

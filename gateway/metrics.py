@@ -41,6 +41,8 @@ _LATENCY_AT = 6
 _TTFB_AT = _LATENCY_AT + len(_DURATION_US) + 1
 _CELL_SIZE = _TTFB_AT + len(_TTFB_US) + 1
 
+ROOM_BYTES = 8 * 1024 * 1024  # free space below which nothing is written to the shared files
+
 _LIVE_GAUGE = re.compile(r"gauge_live[a-z]*_(\d+)\.db\Z")
 
 Key = tuple[str, str, str, int]
@@ -57,6 +59,19 @@ def prepare_environment(metrics_dir: Path, *, empty: bool = False) -> None:
         for leftover in metrics_dir.glob("*.db"):
             leftover.unlink(missing_ok=True)
     os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(metrics_dir)
+
+
+def has_room() -> bool:
+    """Whether the shared values may be written: their files are sparse maps, and on a full disk the first write into a
+    new page of one ends the process (SIGBUS) instead of failing."""
+    directory = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
+    if not directory:
+        return True
+    try:
+        found = os.statvfs(directory)
+    except OSError:
+        return False
+    return found.f_bavail * found.f_frsize >= ROOM_BYTES
 
 
 @dataclass(frozen=True)
@@ -224,7 +239,12 @@ class Metrics:
         self._log_dropped_seen = max(total, self._log_dropped_seen)
 
     def flush(self) -> None:
-        """Add what is new to the shared values. Call once a second; costs about 2 µs per figure that changed."""
+        """Add what is new to the shared values. Call once a second; costs about 2 µs per figure that changed.
+
+        On a full disk nothing is written; what was counted is kept and added once there is room again.
+        """
+        if not has_room():
+            return
         shared = worker_families()
         for cells in (self._cells, self._spill):
             for key, cell in cells.items():
@@ -285,6 +305,8 @@ _ledger_lock = threading.Lock()
 
 def ledger_figures(stats: Mapping[str, Any]) -> None:
     """Take over the figures of control's ledger writer (`Writer.stats()`); its counters may begin again at 0."""
+    if not has_room():
+        return
     shared = control_families()
     totals = {
         "settled": (shared.settled, stats.get("rows", 0)),
@@ -301,6 +323,8 @@ def ledger_figures(stats: Mapping[str, Any]) -> None:
 
 def set_provider_up(provider: str, up: bool) -> None:
     """Control tells what a probe found."""
+    if not has_room():
+        return
     control_families().provider_up.labels(provider).set(int(up))
 
 

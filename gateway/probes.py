@@ -10,11 +10,12 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import httpx
 import msgspec
-from asgiref.sync import sync_to_async
+from channels.db import database_sync_to_async
 from django.db import transaction
 from django.utils import timezone
 
@@ -41,7 +42,7 @@ _IDLE_S = 5.0  # how often the loop looks whether probes were switched on
 _FAILURES = {
     "connect": "No connection: the server is not there, or the address or port is wrong.",
     "tls": "The TLS handshake failed: the certificate is not trusted for this address.",
-    "egress": "The address is now in another class than when the URL was saved. Save the provider again to accept it.",
+    "egress": "The address is now in another class than when it was saved. Press “Look up address again” to accept it.",
     "write": "The connection broke while the request was sent.",
     "reset": "The connection was closed before the answer was complete.",
     "protocol": "The answer is not valid HTTP. Is this the right port?",
@@ -103,7 +104,7 @@ def probe_provider(provider_id: int, *, timeout_s: float = TIMEOUT_S) -> Outcome
 
 async def probe_all() -> dict[int, Outcome]:
     """Look at every enabled provider and remember the results, by provider id."""
-    targets = await sync_to_async(_targets)()
+    targets = await database_sync_to_async(_targets)()
     gate = asyncio.Semaphore(AT_ONCE)
 
     async def one(target: _Target) -> Outcome:
@@ -111,7 +112,7 @@ async def probe_all() -> dict[int, Outcome]:
             return await look(target)
 
     outcomes = await asyncio.gather(*(one(target) for target in targets))
-    await sync_to_async(_remember)(list(zip(targets, outcomes, strict=True)))
+    await database_sync_to_async(_remember)(list(zip(targets, outcomes, strict=True)))
     return {target.provider_id: outcome for target, outcome in zip(targets, outcomes, strict=True)}
 
 
@@ -124,11 +125,11 @@ async def run_forever(on_change: Callable[[], None] = lambda: None) -> None:
     while True:
         pause_s = _IDLE_S
         try:
-            interval_s = await sync_to_async(_interval_s)()
+            interval_s = await database_sync_to_async(_interval_s)()
             if interval_s > 0:
                 pause_s = interval_s
                 await probe_all()
-                now_down = set(await sync_to_async(down_providers)())
+                now_down = set(await database_sync_to_async(down_providers)())
                 if now_down != down:
                     down = now_down
                     on_change()
@@ -249,11 +250,7 @@ def _target(provider: Provider) -> _Target:
     if kind is None:
         kind, problem = CATALOG["custom"], f"The kind “{provider.kind}” is not known to this version."
     elif kind.auth != "none":
-        credential = next((row for row in provider.credentials.all() if row.enabled and row.ciphertext), None)
-        try:
-            secret = services.read_secret(credential) if credential is not None else ""
-        except VaultError:
-            problem = "The stored credential cannot be opened: the URL or the vault key changed. Type it again."
+        secret, problem = _secret(provider)
     return _Target(
         provider_id=provider.pk,
         name=provider.name,
@@ -266,9 +263,22 @@ def _target(provider: Provider) -> _Target:
     )
 
 
+def _secret(provider: Provider) -> tuple[str, str]:
+    """The secret that workers would send first: they pass over what does not open. Else what is wrong, if anything."""
+    stored = [row for row in provider.credentials.all() if row.enabled and row.ciphertext]
+    for credential in stored:
+        if credential.is_usable:
+            with suppress(VaultError):
+                return services.read_secret(credential), ""
+    if not stored:
+        return "", ""
+    return "", "The stored credential cannot be opened: the URL or the vault key changed. Type it again."
+
+
 def _remember(found: Iterable[tuple[_Target, Outcome]]) -> None:
     """Store outcomes in one short transaction; a change between up and down is an audit entry in the same one."""
     with transaction.atomic():
+        sequences.locked(sequences.CARDS)  # before any row, as everybody who writes
         for target, outcome in found:
             _remember_one(target, outcome)
     for target, outcome in found:

@@ -266,10 +266,10 @@ async def pump(attempt: Attempt, source: StreamReply | LocalStream, reader: Stre
                 return
             if not exchange.begun:
                 await exchange.begin(200, [*STREAM_HEADERS, *job.headers()])
+            pinger.busy = True
             if reader.done:
                 await exchange.finish(out + DONE)
                 return
-            pinger.busy = True
             await exchange.write(out)
             pinger.wrote()
         if reader.error is not None:

@@ -89,6 +89,8 @@ class Runtime:
         self._discovered: Mapping[int, Sequence[str]] = {}
         self._down: frozenset[int] = frozenset()
         self._built: tuple[ConfigDocument, int, Mapping[int, Candidate], RouteTable] | None = None
+        self._listed: tuple[ConfigDocument | None, Mapping[int, Sequence[str]], tuple[tuple[str, str], ...]]
+        self._listed = None, {}, ()  # for which document and discovered models the list was made
         self._stale = True  # what was built last is not what was pushed last
         self._pushed = asyncio.Event()
         self._pending: list[tuple[str, tuple[Any, ...]]] = []
@@ -187,13 +189,18 @@ class Runtime:
 
     def book(self, record: UsageRecord, shape: Shape) -> None:
         """Journal a complete usage record and return the rest of its hold. Raises JournalError when it cannot be
-        written; then the hold stays and the record is written as soon as the journal works again."""
+        written; then the hold stays and the record is written as soon as the journal works again. On any other error
+        the hold returns here and the ledger charges it in full."""
         try:
             self.journal.shape(shape.digest, shape.payload)
             self.journal.complete(record)
         except JournalError:
             if len(self._unwritten) < UNWRITTEN_MAX:
                 self._unwritten.append((record, shape))
+            raise
+        except Exception:
+            # It can never be written: the ledger charges its hold when this worker's journal ends.
+            self.desk.settle(record.pool_id, record.held, record.tokens, record.window_start)
             raise
         self.desk.settle(record.pool_id, record.held, record.tokens, record.window_start)
 
@@ -347,7 +354,7 @@ class Runtime:
             pools_by_name={pool.name: pool for pool in self._pools.values()},
             cards=self._cards,
             prices=self._prices,
-            models=list_models(document, self._discovered),
+            models=await self._list_models(document),
             down=self._down,
         )
         self.snapshot = snapshot
@@ -368,6 +375,19 @@ class Runtime:
         table = RouteTable(document.routes, providers, document.policies, document.settings, version=version)
         await asyncio.sleep(0)
         return document, version, candidates, table
+
+    async def _list_models(self, document: ConfigDocument) -> tuple[tuple[str, str], ...]:
+        """The model list, made again only when the configuration or what was discovered is another."""
+        for_document, for_discovered, models = self._listed
+        if for_document is document and for_discovered is self._discovered:
+            return models
+        for made in list_models(document, self._discovered):
+            if made is None:
+                await asyncio.sleep(0)
+            else:
+                models = made
+        self._listed = document, self._discovered, models
+        return models
 
     def _open_secrets(self, document: ConfigDocument) -> dict[int, str]:
         """Decrypted credentials by id. One that does not open (its base URL changed, wrong key) counts as absent."""

@@ -5,17 +5,24 @@ Loaded while applications are still being set up, so models are imported inside 
 
 from __future__ import annotations
 
+import functools
 import logging
+import re
+from collections.abc import Callable
 from typing import Any
 
 from django.contrib.admin import AdminSite
 from django.contrib.admin.apps import AdminConfig
+from django.contrib.admin.helpers import ACTION_CHECKBOX_NAME
+from django.core.exceptions import BadRequest
+from django.db import transaction
 from django.http import HttpRequest
 from django.template.response import TemplateResponse
 
-from audit.admin_tools import ProbeOutcome
+from audit.admin_tools import ProbeOutcome, number
 
 log = logging.getLogger(__name__)
+_ROW_OF_A_LIST = re.compile(r"form-\d+-id")
 
 _APPS = ("providers", "budgets", "audit", "auth")
 _MODELS = (
@@ -38,6 +45,16 @@ def _place(name: str, order: tuple[str, ...]) -> tuple[int, str]:
     return (order.index(name) if name in order else len(order), name)
 
 
+def _refuse_unusable(request: HttpRequest) -> None:
+    """Refuse a NUL in the query string, which PostgreSQL takes nowhere, and rows of a list that are no ids."""
+    for name, values in request.GET.lists():
+        if "\0" in name or any("\0" in value for value in values):
+            raise BadRequest("The query string has a NUL character.")
+    rows = [str(value) for name, value in request.POST.items() if _ROW_OF_A_LIST.fullmatch(name)]
+    if any(number(value) is None for value in (*rows, *request.POST.getlist(ACTION_CHECKBOX_NAME))):
+        raise BadRequest("A chosen or edited row has no number.")
+
+
 class HooshAdminSite(AdminSite):
     """Django's admin with an overview instead of a bare list of models."""
 
@@ -54,12 +71,33 @@ class HooshAdminSite(AdminSite):
             app["models"].sort(key=lambda model: _place(model["object_name"], _MODELS))
         return apps
 
+    def admin_view(self, view: Callable[..., Any], cacheable: bool = False) -> Any:
+        """Every page behind the sign-in, with what no page can use refused before it."""
+
+        @functools.wraps(view)
+        def checked(request: HttpRequest, *args: Any, **kwargs: Any) -> Any:
+            _refuse_unusable(request)
+            return view(request, *args, **kwargs)
+
+        return super().admin_view(checked, cacheable)
+
     def index(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> TemplateResponse:
-        """The first page: what runs, what is down, what needs attention."""
+        """The first page: what runs, what is down, what needs attention, as far as this user may see it."""
         from hoosh_site.overview import overview
 
-        shown = overview() if request.user.is_superuser or request.user.has_perm("providers.view_provider") else None
-        return super().index(request, {"overview": shown, **(extra_context or {})})
+        return super().index(request, {"overview": overview(request.user), **(extra_context or {})})
+
+    def password_change(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> TemplateResponse:
+        """The form for one's own password; a change of it is recorded."""
+        from audit.record import record
+
+        user: Any = request.user
+        before = user.password
+        with transaction.atomic():
+            response = super().password_change(request, extra_context)
+            if response.status_code == 302 and user.password != before:  # a refused form may renew the old one's hash
+                record("user.password_set", actor=user.get_username(), target=user.get_username())
+        return response
 
     def wake(self) -> None:
         """Tell the control plane that something was committed. Without one (a bare web server, tests) do nothing."""

@@ -21,7 +21,7 @@ from django.core.checks import CheckMessage, Error, register
 from hoosh_site import env
 
 MIN_SESSION_KEY_CHARS = 32
-KEY_FILES = ("session.key", "vault.key")
+KEY_FILES = ("session.key", "vault.key", "signing.key")
 JOURNAL_SYNCS = ("process", "host")
 _ENGINES = ("django.db.backends.sqlite3", "django.db.backends.postgresql")
 _OTHERS = stat.S_IRWXG | stat.S_IRWXO
@@ -152,16 +152,17 @@ def _data_dir(path: Path) -> Iterator[Finding]:
 def _key_file(path: Path) -> Iterator[Finding]:
     try:
         found = path.stat()
-        with path.open("rb") as handle:
-            is_empty = not handle.read(1)
+        data = path.read_bytes()
     except FileNotFoundError:
         yield "E022", f"The key file {path} is missing. Run `manage.py init` (or restore it from your backup)."
         return
     except OSError as exc:
         yield "E022", f"The key file {path} cannot be read ({exc.strerror}). Give it to the user the gateway runs as."
         return
-    if is_empty:
+    if not data.strip():
         yield "E022", f"The key file {path} is empty. Restore it from your backup."
+    elif not data.isascii():
+        yield "E022", f"The key file {path} is damaged: it is not plain text. Restore it from your backup."
     if found.st_mode & _OTHERS:
         yield "E023", f"The key file {path} can be used by others on this host. Run: chmod 600 {path}"
     parent = path.parent.stat().st_mode

@@ -12,6 +12,7 @@ import contextlib
 import logging
 import os
 import signal
+import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from pathlib import Path
@@ -25,7 +26,7 @@ from hoosh_site.link import Ask, Granted, LinkServer, Recall, Return
 log = logging.getLogger("hoosh.control")
 
 LIFETIME_WINDOW = 0
-SYNC_POOLS_S = 30.0
+SYNC_POOLS_S = 2.0  # what revocations may have to wait for a ledger that does not answer
 NICE = 10  # a page being rendered must not take the workers' time
 BEAT_S = 1.0
 
@@ -109,8 +110,13 @@ class ControlPlane:
 
     def _sync_pools(self, capacities: Mapping[int, int]) -> None:
         waiting = [self.writer.sync_pool(pool, LIFETIME_WINDOW, size) for pool, size in capacities.items()]
-        for future in waiting:
-            future.result(SYNC_POOLS_S)
+        ends_at = time.monotonic() + SYNC_POOLS_S
+        try:
+            for future in waiting:
+                future.result(max(0.0, ends_at - time.monotonic()))
+        finally:
+            for future in waiting:
+                future.cancel()
 
     def _ask(self, ask: Ask, reply: Callable[[Granted], None]) -> None:
         def answered(total: int, more: bool, spent_out: bool, available: int) -> None:
@@ -185,6 +191,11 @@ def main() -> None:
     child.enter(options.parent_pid, nice=NICE)
     os.environ.setdefault("DJANGO_SETTINGS_MODULE", "hoosh_site.settings")
     os.environ["HOOSH_ROLE"] = "control"
+    from gateway.metrics import has_room
+
+    if not has_room():
+        os.environ.pop("PROMETHEUS_MULTIPROC_DIR", None)  # making its files on a full disk would end this process
+
     import django
 
     import hoosh_site.daphne_server  # noqa: F401 - before anything else touches Twisted

@@ -14,15 +14,21 @@ _TRUE, _FALSE = frozenset({"1", "true", "yes", "on"}), frozenset({"", "0", "fals
 def text(name: str, default: str = "") -> str:
     """The variable's value without surrounding blanks, or `default` when unset or empty.
 
-    `NAME_FILE` names a file to read the value from (container secrets); an unreadable file is refused.
+    `NAME_FILE` names a file to read the value from (container secrets) and counts before `NAME`; an unreadable file is
+    refused, an empty one means unset.
     """
     file_name = os.environ.get(f"{name}_FILE")
-    if file_name:
-        try:
-            return Path(file_name).read_text(encoding="utf-8").strip()
-        except OSError as exc:
-            raise ImproperlyConfigured(f"{name}_FILE names {file_name}, which cannot be read: {exc}") from exc
-    return os.environ.get(name, "").strip() or default
+    value = _file_text(name, file_name) if file_name else os.environ.get(name, "")
+    return value.strip() or default
+
+
+def _file_text(name: str, file_name: str) -> str:
+    try:
+        return Path(file_name).read_text(encoding="utf-8")
+    except OSError as exc:
+        raise ImproperlyConfigured(f"{name}_FILE names {file_name}, which cannot be read: {exc.strerror}.") from exc
+    except UnicodeDecodeError:  # its own text would carry the whole value, which may be a secret
+        raise ImproperlyConfigured(f"{name}_FILE names {file_name}, which is not UTF-8 text.") from None
 
 
 def integer(name: str, default: int, *, minimum: int, maximum: int) -> int:
@@ -56,4 +62,8 @@ def items(name: str, default: str = "") -> list[str]:
 
 def data_dir() -> Path:
     """Where all run-time state lives: `HOOSH_DATA_DIR`, by default `var/` beside the code."""
-    return Path(text("HOOSH_DATA_DIR", str(PROJECT_DIR / "var"))).expanduser().resolve()
+    written = text("HOOSH_DATA_DIR", str(PROJECT_DIR / "var"))
+    try:
+        return Path(written).expanduser().resolve()
+    except (RuntimeError, OSError) as exc:  # no such user, links in a circle
+        raise ImproperlyConfigured(f"HOOSH_DATA_DIR is {written!r}, which is no usable path: {exc}") from exc

@@ -64,16 +64,13 @@ class Source(Protocol):
 
 
 class DatabaseSource:
-    """The real source: the site database."""
+    """The real source: the site database, on one connection that is kept until something fails."""
 
     def counters(self) -> dict[str, int]:
         """See `Source`."""
-        from django.db import close_old_connections
-
         from budgets import access
         from providers import feed
 
-        close_old_connections()
         return {**feed.sequences_now(), **access.sequences()}
 
     def config(self) -> tuple[int, bytes] | None:
@@ -158,7 +155,8 @@ class Feed(threading.Thread):
         period_s: float = PERIOD_S,
     ) -> None:
         """`push(messages)` is called in this thread. `sync_pools` is given capacities by pool id that are new or
-        changed and must have put them into the ledger when it returns: then workers hear of the pools."""
+        changed and must have put them into the ledger when it returns: then workers hear of the pools. It may raise:
+        then everything is pushed all the same, and the capacities are tried again every two seconds."""
         super().__init__(name="feed", daemon=True)
         self.polled = threading.Event()  # set after the first look that succeeded
         self._source, self._push, self._sync_pools, self._period_s = source, push, sync_pools, period_s
@@ -168,7 +166,9 @@ class Feed(threading.Thread):
         self._access_seq = -1
         self._keys: dict[int, KeyRecord] = {}
         self._pools: dict[int, PoolRecord] = {}
-        self._capacities: dict[int, int] = {}
+        self._capacities: dict[int, int] | None = None  # as the ledger has them; None: not known
+        self._wanted: dict[int, int] = {}  # as the site has them
+        self._sync_at = 0.0  # when to try again to put them into the ledger; 0: nothing to do
         self._said: dict[type, FromControl] = {}
         self._slow_at = 0.0
         self._complaint = ""
@@ -235,6 +235,8 @@ class Feed(threading.Thread):
             self._said = {**said, **{type(message): message for message in news if message not in access}}
         if news:
             self._push(news)
+        if self._sync_at and time.monotonic() >= self._sync_at:
+            self._sync_ledger()
 
     def _cards(self, counters: dict[str, int], *, slow: bool) -> list[FromControl]:
         known = self._said.get(CardsPush)
@@ -252,22 +254,38 @@ class Feed(threading.Thread):
             return [], lambda: None
         full = self._access_seq < 0 or counter < self._access_seq  # a smaller number: the database was restored
         seq, keys, pools = self._source.access_since(0 if full else self._access_seq)
-        capacities = dict(self._source.capacities())
-        in_ledger = self._capacities or self._source.windows()
-        changed = {pool_id: capacity for pool_id, capacity in capacities.items() if in_ledger.get(pool_id) != capacity}
-        if changed:
-            self._sync_pools(changed)
+        self._wanted = capacities = dict(self._source.capacities())
+        self._sync_ledger()
+        pools = [pool for pool in pools if pool.id in capacities]
+        old_keys, old_pools = ({}, {}) if full else (self._keys, self._pools)
+        all_keys = {**old_keys, **{key.id: key for key in keys}}
+        all_pools = {**old_pools, **{pool.id: pool for pool in pools}}
+        gone = all_pools.keys() - capacities.keys()
+        for pool_id in gone:
+            del all_pools[pool_id]
 
         def accept() -> None:
-            if full:
-                self._keys, self._pools = {}, {}
-            self._keys.update((key.id, key) for key in keys)
-            self._pools.update((pool.id, pool) for pool in pools if pool.id in capacities)
-            for gone in self._pools.keys() - capacities.keys():
-                del self._pools[gone]
-            self._capacities, self._access_seq = capacities, seq
+            self._keys, self._pools, self._access_seq = all_keys, all_pools, seq
 
+        if gone:  # a change cannot say that a pool is no more, a full list can
+            return [AccessPush(seq, True, list(all_keys.values()), list(all_pools.values()))], accept
         return [AccessPush(seq, full, keys, pools)], accept
+
+    def _sync_ledger(self) -> None:
+        """Put new capacities into the ledger. While that is away, workers still hear of revocations and the rest."""
+        wanted = self._wanted
+        try:
+            known = self._source.windows() if self._capacities is None else self._capacities
+            changed = {pool_id: capacity for pool_id, capacity in wanted.items() if known.get(pool_id) != capacity}
+            if changed:
+                self._sync_pools(changed)
+        except Exception as exc:
+            if not self._sync_at:
+                log.error("pools_not_in_ledger", extra={"reason": f"{type(exc).__name__}: {exc}"}, exc_info=exc)
+            self._sync_at = time.monotonic() + SLOW_PERIOD_S
+            self._source.failed()
+        else:
+            self._capacities, self._sync_at = wanted, 0.0
 
     def _reimport(self) -> None:
         # A broken file must not keep the workers from what is in the database.

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from django.core.exceptions import ValidationError
+from django.core.exceptions import ImproperlyConfigured, ValidationError
 from django.db import transaction
 
 from audit.record import record
@@ -18,6 +18,7 @@ from budgets.models import Price
 from hoosh_site import env
 from providers import hoosh_toml, importing, publish, services, wanted
 from providers.models import ImportState
+from providers.vault import VaultError
 from providers.wanted import ImportRefusedError, Wanted
 
 FORMAT_KEY = "hoosh_configuration"  # the mark of our own file; its value is the format's number
@@ -51,8 +52,9 @@ class _File:
     pools: list[WantedPool]
     tokens: list[WantedToken]
     prices: list[Price]
-    fingerprint: str
     report: Report
+    tokens_known: bool = True
+    fingerprint: str = ""
 
 
 def import_file(path: Path | str, actor: str, *, adopt: bool = False) -> Report:
@@ -81,12 +83,29 @@ def import_if_changed(path: Path | str, actor: str = "HOOSH_CONFIG") -> Report |
         raise
 
 
-def check_file(path: Path | str) -> Report:
-    """What an import would have to say of a file, without changing anything. Raises `ImportFileError`."""
+class _RolledBackError(Exception):
+    """Ends the trial of an import."""
+
+
+def check_file(path: Path | str, *, adopt: bool = False) -> Report:
+    """What an import would do and say, without changing anything. Raises `ImportFileError` as the import would.
+
+    The import is really done, in a transaction that is rolled back.
+    """
     file = _read(Path(path))
-    with _refusals(file.report.path):
-        file.report.warnings += importing.look_up(file.wanted)
-    return file.report
+    report = file.report
+    with _refusals(report.path):
+        report.warnings += importing.look_up(file.wanted)
+        try:
+            with publish.held_back(), transaction.atomic():
+                _write(file, "check", adopt=adopt)
+                publish.draft_digest()
+                raise _RolledBackError
+        except _RolledBackError:
+            pass
+        except publish.PublishError as exc:
+            raise ImportFileError(f"{report.path} could be imported, but not published. {exc}") from exc
+    return report
 
 
 def _read(path: Path) -> _File:
@@ -98,12 +117,12 @@ def _read(path: Path) -> _File:
         raise ImportFileError(f"{path} cannot be read: {exc.strerror}.") from exc
     except hoosh_toml.HooshTomlError as exc:
         raise ImportFileError(f"{path}: {exc}") from exc
-    environ = {name: env.text(name) for name in hoosh_toml.referenced_variables(data)}
     report = Report(str(path))
     with _refusals(report.path):
+        environ = {name: env.text(name) for name in hoosh_toml.referenced_variables(data)}
         file = _ours(tables, environ, report) if FORMAT_KEY in tables else _theirs(tables, environ, report)
         importing.read_certificates(file.wanted, directory=path.parent)
-    file.fingerprint = _fingerprint(data, environ, file.wanted)
+        file.fingerprint = _fingerprint(data, environ, file.wanted)
     return file
 
 
@@ -112,11 +131,11 @@ def _theirs(tables: Mapping[str, Any], environ: Mapping[str, str], report: Repor
     report.unsupported = [str(finding) for finding in plan.unsupported]
     report.unknown = plan.unknown
     report.warnings = list(plan.warnings)
-    if not plan.tokens:
+    if not plan.tokens and plan.tokens_known:
         report.warnings.append("The file names no token. Here every call needs a key: see `manage.py create_key`.")
     pools = [WantedPool(pool.name, pool.capacity_tokens) for pool in plan.pools]
     tokens = [WantedToken(token.text, token.origin) for token in plan.tokens if token.text is not None]
-    return _File(wanted.from_plan(plan), pools, tokens, [], "", report)
+    return _File(wanted.from_plan(plan), pools, tokens, [], report, plan.tokens_known)
 
 
 def _ours(tables: Mapping[str, Any], environ: Mapping[str, str], report: Report) -> _File:
@@ -126,7 +145,8 @@ def _ours(tables: Mapping[str, Any], environ: Mapping[str, str], report: Report)
     if unknown:
         raise ImportRefusedError(unknown)
     pools, prices = budgets_importing.from_tables(tables)
-    return _File(wanted.from_tables(tables, environ), pools, [], prices, "", report)
+    # This format cannot hold keys, so it says nothing about those an import made: they stay.
+    return _File(wanted.from_tables(tables, environ), pools, [], prices, report, tokens_known=False)
 
 
 def _fingerprint(data: bytes, environ: Mapping[str, str], asked: Wanted) -> str:
@@ -141,10 +161,7 @@ def _apply(file: _File, actor: str, *, adopt: bool) -> Report:
     with _refusals(path):
         report.warnings += importing.look_up(file.wanted)
         with publish.held_back(), transaction.atomic():
-            made = importing.apply(file.wanted, actor=actor, adopt=adopt)
-            spent = budgets_importing.apply(file.pools, file.tokens, file.prices, actor=actor, adopt=adopt)
-            report.changes = made.changes + spent.changes
-            report.warnings += made.warnings + spent.warnings
+            _write(file, actor, adopt=adopt)
             ImportState.objects.update_or_create(
                 pk=1, defaults={"fingerprint": file.fingerprint, "source": path[-500:]}
             )
@@ -157,11 +174,27 @@ def _apply(file: _File, actor: str, *, adopt: bool) -> Report:
     return report
 
 
+def _write(file: _File, actor: str, *, adopt: bool) -> None:
+    made = importing.apply(file.wanted, actor=actor, adopt=adopt)
+    spent = budgets_importing.apply(
+        *(file.pools, file.tokens, file.prices), actor=actor, adopt=adopt, tokens_known=file.tokens_known
+    )
+    file.report.changes = made.changes + spent.changes
+    file.report.warnings += made.warnings + spent.warnings
+
+
 @contextmanager
 def _refusals(path: str) -> Iterator[None]:
     """Turn what the applications refuse into one error that lists every place."""
     try:
         yield
-    except (ImportRefusedError, ValidationError) as exc:
-        reasons = exc.reasons if isinstance(exc, ImportRefusedError) else exc.messages
-        raise ImportFileError("\n".join([f"{path} was not imported:", *(f"  {each}" for each in reasons)])) from exc
+    except ImportRefusedError as exc:
+        raise _not_imported(path, exc.reasons) from exc
+    except ValidationError as exc:
+        raise _not_imported(path, exc.messages) from exc
+    except (ImproperlyConfigured, VaultError) as exc:  # a file with a variable's value, or the vault's key
+        raise _not_imported(path, [str(exc)]) from exc
+
+
+def _not_imported(path: str, reasons: Iterable[str]) -> ImportFileError:
+    return ImportFileError("\n".join([f"{path} was not imported:", *(f"  {each}" for each in reasons)]))

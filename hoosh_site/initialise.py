@@ -41,7 +41,8 @@ class InitReport:
 
 
 def initialise(*, terminal: bool = False) -> InitReport:
-    """Set everything up. Raises `keyfiles.KeyFileError`, `OSError` or database errors; nothing is left half-made.
+    """Set everything up. Raises `keyfiles.KeyFileError`, `OSError`, `VaultError`, `ValidationError`,
+    `ImproperlyConfigured` or database errors; nothing is left half-made. Rows that cannot be published are a warning.
 
     `terminal` says whether secrets of the first run may be printed; otherwise they go to a file.
     """
@@ -83,6 +84,10 @@ def _rows(report: InitReport, *, terminal: bool) -> None:
     report.pool = access.default_pool(ACTOR).name
     with publish.held_back():
         report.found = discovery.discover()
-    report.config_version = publish.publish(ACTOR, "first start").number
+    try:
+        report.config_version = publish.publish(ACTOR, "first start").number
+    except publish.PublishError as exc:  # what ran before goes on, and the operator mends the rows in admin
+        report.config_version = (publish.latest() or (0,))[0]
+        report.warnings.append(f"The configuration cannot be published; see the overview in admin. {exc}")
     report.first_run = first_run.ensure(terminal=terminal)
     report.addresses = first_run.describe(settings.HOOSH_PORT)

@@ -1,4 +1,7 @@
-"""What the first admin page shows. A fixed number of small queries, each with a limit, none inside a transaction."""
+"""What the first admin page shows. A fixed number of small queries, each with a limit, none inside a transaction.
+
+Each section is read only for users who may see the pages it is taken from.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,9 @@ from providers.compile import Problem
 from providers.models import ConfigVersion, Provider, Route
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
+
+    from django.contrib.auth.models import AbstractUser, AnonymousUser
 
 _RECENT = 200  # usage rows looked at
 _SHOWN = 6
@@ -48,8 +53,9 @@ class PoolState:
 
 @dataclass(slots=True)
 class Overview:
-    """The figures of the first page."""
+    """The figures of the first page, of the sections its reader may see."""
 
+    sections: set[str] = field(default_factory=set)
     version: ConfigVersion | None = None
     problems: Sequence[Problem] = ()  # why the saved rows cannot be published
     is_behind: bool = False  # the saved rows differ from what is in force
@@ -77,21 +83,8 @@ class Overview:
         return self.recent_failures * 2 > self.recent_requests
 
 
-def overview() -> Overview:
-    """Look at everything once."""
-    found = Overview()
-    _configuration(found)
-    _workers(found)
-    _providers(found)
-    _keys(found)
-    _pools(found)
-    _requests(found)
-    found.events = tuple(OutboxEntry.objects.order_by("-id")[: _SHOWN * 2])
-    _steps(found)
-    return found
-
-
 def _configuration(found: Overview) -> None:
+    _workers(found)
     found.version = ConfigVersion.objects.defer("document").order_by("-number").first()
     try:
         digest = publish.draft_digest()
@@ -160,11 +153,42 @@ def _requests(found: Overview) -> None:
     found.failures = failed[:_SHOWN]
 
 
-def _steps(found: Overview) -> None:
-    steps = (
-        Step("Add a provider", reverse("admin:providers_provider_add"), Provider.objects.exists()),
-        Step("Add a route to it", reverse("admin:providers_route_add"), Route.objects.exists()),
-        Step("Create an API key", reverse("admin:budgets_apikey_add"), bool(found.keys_active or found.keys_inactive)),
+def _events(found: Overview) -> None:
+    found.events = tuple(OutboxEntry.objects.order_by("-id")[: _SHOWN * 2])
+
+
+def _steps(found: Overview, user: AbstractUser | AnonymousUser) -> None:
+    things = (
+        ("Add a provider", "providers", Provider),
+        ("Add a route to it", "providers", Route),
+        ("Create an API key", "budgets", ApiKey),
     )
+    steps = [
+        Step(text, reverse(f"admin:{app}_{model.__name__.lower()}_add"), model._default_manager.exists())
+        for text, app, model in things
+        if user.has_perm(f"{app}.add_{model.__name__.lower()}")
+    ]
     if not all(step.done for step in steps):
         found.steps = steps
+
+
+# Section -> who reads it, and the permissions of which any one shows it.
+_SECTIONS: dict[str, tuple[Callable[[Overview], None], tuple[str, ...]]] = {
+    "configuration": (_configuration, ("providers.view_configversion", "providers.change_gatewaysettings")),
+    "providers": (_providers, ("providers.view_provider",)),
+    "keys": (_keys, ("budgets.view_apikey",)),
+    "pools": (_pools, ("budgets.view_pool",)),
+    "requests": (_requests, ("budgets.view_usage",)),
+    "events": (_events, ("audit.view_outboxentry",)),
+}
+
+
+def overview(user: AbstractUser | AnonymousUser) -> Overview:
+    """Look once at everything this user may see."""
+    found = Overview()
+    for name, (read, permissions) in _SECTIONS.items():
+        if any(user.has_perm(permission) for permission in permissions):
+            found.sections.add(name)
+            read(found)
+    _steps(found, user)
+    return found

@@ -6,6 +6,8 @@ All environment variables are listed in docs/configuration.md.
 from __future__ import annotations
 
 import hashlib
+import ipaddress
+import logging
 import os
 import secrets
 import sys
@@ -62,12 +64,16 @@ TESTING = "pytest" in sys.modules or env.boolean("HOOSH_TESTING", default=False)
 
 
 def _session_key() -> str:
-    """The secret made by `manage.py init`. Commands that need none (check, tests, init) get one for this process."""
+    """The secret made by `manage.py init`. Commands that need none (check, tests, init) get one for this process.
+
+    `serve` refuses a file that cannot be used, see `hoosh_site.checks`.
+    """
     path = HOOSH_KEYS_DIR / "session.key"
     try:
-        return path.read_text(encoding="ascii").strip()
-    except OSError:
-        return secrets.token_urlsafe(48)
+        found = path.read_text(encoding="ascii").strip()
+    except (OSError, UnicodeDecodeError):
+        found = ""
+    return found or secrets.token_urlsafe(48)
 
 
 SECRET_KEY = env.text("HOOSH_SECRET_KEY") or _session_key()
@@ -77,9 +83,20 @@ def _allowed_hosts() -> list[str]:
     hosts = ["localhost", "127.0.0.1", "[::1]", *env.items("HOOSH_ALLOWED_HOSTS")]
     if HOOSH_BIND not in ("127.0.0.1", "0.0.0.0", "::", "localhost"):  # noqa: S104 - compared, not bound
         hosts.append(HOOSH_BIND)
-    if HOOSH_PUBLIC_URL:
+    try:
         hosts.append(urlsplit(HOOSH_PUBLIC_URL).hostname or "")
-    return [host for host in hosts if host]
+    except ValueError as exc:  # a bracket that is not closed
+        form = "https://name[:port], without a path"
+        raise ImproperlyConfigured(f"HOOSH_PUBLIC_URL is {HOOSH_PUBLIC_URL!r}. Write it as {form}.") from exc
+    return list(dict.fromkeys(_as_in_host_header(host) for host in hosts if host))
+
+
+def _as_in_host_header(host: str) -> str:
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return host
+    return f"[{address}]" if address.version == 6 else str(address)
 
 
 ALLOWED_HOSTS = _allowed_hosts()
@@ -106,7 +123,7 @@ INSTALLED_APPS = [
     "gateway.apps.GatewayConfig",
 ]
 MIDDLEWARE = [
-    "django_prometheus.middleware.PrometheusBeforeMiddleware",
+    "gateway.page_metrics.BeforeMiddleware",
     "django.middleware.security.SecurityMiddleware",
     "csp.middleware.CSPMiddleware",
     "whitenoise.middleware.WhiteNoiseMiddleware",
@@ -116,7 +133,7 @@ MIDDLEWARE = [
     "django.contrib.auth.middleware.AuthenticationMiddleware",
     "django.contrib.messages.middleware.MessageMiddleware",
     "django.middleware.clickjacking.XFrameOptionsMiddleware",
-    "django_prometheus.middleware.PrometheusAfterMiddleware",
+    "gateway.page_metrics.AfterMiddleware",
 ]
 ROOT_URLCONF = "hoosh_site.urls"
 ASGI_APPLICATION = "hoosh_site.asgi.application"
@@ -148,11 +165,18 @@ _SQLITE_OPTIONS = {
 def _databases() -> dict[str, dict[str, object]]:
     url = env.text("DATABASE_URL")
     if url:
+        form = "postgres://user:password@host:5432/name"
         try:
-            return {"default": {**dj_database_url.parse(url, conn_max_age=60, conn_health_checks=True)}}
-        except (ValueError, KeyError) as exc:  # the message would quote the password
-            form = "postgres://user:password@host:5432/name"
-            raise ImproperlyConfigured(f"DATABASE_URL cannot be read. Write it as {form}.") from exc
+            # Each request of control runs in a thread of its own: a connection kept for later is never found again.
+            database = {**dj_database_url.parse(url, conn_max_age=0)}
+        except (ValueError, KeyError):  # the message would quote the password
+            raise ImproperlyConfigured(f"DATABASE_URL cannot be read. Write it as {form}.") from None
+        if database["ENGINE"] != "django.db.backends.postgresql":
+            raise ImproperlyConfigured(
+                f"DATABASE_URL must name a PostgreSQL database: {form}. Leave it unset for SQLite, whose files lie in "
+                "the data directory."
+            )
+        return {"default": database}
     sqlite = {"ENGINE": "django.db.backends.sqlite3", "OPTIONS": _SQLITE_OPTIONS}
     # Tests use real files: the ledger's writer is a thread with a connection of its own.
     return {
@@ -205,7 +229,9 @@ CONTENT_SECURITY_POLICY = {
     }
 }
 SILENCED_SYSTEM_CHECKS = [
+    "security.W005",  # HSTS for all subdomains binds names that are not ours: the domain owner's decision
     "security.W008",  # redirecting to https is the front proxy's; loopback is served in clear
+    "security.W021",  # the browsers' preload list binds the whole domain for years: the domain owner's decision
     *([] if _HTTPS else ["security.W004", "security.W012", "security.W016"]),  # no TLS in front: cookies go in clear
 ]
 DATA_UPLOAD_MAX_MEMORY_SIZE = 2 * 1024 * 1024
@@ -232,11 +258,20 @@ REST_FRAMEWORK = {
 }
 SPECTACULAR_SETTINGS = {"TITLE": "Hoosh control API", "VERSION": __version__, "COMPONENT_SPLIT_REQUEST": True}
 PROMETHEUS_EXPORT_MIGRATIONS = False
+
+
+def _log_level() -> str:
+    level, known = env.text("HOOSH_LOG_LEVEL", "INFO").upper(), logging.getLevelNamesMapping()
+    if level not in known:
+        raise ImproperlyConfigured(f"HOOSH_LOG_LEVEL must be one of {', '.join(known)}, not {level!r}.")
+    return level
+
+
 LOGGING = {
     "version": 1,
     "disable_existing_loggers": False,
     "formatters": {"json": {"()": "gateway.logs.JsonFormatter"}},
     "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "json"}},
-    "root": {"handlers": ["stderr"], "level": env.text("HOOSH_LOG_LEVEL", "INFO").upper()},
+    "root": {"handlers": ["stderr"], "level": _log_level()},
     "loggers": {"httpx": {"level": "WARNING"}},  # otherwise each probe of a provider is a line
 }

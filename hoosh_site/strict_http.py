@@ -18,6 +18,7 @@ from typing import Any
 
 import httptools
 import msgspec
+from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 LINGER_S = 1.0  # how long a refused peer may go on sending before the connection is dropped
@@ -110,6 +111,7 @@ class StrictProtocol(HttpToolsProtocol):
         self._refusal: RefusedError | None = None
         self._replaying = False  # a made-up head is being fed: its callbacks say nothing new
         self._ending = False  # the request being read is the connection's last
+        self._served: RequestResponseCycle | None = None  # the one being answered; `cycle` is the one being read
         self.on_gone: Callable[[], None] | None = None  # told when the client leaves; see `gateway.app.Connection`
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -122,6 +124,11 @@ class StrictProtocol(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Stop the clock; tell the exchange under way, which then need not spend a task on watching."""
         self._disarm()
+        self.pipeline.clear()  # what waits is never started
+        served = self._served
+        if served is not None and not served.response_complete:
+            served.disconnected = True  # the base class tells the last one it has read only
+            served.message_event.set()
         super().connection_lost(exc)
         if self.on_gone is not None:
             self.on_gone()
@@ -238,6 +245,8 @@ class StrictProtocol(HttpToolsProtocol):
             self._fail(400, "Too many pipelined requests.")
         self.scope["hoosh.connection"] = self  # type: ignore[typeddict-unknown-key]
         super().on_headers_complete()
+        if self.pipeline:
+            self._read_on()  # the base class stops reading behind a request that must wait
         self._state = _State.BODY
 
     def on_message_complete(self) -> None:
@@ -264,8 +273,7 @@ class StrictProtocol(HttpToolsProtocol):
         """Tell `gone` when the client leaves. The base class stops reading at 64 KiB of a body and resumes only when
         it is asked for more; a socket that is not read does not tell that its peer has left."""
         self.on_gone = gone
-        if not self.pipeline:
-            self.flow.resume_reading()
+        self._read_on()
 
     def cork(self, send: Any) -> None:
         """Let the head of the reply that `send` is about to start wait for the first piece of its body: one write."""
@@ -299,6 +307,14 @@ class StrictProtocol(HttpToolsProtocol):
         return True
 
     # Helpers
+
+    def _read_on(self) -> None:
+        if not self.pipeline or len(self.cycle.body) <= HIGH_WATER_LIMIT:
+            self.flow.resume_reading()
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        self._served = cycle
+        super()._start_asgi_task(cycle, app)
 
     def _has_length(self) -> bool:
         return any(name == b"content-length" for name, _ in self.headers)

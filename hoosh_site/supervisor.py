@@ -14,11 +14,13 @@ signals blocked, so nothing runs concurrently here.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import errno
 import fcntl
 import os
 import signal
 import socket
+import stat
 import subprocess
 import sys
 import time
@@ -146,11 +148,18 @@ def _bind_problem(host: str, port: int, exc: OSError) -> str:
 def take_pid_file(run_dir: Path) -> int:
     """Lock `supervisor.pid` for this process and write the id into it; the descriptor keeps the lock.
 
-    Raises `ServeError` when another supervisor runs on the same data directory.
+    Raises `ServeError` when another supervisor runs on the same data directory, or when somebody else could put
+    files or sockets of their own where this gateway's are looked for.
     """
-    run_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with contextlib.suppress(FileExistsError):  # what is there instead is told below
+        run_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+    _check_run_dir(run_dir)
     path = run_dir / "supervisor.pid"
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    except OSError as exc:
+        problem = "it is a symbolic link" if exc.errno == errno.ELOOP else exc.strerror
+        raise ServeError(f"{path} cannot be opened: {problem}. Remove it and start again.") from exc
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as exc:
@@ -163,6 +172,21 @@ def take_pid_file(run_dir: Path) -> int:
     os.ftruncate(fd, 0)
     os.write(fd, b"%d\n" % os.getpid())
     return fd
+
+
+def _check_run_dir(run_dir: Path) -> None:
+    """Refuse a directory that others own or may write to. It may be a link, if nobody else could have made it."""
+    advice = "Remove it, or choose another data directory with HOOSH_DATA_DIR."
+    try:
+        link, target = run_dir.lstat(), run_dir.stat()
+    except OSError as exc:
+        raise ServeError(f"The run directory {run_dir} cannot be used: {exc.strerror}. {advice}") from exc
+    if not stat.S_ISDIR(target.st_mode):
+        raise ServeError(f"{run_dir} is not a directory. {advice}")
+    if not {link.st_uid, target.st_uid} <= {os.geteuid(), 0}:
+        raise ServeError(f"The run directory {run_dir} belongs to another user. {advice}")
+    if target.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise ServeError(f"Others may write to the run directory {run_dir}. Correct it with: chmod 700 {run_dir}")
 
 
 class Supervisor:

@@ -16,7 +16,7 @@ from django.utils.html import format_html
 from django.utils.safestring import SafeString
 from django.views.decorators.http import require_POST
 
-from audit.admin_tools import badge, live_site, operator
+from audit.admin_tools import badge, live_site, number, operator
 from audit.generics import TableInline
 from providers import services
 from providers.admin_base import PublishingAdmin, free_route_name
@@ -25,6 +25,7 @@ from providers.globs import matcher
 from providers.models import Credential, Provider, ProviderProbe, Route
 
 _FOUND_LIMIT = 2_000
+CATCH_ALL_PRIORITY = 100
 
 
 class CredentialInline(TableInline[Credential, Provider]):
@@ -141,8 +142,9 @@ class ProviderAdmin(PublishingAdmin):
 
     def _with_unusable(self, object_id: str | None, extra_context: dict[str, Any] | None) -> dict[str, Any]:
         unusable: list[Credential] = []
-        if object_id is not None and object_id.isdigit():
-            rows = Credential.objects.select_related("provider").filter(provider_id=int(object_id))
+        provider_id = number(object_id or "")
+        if provider_id is not None:
+            rows = Credential.objects.select_related("provider").filter(provider_id=provider_id)
             unusable = [row for row in rows if row.ciphertext and not row.is_usable]
         return {"unusable_credentials": unusable, **(extra_context or {})}
 
@@ -215,6 +217,8 @@ class ProviderAdmin(PublishingAdmin):
         model = request.POST.get("model", "")
         back = HttpResponseRedirect(reverse("admin:providers_provider_found", args=(provider.pk,)))
         route = Route(name=free_route_name(f"{provider.name} {model}"), pattern=model, provider=provider)
+        if "*" in model:
+            route.priority = CATCH_ALL_PRIORITY  # it takes what no better route answers
         try:
             services.save_route(route, actor=operator(request))
         except ValidationError as exc:

@@ -75,7 +75,7 @@ UNSUPPORTED: Mapping[str, str] = MappingProxyType(
         "hardware.refresh_interval_secs": _HARDWARE,
         "whisper.model": "speech recognition is not available yet.",
         "tts.url": "speech synthesis is not available yet.",
-        "storage.path": "data lives in the databases; see " + _ENVIRONMENT.format("HOOSH_DATA_DIR or DATABASE_URL"),
+        "storage.path": "data lives in the databases; the environment says where: HOOSH_DATA_DIR or DATABASE_URL.",
         "logging.level": _ENVIRONMENT.format("HOOSH_LOG_LEVEL"),
         "dlp.enabled": _DLP,
         "dlp.default_level": _DLP,

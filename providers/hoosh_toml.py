@@ -18,11 +18,12 @@ from providers.hoosh_keys import KINDS, SECTIONS, STRATEGIES, UNSUPPORTED
 
 MAX_FILE_BYTES = 4 * 1024 * 1024
 DEFAULT_PRIORITY = 10
+MAX_DEPTH = 32  # tables within tables; the formats here need three
 _VARIABLE = re.compile(r"\$(?:([A-Za-z_][A-Za-z0-9_]*)|\{([A-Za-z_][A-Za-z0-9_]*)\})")
 
 
 class HooshTomlError(Exception):
-    """The file is not TOML, or is far too large; the message names the place."""
+    """The file is not TOML, is far too large or holds what no value here can be; the message names the place."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +44,12 @@ class PlanSecret:
 
     text: str | None = field(repr=False)
     origin: str  # where it stands, for messages
+    variable: str = ""  # NAME, when it is one
+
+    @property
+    def identity(self) -> tuple[str, str]:
+        """What tells two secrets apart, also while their variables are not set."""
+        return ("$", self.variable) if self.text is None else ("", self.text)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +90,7 @@ class Plan:
     providers: list[PlanProvider] = field(default_factory=list)
     pools: list[PlanPool] = field(default_factory=list)
     tokens: list[PlanSecret] = field(default_factory=list)
+    tokens_known: bool = True  # False: the variable of one is not set, so `tokens` may lack some that are in use
     settings: dict[str, Any] = field(default_factory=dict)  # GatewaySettings field -> value
     unsupported: list[Finding] = field(default_factory=list)
     unknown: list[str] = field(default_factory=list)
@@ -98,7 +106,7 @@ def load(data: bytes) -> dict[str, Any]:
     if len(data) > MAX_FILE_BYTES:
         raise HooshTomlError(f"The file has more than {MAX_FILE_BYTES:,} bytes.")
     try:
-        return tomllib.loads(data.decode("utf-8-sig"))
+        tables = tomllib.loads(data.decode("utf-8-sig"))
     except (ValueError, RecursionError) as exc:  # also numbers with thousands of digits and absurd nesting
         # Not the parser's own text for a bad line: that line may hold a secret.
         place = re.search(r"\(at [^)]*\)$", str(exc))
@@ -106,6 +114,29 @@ def load(data: bytes) -> dict[str, Any]:
             "it is not UTF-8" if isinstance(exc, UnicodeDecodeError) else f"it is not TOML {place[0] if place else ''}"
         )
         raise HooshTomlError(f"The file cannot be read: {reason.strip()}.") from None
+    _check_values(tables)
+    return tables
+
+
+def _check_values(tables: dict[str, Any]) -> None:
+    """Refuse what TOML allows, but neither a database nor a message can hold. Without recursion: nesting is free."""
+    waiting: list[tuple[str, int, object]] = [("", 0, tables)]
+    while waiting:
+        place, depth, value = waiting.pop()
+        if depth > MAX_DEPTH:
+            raise HooshTomlError(f"{place[:200]} is nested more than {MAX_DEPTH} deep.")
+        if isinstance(value, dict):
+            for key, each in value.items():
+                shown = _printable(key)
+                if "\0" in key:
+                    raise HooshTomlError(f"The key {shown[:200]} holds a NUL character (\\u0000).")
+                waiting.append((f"{place}.{shown}" if place else shown, depth + 1, each))
+        elif isinstance(value, list):
+            waiting += [(f"{place}[{number}]", depth + 1, each) for number, each in enumerate(value, 1)]
+        elif isinstance(value, str) and "\0" in value:
+            raise HooshTomlError(f"{place[:200]} holds a NUL character (\\u0000).")
+        elif isinstance(value, int) and not -(2**63) <= value < 2**63:
+            raise HooshTomlError(f"{place[:200]} is a number beyond 64 bits.")
 
 
 def parse(tables: Mapping[str, Any], environ: Mapping[str, str]) -> Plan:
@@ -211,7 +242,7 @@ class _Reader:
 
     def _same_provider(self, entry: PlanProvider) -> PlanProvider | None:
         def key(each: PlanProvider) -> tuple[object, ...]:
-            return each.kind, each.base_url.rstrip("/"), each.secret and each.secret.text, each.ca_files
+            return each.kind, each.base_url.rstrip("/"), each.secret and each.secret.identity, each.ca_files
 
         return next((known for known in self._plan.providers if key(known) == key(entry)), None)
 
@@ -237,6 +268,7 @@ class _Reader:
             secret = self._expand(f"auth.tokens[{number}]", text)
             if not text.strip() or secret.text is None:
                 self._plan.warnings.append(f"{secret.origin} is empty or not set; it opens nothing.")
+                self._plan.tokens_known &= not secret.variable
             elif any(known.text == secret.text for known in self._plan.tokens):
                 self._plan.warnings.append(f"{secret.origin} is the same as one before.")
             else:
@@ -257,7 +289,8 @@ class _Reader:
         match = _VARIABLE.fullmatch(text)
         if match is None:
             return PlanSecret(text, origin)
-        return PlanSecret((self._environ.get(match[1] or match[2]) or "").strip() or None, origin)
+        name = match[1] or match[2]
+        return PlanSecret((self._environ.get(name) or "").strip() or None, origin, name)
 
     def _text(self, where: str, table: Mapping[str, Any], key: str) -> str | None:
         found: str | None = self._value(where, table, key, str, "a text in quotes")
@@ -298,6 +331,9 @@ def _squeeze(text: str) -> str:
 
 
 def _shown(value: object) -> str:
-    text = f'"{value}"' if isinstance(value, str) else str(value)
-    text = "".join(character if character.isprintable() else "?" for character in text)
+    text = _printable(f'"{value}"' if isinstance(value, str) else str(value))
     return text if len(text) <= 100 else text[:97] + "..."
+
+
+def _printable(text: str) -> str:
+    return "".join(character if character.isprintable() else "?" for character in text)

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 from django.core.exceptions import ValidationError
 from django.db import models
 
-from providers import services, validation
+from providers import sequences, services, validation
 from providers.catalog import CATALOG
 from providers.models import AddressClass, Credential, ModelCard, Provider, Route, RoutingPolicy
 from providers.vault import VaultError
@@ -75,8 +75,8 @@ def _read_pem(path: Path) -> str:
         text = data.decode("ascii")
     except (OSError, UnicodeDecodeError) as exc:
         raise ValidationError(f"the certificate file {path} cannot be read: {exc}") from exc
-    if len(data) > _MAX_PEM_BYTES or not text.strip():
-        raise ValidationError(f"the certificate file {path} is empty or far too large")
+    if len(data) > _MAX_PEM_BYTES or not text.strip() or "\0" in text:
+        raise ValidationError(f"the certificate file {path} is empty, far too large or not text")
     return text
 
 
@@ -97,6 +97,7 @@ def _look_up(entry: WantedProvider, warnings: list[str], *, is_local: bool) -> N
 
 def apply(wanted: Wanted, *, actor: str, adopt: bool = False) -> Outcome:
     """Write what is wanted. Call inside a transaction, after `look_up`. Raises `ImportRefusedError`."""
+    sequences.lock_all()
     try:
         return _Applier(actor, adopt=adopt).run(wanted)
     except _RefusedHereError as exc:

@@ -145,29 +145,31 @@ class RouteTable:
         out (open circuit, failing probe). The last candidate is never left out: if all are unavailable they are all
         tried, because a wrong suspicion must not refuse what a call could answer.
         """
-        order = self._order(plan, turn)
         left_out: tuple[int, ...] = ()
         if unavailable:
-            left_out = tuple(i for i in order if plan.steps[i].route.id in unavailable)
-            if len(left_out) == len(order):
+            left_out = tuple(i for i, step in enumerate(plan.steps) if step.route.id in unavailable)
+            if len(left_out) == len(plan.steps):
                 left_out = ()
+        # Those left out go first and the rest take turns: else the one behind a gap would have two turns.
+        order = self._order(plan, turn, left_out)
         if not left_out:
             shape = plan.shapes.get(order)
             if shape is None:
                 shape = plan.shapes[order] = self._shape(plan, order, ())
             return Decision(steps=tuple([plan.steps[i] for i in order]), shape=shape)
-        kept = tuple(i for i in order if i not in left_out)
         reasons = tuple((plan.steps[i].route.name, (unavailable or {})[plan.steps[i].route.id]) for i in left_out)
-        return Decision(steps=tuple([plan.steps[i] for i in kept]), shape=self._shape(plan, kept, reasons))
+        return Decision(steps=tuple([plan.steps[i] for i in order]), shape=self._shape(plan, order, reasons))
 
     @staticmethod
-    def _order(plan: Plan, turn: int) -> tuple[int, ...]:
+    def _order(plan: Plan, turn: int, left_out: tuple[int, ...]) -> tuple[int, ...]:
         if plan.strategy != "round_robin":
-            return tuple(range(len(plan.steps)))
+            return tuple([i for i in range(len(plan.steps)) if i not in left_out])
         order: list[int] = []
         for rank in plan.ranks:
-            first = turn % len(rank)
-            order += rank[first:] + rank[:first]
+            rest = tuple([i for i in rank if i not in left_out]) if left_out else rank
+            if rest:
+                first = turn % len(rest)
+                order += rest[first:] + rest[:first]
         return tuple(order)
 
     def _shape(self, plan: Plan, order: Collection[int], unavailable: Sequence[tuple[str, str]]) -> Shape:

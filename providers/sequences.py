@@ -1,7 +1,8 @@
 """Change counters of configuration rows. Every write through `providers.services` moves one in its own transaction.
 
 "config" covers what becomes the configuration document, "secrets" the credentials' ciphertexts, "cards" model cards.
-A bump holds its row until the transaction ends, so changes become visible in the order of their numbers.
+A bump holds its row until the transaction ends, so changes become visible in the order of their numbers. A writer takes
+its counters in the order above and before any other row: two that did otherwise could wait for each other.
 """
 
 from __future__ import annotations
@@ -24,6 +25,12 @@ def bump(name: str) -> int:
 def current(name: str) -> int:
     """The counter's value; 0 before the first change."""
     return Sequence.objects.filter(name=name).values_list("value", flat=True).first() or 0
+
+
+def lock_all() -> None:
+    """Hold every counter until the transaction ends: for writers that do not know beforehand which they will move."""
+    for name in (CONFIG, SECRETS, CARDS):
+        locked(name)
 
 
 def locked(name: str) -> int:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterable
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from django.conf import settings
 from django.core.exceptions import ValidationError
@@ -234,11 +234,12 @@ def _write(row: Row, before: Row | None, what: str, actor: str, *counters: str) 
     action = f"{what}.{'created' if before is None else 'changed'}"
     moved = counters or (sequences.CONFIG,)
     with transaction.atomic():
+        _move(moved)
         if before is None:
             row.save(force_insert=True)
         else:
             row.save(update_fields=[*changes, *(("updated_at",) if hasattr(row, "updated_at") else ())])
-        _record(row, action, actor, {"fields": recordable(changes)}, moved)
+        record(action, actor=actor, target=str(row)[:200], data={"fields": recordable(changes)})
     _publish(row, action, actor, moved)
     return row
 
@@ -247,14 +248,15 @@ def _delete(row: models.Model, what: str, actor: str, *counters: str) -> None:
     action = f"{what}.deleted"
     moved = counters or (sequences.CONFIG,)
     with transaction.atomic():
-        _record(row, action, actor, {"id": row.pk}, moved)
+        _move(moved)
+        record(action, actor=actor, target=str(row)[:200], data={"id": row.pk})
         row.delete()
     _publish(row, action, actor, moved)
 
 
-def _record(row: models.Model, action: str, actor: str, data: dict[str, Any], moved: Iterable[str]) -> None:
-    record(action, actor=actor, target=str(row)[:200], data=data)
-    for counter in moved:
+def _move(counters: Iterable[str]) -> None:
+    # Before any row is touched: writers that meet at the counter first cannot wait for each other's rows.
+    for counter in counters:
         sequences.bump(counter)
 
 

@@ -17,6 +17,9 @@ from tests.postgres import PostgresServer
 # What a developer's shell may carry and no test may see.
 _FOREIGN = ("DATABASE_URL", "PORT", "DJANGO_SETTINGS_MODULE", "PROMETHEUS_MULTIPROC_DIR")
 
+_KEPT = ("HOOSH_TEST_DATABASE", "HOOSH_TEST_WITHOUT_BROWSER")  # they choose among the tests
+_LOOPBACK = ("localhost", "127.0.0.1", "::1")
+
 session_postgres: PostgresServer | None = None
 _session_dir: Path | None = None
 
@@ -50,8 +53,9 @@ def prepare() -> None:
     _session_dir = Path(tempfile.mkdtemp(prefix="hs-", dir="/tmp" if os.path.isdir("/tmp") else None))
     atexit.register(_clean_up, os.getpid())
     for name in list(os.environ):
-        if (name.startswith("HOOSH_") and name != "HOOSH_TEST_DATABASE") or name in ("DATABASE_URL", "PORT"):
+        if (name.startswith("HOOSH_") and name not in _KEPT) or name in ("DATABASE_URL", "PORT"):
             del os.environ[name]
+    _bypass_proxies()
     os.environ["HOOSH_DATA_DIR"] = str(_session_dir / "data")
     os.environ["HOOSH_TESTING"] = "1"
     os.environ["HOOSH_ACCESS_LOG"] = "off"
@@ -61,6 +65,13 @@ def prepare() -> None:
         session_postgres = PostgresServer(_session_dir / "pg")
         session_postgres.start()
         os.environ["DATABASE_URL"] = session_postgres.url("postgres")
+
+
+def _bypass_proxies() -> None:
+    """Have no client ask a proxy of the machine for the servers that tests start on this host."""
+    for name in ("no_proxy", "NO_PROXY"):
+        known = [entry for entry in os.environ.get(name, "").split(",") if entry]
+        os.environ[name] = ",".join(dict.fromkeys([*known, *_LOOPBACK]))
 
 
 def _clean_up(owner_pid: int) -> None:

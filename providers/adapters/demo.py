@@ -23,6 +23,7 @@ from providers.canonical import Call
 MODELS = ("demo", "demo-embedding")
 DIMENSIONS = 64  # of a vector, unless asked otherwise
 DIMENSIONS_MAX = 4096
+NUMBERS_MAX = 1_000_000  # in all vectors of one answer
 
 _CREATED = 1_700_000_000  # a fixed date: equal requests have equal answers
 _ECHO_CHARACTERS = 2000
@@ -43,10 +44,14 @@ class DemoAdapter(OpenAICompatible):
         """The whole reply body; an error object when the demo cannot do what is asked."""
         doc = _decode(call.body)
         if call.endpoint == "embeddings":
-            return _embeddings(call, doc)
-        outputs = [_Output(call, doc, index, limit) for index in range(_choices(call, doc))]
+            return await _embeddings(call, doc)
         chat = call.endpoint == "chat"
-        choices = [{"index": out.index, **out.whole(chat=chat), "finish_reason": out.finish} for out in outputs]
+        outputs, choices = [], []
+        for index in range(_choices(call, doc)):
+            out = _Output(call, doc, index, limit)
+            outputs.append(out)
+            choices.append({"index": index, **out.whole(chat=chat), "finish_reason": out.finish})
+            await asyncio.sleep(0)  # a long answer must not keep other requests waiting
         kind = "chat.completion" if chat else "text_completion"
         return _encode({**_envelope(call, kind), "choices": choices, "usage": _usage(call, doc, outputs)})
 
@@ -55,11 +60,13 @@ class DemoAdapter(OpenAICompatible):
         doc = _decode(call.body)
         chat = call.endpoint == "chat"
         envelope = _envelope(call, "chat.completion.chunk" if chat else "text_completion")
-        outputs = [_Output(call, doc, index, limit) for index in range(_choices(call, doc))]
-        for out in outputs:
+        outputs = []
+        for index in range(_choices(call, doc)):
+            out = _Output(call, doc, index, limit)
+            outputs.append(out)
             for part in out.parts(chat=chat):
                 yield _event({**envelope, "choices": [{"index": out.index, **part}]})
-                await asyncio.sleep(0)  # a long answer must not keep other requests waiting
+                await asyncio.sleep(0)
         yield _event({**envelope, "choices": [], "usage": _usage(call, doc, outputs)})
         yield b"data: [DONE]\n\n"
 
@@ -215,23 +222,25 @@ def _example(schema: Any, text: str, depth: int = 0) -> Any:
     return {"string": text, "integer": 0, "number": 0, "boolean": True}.get(str(kind))
 
 
-def _embeddings(call: Call, doc: dict[str, Any]) -> bytes:
+def _refused(message: str, param: str) -> bytes:
+    error = {"message": message, "type": "invalid_request_error", "param": param, "code": "invalid_request"}
+    return _encode({"error": error})
+
+
+async def _embeddings(call: Call, doc: dict[str, Any]) -> bytes:
     size = call.dimensions or DIMENSIONS
     if size > DIMENSIONS_MAX:
-        message = f"The demo model has at most {DIMENSIONS_MAX} dimensions."
-        error = {"message": message, "type": "invalid_request_error", "param": "dimensions", "code": "invalid_request"}
-        return _encode({"error": error})
+        return _refused(f"The demo model has at most {DIMENSIONS_MAX} dimensions.", "dimensions")
     value = doc["input"]
     inputs = [value] if isinstance(value, str) or isinstance(value[0], int) else value
-    vectors = [_vector(item, size) for item in inputs]
-    data = [
-        {
-            "object": "embedding",
-            "index": index,
-            "embedding": packed(vector) if call.encoding == "base64" else vector,
-        }
-        for index, vector in enumerate(vectors)
-    ]
+    if len(inputs) * size > NUMBERS_MAX:
+        return _refused(f"The demo model answers with at most {NUMBERS_MAX} numbers in all vectors.", "input")
+    data = []
+    for index, item in enumerate(inputs):
+        vector = _vector(item, size)
+        text = msgspec.Raw(_encode(packed(vector) if call.encoding == "base64" else vector))
+        data.append({"object": "embedding", "index": index, "embedding": text})
+        await asyncio.sleep(0)
     given = call.prompt_tokens or _input_tokens(doc, call)
     usage = {"prompt_tokens": given, "total_tokens": given}
     return _encode({"object": "list", "data": data, "model": call.model, "usage": usage})

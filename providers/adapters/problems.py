@@ -68,7 +68,7 @@ _SECRET = re.compile(
     r"(?i:\b(?:bearer|basic)\s+[A-Za-z0-9._~+/=-]{8,})"
     r"|(?i:\b(?:api[-_ ]?key|token|secret|password|authorization)\b[\"']?\s*[=:]\s*[\"']?[^\s\"',;]{4,})"
     r"|\b(?:sk|hk|rk|pk|gsk|xai|key|AIza|ghp|hf|org|proj)[-_]?[A-Za-z0-9_*-]{12,}"
-    r"|\b(?=[A-Za-z_-]*\d)[A-Za-z0-9_-]{32,}\b"
+    r"|\b(?=[A-Za-z_-]{0,63}\d)[A-Za-z0-9_-]{32,}\b"
 )
 _ADDRESS = re.compile(
     r"\b[a-zA-Z][a-zA-Z0-9+.-]{1,15}://[^\s\"'<>]+"
@@ -77,8 +77,8 @@ _ADDRESS = re.compile(
     r"(?::\d{1,5})?"
     r"|\[::[0-9a-fA-F:.]*\](?::\d{1,5})?"
     r"|\blocalhost(?::\d{1,5})?\b"
-    r"|\b(?:[a-zA-Z0-9-]+\.)+[a-zA-Z0-9-]+:\d{2,5}\b"
-    r"|\b(?:[a-zA-Z0-9-]+\.)+(?:internal|local|lan|corp|intranet|svc|cluster\.local)\b"
+    r"|\b(?:[a-zA-Z0-9-]{1,63}\.){1,9}[a-zA-Z0-9-]{1,63}:\d{2,5}\b"
+    r"|\b(?:[a-zA-Z0-9-]{1,63}\.){1,9}(?:internal|local|lan|corp|intranet|svc|cluster\.local)\b"
 )
 _SPACE = re.compile(r"[\s\x00-\x1f\x7f-\x9f]+")
 
@@ -135,13 +135,15 @@ def _loads(body: bytes) -> Any:
 
 def clean(text: str) -> str:
     """A provider's message without markup, addresses, credentials and control characters; at most 1,000 characters."""
-    text = text[: 4 * MESSAGE_CHARACTERS]
+    cut = len(text) > MESSAGE_CHARACTERS
+    text = _SPACE.sub(" ", text[:MESSAGE_CHARACTERS]).strip()  # first: the patterns below are slow on long texts
+    if cut:
+        text = text.rpartition(" ")[0] or text  # half a credential would not be known for one
     if _MARKUP.search(text):
         return ""
-    text = _SPACE.sub(" ", text).strip()
     text = _ADDRESS.sub("[address]", _SECRET.sub("[secret]", text))
     text = text.encode("utf-8", "replace").decode("utf-8")
-    return text if len(text) <= MESSAGE_CHARACTERS else text[: MESSAGE_CHARACTERS - 1] + "…"
+    return text[: MESSAGE_CHARACTERS - 1] + "…" if cut or len(text) > MESSAGE_CHARACTERS else text
 
 
 def _classified(status: int, told: Any) -> UpstreamProblem:

@@ -180,6 +180,32 @@ class KeyPagesTest(BudgetCase):
             results = self.client.get(self.url("autocomplete"), query).json()["results"]
             assert [row["text"] for row in results] == [found]
 
+    def test_only_who_may_change_the_gateway_settings_gives_the_scope_operator(self):
+        self.add(scopes=["inference", "operator"])
+        old = ApiKey.objects.get()
+        mine = ["view_apikey", "add_apikey", "change_apikey", "view_agent", "view_pool"]
+        self.allow(self.bob, *mine)
+        for response in (
+            self.add(scopes=["operator"], submission="s2"),
+            self.post("budgets_apikey_change", key_form(self.agent, self.pool, scopes=["operator"]), old.pk),
+        ):
+            assert "may change the gateway settings" in self.errors(response)
+        assert ">Rotate<" not in self.page("budgets_apikey_change", old.pk)
+        assert self.post("budgets_apikey_rotate", {"submission": "r1"}, old.pk).status_code == 403
+        assert ApiKey.objects.count() == 1
+        assert KEY.search(self.clean_html(self.add(submission="s3")))
+        self.allow(self.bob, *mine, "change_gatewaysettings")
+        assert KEY.search(self.clean_html(self.add(scopes=["operator"], submission="s4")))
+        assert ">Rotate<" in self.page("budgets_apikey_change", old.pk)
+        assert KEY.search(self.clean_html(self.post("budgets_apikey_rotate", {"submission": "r2"}, old.pk)))
+
+    def test_a_link_to_the_form_fills_in_what_can_be_a_value_and_nothing_else(self):
+        html = self.page("budgets_apikey_add", query=f"?agent={self.agent.pk}&expires_at=2099-01-02&models_allowed=x*")
+        for value in (f'value="{self.agent.pk}" selected', 'value="2099-01-02"', 'value="x*"'):
+            assert value in html
+        for odd in ("agent=zz", f"agent={'9' * 30}", "expires_at=zz", "pool=²", "usage=1", "scopes=²"):
+            self.page("budgets_apikey_add", query=f"?{odd}")
+
     def test_strangers_and_staff_without_permission_get_no_key(self):
         self.allow(self.bob, "view_apikey", "view_pool", "view_agent")
         assert self.client.get(self.url("budgets_apikey_add")).status_code == 403
@@ -225,6 +251,22 @@ class TeamAndPoolPagesTest(BudgetCase):
         assert self.post("budgets_team_changelist", form).status_code == 302
         _, changed, _ = access.changes_since(seen)
         assert [record.enabled for record in changed] == [False]
+
+    def test_an_address_that_names_no_pool_leads_to_the_first_page(self):
+        for odd in ("²", "9" * 19, "9" * 5000, "-1", "x"):
+            assert self.client.get(self.url("budgets_pool_change", odd)).status_code == 302, odd
+
+    def test_chosen_rows_that_are_no_numbers_are_refused(self):
+        for name in ("budgets_pool_changelist", "auth_user_changelist"):
+            for odd in ("²", "x", "9" * 30, ""):
+                form = {"action": "delete_selected", "_selected_action": [odd]}
+                assert self.post(name, form).status_code == 400, (name, odd)
+
+    def test_a_list_sent_back_with_rows_nobody_has_changes_nothing(self):
+        for odd, status in (("99999", 200), ("²", 400), ("9" * 30, 400), ("x", 400)):
+            form = {"_save": "Save", "form-TOTAL_FORMS": 1, "form-INITIAL_FORMS": 1, "form-0-id": odd}
+            assert self.post("budgets_team_changelist", form).status_code == status, odd
+        assert self.post("budgets_team_changelist", {"_save": "Save", "form-TOTAL_FORMS": "x"}).status_code == 200
 
     def test_rows_in_use_are_not_deleted(self):
         keys.create_key(self.agent, self.pool, "k", actor="test")
@@ -289,7 +331,7 @@ class PricePagesTest(BudgetCase):
         assert 'value="2.5"' in html
         assert 'value="gpt-4o"' in html
         assert "0E-9" not in html
-        for odd in ("x", "999", "9" * 40, ""):
+        for odd in ("x", "999", "9" * 40, "", "²"):
             self.page("budgets_price_add", query=f"?from={odd}")
         self.post("budgets_price_add", price_form(input_usd_per_mtok="2", valid_from_0="2026-02-01"))
         self.post("budgets_price_add", price_form(input_usd_per_mtok="1", valid_from_0="2099-02-01"))
@@ -376,7 +418,7 @@ class UsagePagesTest(BudgetCase):
         assert old.pk not in self.rows()[0]
         assert old.pk in self.rows("?day=week")[0]
         assert self.rows(f"?q={failed.rid}")[0] == [failed.pk]
-        for odd in ("?provider=x", "?result=x", "?day=x", "?before=1", "?before=1-x", "?before=99999999999999999999-1"):
+        for odd in ("?provider=x", "?result=x", "?day=x", "?before=1", "?provider=²", "?before=1-x", "?before=²-1"):
             assert self.client.get(self.url("budgets_usage_changelist") + odd).status_code in (200, 302)
 
     def test_a_row_shows_its_numbers_and_the_decision_behind_it(self):
@@ -445,7 +487,7 @@ class FirstPageTest(AdminTestCase):
             PoolWindow.objects.create(pool_id=pool.pk, capacity=100, committed=number)
             Provider.objects.create(name=f"x{number}", kind="ollama", base_url="http://127.0.0.1:1")
         self.page("index")
-        with self.queries(16):
+        with self.queries(17):
             html = self.page("index")
         assert "p11" in html, "the fullest pools are shown"
         assert "p0<" not in html

@@ -318,3 +318,24 @@ def test_returns_that_were_lost_are_told_again() -> None:
         assert control.window.leased == 100
 
     run(story)
+
+
+def test_a_request_that_must_not_wait_is_refused_at_once() -> None:
+    async def story() -> None:
+        desk = Control(100).desk("a")
+        await take(desk, 80, timeout_s=0)
+        for timeout_s in (0, 0.05, 0):
+            begin = time.monotonic()
+            with pytest.raises(PoolSpentError):
+                await asyncio.wait_for(desk.wait_hold(POOL, 80, timeout_s), 2)
+            assert time.monotonic() - begin < 0.5
+        assert desk.status()[0]["waiting"] == 0
+
+    run(story)
+
+
+def test_a_first_request_that_must_not_wait_still_gets_what_there_is() -> None:
+    async def story() -> None:
+        await Control(1_000_000).desk("a").wait_hold(POOL, 80, 0)
+
+    run(story)

@@ -7,6 +7,8 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -322,3 +324,34 @@ def test_durable_fails_when_the_journal_is_closed(tmp_path: Path) -> None:
 
 def test_process_mode_waits_for_nothing(tmp_path: Path) -> None:
     asyncio.run(Journal.open(tmp_path, "w").durable())
+
+
+def test_a_sync_does_not_wait_for_what_else_runs_in_threads(tmp_path: Path) -> None:
+    async def story() -> None:
+        writer = Journal.open(tmp_path, "w", "host")
+        release = threading.Event()
+        loop = asyncio.get_running_loop()
+        busy = [loop.run_in_executor(None, release.wait, 5) for _ in range(100)]
+        begin = time.monotonic()
+        write_requests(writer, 3)
+        await writer.durable()
+        took_s = time.monotonic() - begin
+        release.set()
+        await asyncio.gather(*busy)
+        writer.close()
+        assert took_s < 2
+
+    asyncio.run(story())
+
+
+def test_a_closed_journal_leaves_no_thread_behind(tmp_path: Path) -> None:
+    async def story() -> None:
+        writer = Journal.open(tmp_path, "w", "host")
+        await writer.durable()
+        writer.close()
+
+    asyncio.run(story())
+    ends_at = time.monotonic() + 2
+    while any(thread.name.startswith("journal-sync") for thread in threading.enumerate()):
+        assert time.monotonic() < ends_at
+        time.sleep(0.01)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 
 import pytest
 from django.contrib.auth.models import User
@@ -18,10 +17,10 @@ from budgets import access
 from budgets.keys import digest_of
 from budgets.models import ApiKey
 from providers.models import ConfigVersion, Provider, Route
+from tests.browser import launch, needs_browser
 from tests.small_server import SmallServer
 
-CHROMIUM = shutil.which("chromium") or "/usr/bin/chromium"
-pytestmark = [pytest.mark.browser, pytest.mark.skipif(not os.path.exists(CHROMIUM), reason="no Chromium here")]
+pytestmark = [pytest.mark.browser, needs_browser]
 
 MODELS = {"/v1/models": (200, {"data": [{"id": "tiny"}, {"id": "large"}]})}
 SECRET = "sk-canary-in-a-browser-0001"
@@ -38,7 +37,7 @@ class AdminBrowserTest(StaticLiveServerTestCase):
         os.environ["DJANGO_ALLOW_ASYNC_UNSAFE"] = "true"
         super().setUpClass()
         cls.playwright = cls.enterClassContext(sync_playwright())
-        cls.browser = cls.playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        cls.browser = launch(cls.playwright)
         cls.addClassCleanup(os.environ.pop, "DJANGO_ALLOW_ASYNC_UNSAFE")
         cls.addClassCleanup(cls.browser.close)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 import time
 from collections.abc import Iterator
 
@@ -13,11 +12,11 @@ import pytest
 from playwright.sync_api import Page, expect, sync_playwright
 
 from tests import environment
+from tests.browser import launch, needs_browser
 from tests.servers import Gateway, LlamaServer
 from tests.upstream import FaultUpstream, text_of
 
-CHROMIUM = shutil.which("chromium") or "/usr/bin/chromium"
-pytestmark = [pytest.mark.processes, pytest.mark.browser]
+pytestmark = [pytest.mark.processes, pytest.mark.browser, needs_browser]
 
 _VIOLATIONS = "document.addEventListener('securitypolicyviolation', event => console.error('CSP ' + event.blockedURI))"
 
@@ -32,7 +31,7 @@ def gateway() -> Iterator[Gateway]:
 def page() -> Iterator[tuple[Page, list[str]]]:
     complaints: list[str] = []
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        browser = launch(playwright)
         opened = browser.new_page()
         opened.set_default_timeout(15_000)
         opened.add_init_script(_VIOLATIONS)
@@ -73,12 +72,7 @@ def add_route(page: Page, gateway: Gateway, name: str, provider: str, upstream_m
 
 
 def choose_provider(page: Page, provider: str) -> None:
-    field = page.locator("#id_provider")
-    if field.is_visible():
-        field.select_option(label=provider)
-    else:
-        page.locator(".field-provider .select2-selection").click()
-        page.get_by_role("option", name=provider, exact=True).click()
+    page.locator("#id_provider").select_option(label=provider)
 
 
 def create_key(page: Page, gateway: Gateway) -> str:

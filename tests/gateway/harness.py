@@ -6,22 +6,26 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
+import http.server
 import socket
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import uvicorn
+import uvloop
 
 from budgets.journal import COMPLETE, HEADER
 from budgets.journal import KEY as RECORD_KEY
 from budgets.journal_reader import scan
 from budgets.records import KeyRecord, PoolRecord, PriceRecord, UsageRecord
 from gateway.runtime import Runtime, RuntimeOptions
+from hoosh_site.strict_http import HttpLimits, strict_protocol
 from providers.config import CardDoc, ConfigDocument, PolicyDoc, ProviderDoc, RouteDoc, SettingsDoc, pack
 
 KEY = "hk-test-0123456789abcdefghijklmnopqrstuvwxyzABCDEF"
@@ -57,7 +61,13 @@ class Bank:
 
 
 class GatewayServer:
-    """A worker in a thread. Use as a context manager; `url` is its address."""
+    """A worker in a thread. Use as a context manager; `url` is its address.
+
+    `binding` is "asgi" (uvicorn as it is, which tells of a client that left only when asked) or "worker" (our protocol
+    on uvloop, as in production); the fixture of that name runs a test with both.
+    """
+
+    binding = "asgi"
 
     def __init__(
         self,
@@ -105,7 +115,9 @@ class GatewayServer:
 
     def _run(self) -> None:
         try:
-            asyncio.run(self._main())
+            factory = uvloop.new_event_loop if self.binding == "worker" else None
+            with asyncio.Runner(loop_factory=factory) as runner:
+                runner.run(self._main())
         except BaseException as exc:
             self._failure = exc
             self._ready.set()
@@ -131,7 +143,12 @@ class GatewayServer:
         self.port = listener.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
         config = uvicorn.Config(
-            self.runtime.asgi(self._forward), lifespan="off", log_level="critical", timeout_graceful_shutdown=2
+            self.runtime.asgi(self._forward),
+            http=strict_protocol(HttpLimits()) if self.binding == "worker" else "auto",
+            ws="none",
+            lifespan="off",
+            log_level="critical",
+            timeout_graceful_shutdown=2,
         )
         self._server = uvicorn.Server(config)
         self.loop.call_later(0.05, self._ready.set)
@@ -161,6 +178,38 @@ class GatewayServer:
 
         self.loop.call_soon_threadsafe(run)
         assert done.wait(5)
+
+
+@contextlib.contextmanager
+def canned(status: int, body: bytes, *, wait_s: float = 0.0, kind: str = "application/json") -> Iterator[str]:
+    """The URL of an upstream that answers every POST with this head at once and with this body `wait_s` later."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["content-length"]))
+            self.send_response(status)
+            self.send_header("content-type", kind)
+            self.send_header("content-length", str(len(body)))
+            self.end_headers()
+            self.wfile.flush()
+            time.sleep(wait_s)
+            with contextlib.suppress(ConnectionError):
+                self.wfile.write(body)
+
+        def log_message(self, *arguments: Any) -> None:
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        thread.join(5)
+        server.server_close()
 
 
 def wait_for(test: Callable[[], Any], timeout_s: float = 5.0) -> Any:

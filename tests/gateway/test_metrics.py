@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
 from pathlib import Path
+
+import pytest
 
 from gateway.metrics import MAX_CELLS, MAX_PROVIDERS, Metrics, prepare_environment
 
@@ -179,3 +182,45 @@ def _microseconds_per_request(metrics: Metrics) -> float:
     for _ in range(5000):
         metrics.request_done("chat", "openai", "gpt", 200, 40_000, 9_000, 10, 5, 2_500_000)
     return (time.process_time() - begin) / 5000 * 1e6
+
+
+def test_nothing_is_written_while_the_disk_is_full_and_nothing_is_lost(tmp_path: Path) -> None:
+    """In a child, because the library decides at its import where values live; on a tiny file system of its own."""
+    if os.geteuid() != 0 or shutil.which("unshare") is None:
+        pytest.skip("mounting a small file system needs root")
+    script = f"""
+import os, subprocess, sys
+from pathlib import Path
+small = Path({str(tmp_path)!r}) / "small"
+small.mkdir()
+if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=12m", "tmpfs", str(small)]).returncode:
+    sys.exit(77)
+from gateway import metrics
+metrics.prepare_environment(small / "metrics")
+assert metrics.has_room()
+counted = metrics.Metrics()
+with open(small / "fill", "wb") as fill:
+    try:
+        while True:
+            fill.write(bytes(65536))
+            fill.flush()
+    except OSError:
+        pass
+assert not metrics.has_room()
+for n in range(2000):
+    counted.request_done("chat", f"p{{n % 60}}", f"r{{n % 200}}", 200, 1000, 0, 1, 1, 0)
+counted.flush()
+os.unlink(small / "fill")
+assert metrics.has_room()
+counted.flush()
+text = metrics.exposition()[0].decode()
+total = sum(float(line.rsplit(" ", 1)[1]) for line in text.splitlines() if line.startswith("hoosh_requests_total{{"))
+print("total", total)
+"""
+    done = subprocess.run(
+        ["unshare", "-m", sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False
+    )
+    if (done.returncode in (1, 77) and "unshare" in done.stderr) or done.returncode == 77:
+        pytest.skip("no mount namespaces here")
+    assert done.returncode == 0, done.stderr
+    assert "total 2000.0" in done.stdout

@@ -16,7 +16,17 @@ import pytest
 
 from budgets.records import Basis, PoolRecord, PriceRecord
 from providers.config import CardDoc, PolicyDoc, SettingsDoc
-from tests.gateway.harness import KEY, OTHER_KEY, GatewayServer, key_record, provider, route, usage_rows, wait_for
+from tests.gateway.harness import (
+    KEY,
+    OTHER_KEY,
+    GatewayServer,
+    canned,
+    key_record,
+    provider,
+    route,
+    usage_rows,
+    wait_for,
+)
 from tests.upstream import FaultUpstream, text_of
 
 CHAT = "/v1/chat/completions"
@@ -52,6 +62,7 @@ def assert_error(reply: httpx.Response, status: int, code: str | None, param: st
     assert reply.headers["x-request-id"]
 
 
+@pytest.mark.usefixtures("binding")
 def test_a_chat_request_is_answered_and_booked(up: FaultUpstream, tmp_path: Path) -> None:
     prices = [PriceRecord(id=5, provider="*", pattern="*", input=2_000_000, output=10_000_000)]
     with GatewayServer(tmp_path, providers=[provider(1, up.url)], routes=[route(1)], prices=prices) as server:
@@ -116,6 +127,7 @@ def test_every_credential_carrier_works(up: FaultUpstream, tmp_path: Path, carri
     assert KEY not in json.dumps([str(r.headers) for r in up.requests])
 
 
+@pytest.mark.usefixtures("binding")
 def test_bad_credentials_are_refused_before_the_body_is_read(up: FaultUpstream, tmp_path: Path) -> None:
     keys = [
         key_record(1, KEY),
@@ -138,6 +150,7 @@ def test_bad_credentials_are_refused_before_the_body_is_read(up: FaultUpstream, 
     assert len(usage_rows(tmp_path)) == 2
 
 
+@pytest.mark.usefixtures("binding")
 def test_bad_bodies_are_refused_in_the_openai_shape_without_a_call(up: FaultUpstream, tmp_path: Path) -> None:
     bad = [b"", b"{", b"[]", b"null", b'{"model":"ok"}', b'{"model":"ok","messages":[]}', b"\xff\xfe{}"]
     bad.append(b'{"model":"ok","model":"other","messages":[{"role":"user","content":"x"}]}')
@@ -206,6 +219,7 @@ def test_upstream_failures_become_typed_errors_and_never_leak(
         assert row.tokens <= row.held
 
 
+@pytest.mark.usefixtures("binding")
 def test_timeouts_are_504_and_close_the_upstream_call(up: FaultUpstream, tmp_path: Path) -> None:
     routes = [
         route(1, "stall-first", first_byte_timeout_s=0.2),
@@ -375,6 +389,7 @@ def test_a_revoked_key_stops(up: FaultUpstream, tmp_path: Path) -> None:
         assert post(server, body(), key=OTHER_KEY).status_code == 200
 
 
+@pytest.mark.usefixtures("binding")
 def test_models_are_listed_as_far_as_the_key_may_use_them(up: FaultUpstream, tmp_path: Path) -> None:
     keys = [key_record(1, KEY), key_record(2, OTHER_KEY, models=("gpt-*",))]
     routes = [route(1, "gpt-*"), route(2, "fixed/name")]
@@ -397,6 +412,7 @@ def test_models_are_listed_as_far_as_the_key_may_use_them(up: FaultUpstream, tmp
         assert_error(httpx.get(server.url + "/v1/models"), 401, "invalid_api_key")
 
 
+@pytest.mark.usefixtures("binding")
 def test_memory_answers_preflights_and_forwarding(up: FaultUpstream, tmp_path: Path) -> None:
     with GatewayServer(tmp_path, providers=[provider(1, up.url)], routes=[route(1)]) as server:
         assert httpx.get(server.url + "/livez").status_code == 200
@@ -416,6 +432,7 @@ def test_memory_answers_preflights_and_forwarding(up: FaultUpstream, tmp_path: P
         assert reply.headers["access-control-allow-origin"] == "*"
 
 
+@pytest.mark.usefixtures("binding")
 def test_a_body_that_does_not_arrive_is_408(up: FaultUpstream, tmp_path: Path) -> None:
     settings = SettingsDoc(body_timeout_s=0.3)
     with (
@@ -427,6 +444,7 @@ def test_a_body_that_does_not_arrive_is_408(up: FaultUpstream, tmp_path: Path) -
         assert b" 408 " in client.recv(4096)
 
 
+@pytest.mark.usefixtures("binding")
 def test_a_client_that_leaves_cancels_the_upstream_call_and_is_charged_for_the_prompt(
     up: FaultUpstream, tmp_path: Path
 ) -> None:
@@ -438,3 +456,61 @@ def test_a_client_that_leaves_cancels_the_upstream_call_and_is_charged_for_the_p
         assert (row.status, row.error, row.basis) == (499, "client_left", Basis.ESTIMATED)
         assert row.input_tokens > 0
         assert server.runtime.desk.status()[0]["held"] == 0
+
+
+@pytest.mark.usefixtures("binding")
+def test_a_whole_answer_that_is_cut_by_a_stop_is_booked_as_that(up: FaultUpstream, tmp_path: Path) -> None:
+    replies: list[httpx.Response] = []
+    with GatewayServer(tmp_path, providers=[provider(1, up.url)], routes=[route(1)]) as server:
+        client = threading.Thread(target=lambda: replies.append(post(server, body("stall-first"))))
+        client.start()
+        up.wait_for(lambda: up.inference)
+        server.call(server.runtime.abort_streams)
+        client.join(5)
+        (row,) = usage_rows(tmp_path)
+        assert server.runtime.desk.status()[0]["held"] == 0
+    assert_error(replies[0], 503, "shutting_down")
+    assert (row.status, row.error, row.basis) == (503, "shutting_down", Basis.ESTIMATED)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    ("status", "content", "kind"),
+    [
+        (500, b'{"detail":[{"loc":null,"msg":"x"}]}', "application/json"),
+        (503, b"<" * 1000, "text/html"),
+        (503, b"<" * 100_000, "text/html"),
+        (503, b"<" * 3_000_000, "text/html"),
+    ],
+)
+def test_an_error_page_of_any_size_and_shape_is_followed_by_the_next_candidate(
+    up: FaultUpstream, tmp_path: Path, status: int, content: bytes, kind: str, stream: bool
+) -> None:
+    routes = [route(1, priority=1), route(2, provider_id=2, priority=2)]
+    with (
+        canned(status, content, kind=kind) as bad,
+        GatewayServer(tmp_path, providers=[provider(1, bad), provider(2, up.url)], routes=routes) as server,
+    ):
+        reply = post(server, body("ok", stream=stream))
+        assert (reply.status_code, reply.headers["x-hoosh-route"]) == (200, "r2")
+        first, second = usage_rows(tmp_path)
+    assert (first.basis, first.tokens, second.status) == (Basis.NONE, 0, 200)
+
+
+def test_a_hold_that_must_not_wait_is_refused_promptly(up: FaultUpstream, tmp_path: Path) -> None:
+    settings = SettingsDoc(hold_wait_s=0)
+    with GatewayServer(
+        tmp_path, providers=[provider(1, up.url)], routes=[route(1)], capacity=1000, settings=settings
+    ) as server:
+        assert post(server, body(max_tokens=500)).status_code == 200
+        begin = time.monotonic()
+        assert_error(post(server, body(max_tokens=5000)), 429, "insufficient_quota")
+        assert time.monotonic() - begin < 1
+
+
+@pytest.mark.usefixtures("binding")
+def test_a_models_name_is_unquoted_once(up: FaultUpstream, tmp_path: Path) -> None:
+    with GatewayServer(tmp_path, providers=[provider(1, up.url)], routes=[route(1)]) as server:
+        for quoted, name in (("foo%25bar", "foo%bar"), ("a%2541", "a%41"), ("a%2Fb", "a/b"), ("%2525", "%25")):
+            reply = httpx.get(f"{server.url}/v1/models/{quoted}", headers={"x-api-key": KEY})
+            assert reply.json()["id"] == name

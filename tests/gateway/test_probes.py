@@ -119,6 +119,7 @@ class ProbeProviderTest(TestCase):
             outcome = probe_provider(provider.pk)
             assert not server.asked
         assert "another class" in outcome.detail
+        assert "Look up address again" in outcome.detail
 
     def test_a_credential_saved_for_another_url_is_not_sent_anywhere(self):
         with SmallServer(MODELS) as server:
@@ -128,6 +129,16 @@ class ProbeProviderTest(TestCase):
             outcome = probe_provider(provider.pk)
             assert not server.asked
         assert "Type it again" in outcome.detail
+
+    def test_a_credential_of_the_present_url_is_used_though_one_of_another_url_stands_before_it(self):
+        with SmallServer(MODELS) as server:
+            provider = make("p", "http://127.0.0.1:9", secret="sk-for-another-url-0123456789")
+            provider.base_url = server.url
+            services.save_provider(provider, actor="test")
+            services.set_credential(provider, "second", SECRET, actor="test")
+            outcome = probe_provider(provider.pk)
+            assert outcome.ok
+            assert [asked[2]["authorization"] for asked in server.asked] == [f"Bearer {SECRET}"]
 
     def test_the_built_in_demo_needs_no_network(self):
         outcome = probe_provider(make("demo", "", kind="demo").pk)

@@ -64,6 +64,7 @@ def text(found: list[Any]) -> str:
     )
 
 
+@pytest.mark.usefixtures("binding")
 def test_a_stream_is_delivered_with_one_done_and_booked_with_its_usage(up: FaultUpstream, tmp_path: Path) -> None:
     with GatewayServer(tmp_path, providers=[provider(1, up.url)], routes=[route(1)]) as server:
         reply, data, clean = read(server, body(max_tokens=5))
@@ -102,6 +103,7 @@ def test_odd_but_complete_streams_end_well(up: FaultUpstream, tmp_path: Path, mo
     assert row.output_tokens == 6
 
 
+@pytest.mark.usefixtures("binding")
 @pytest.mark.parametrize(
     "model", ["cut", "cut-rst", "cut-event", "error-event", "error-event-done", "error-event-named", "no-done"]
 )
@@ -155,6 +157,7 @@ def test_a_failure_before_the_first_event_is_a_plain_error(
     assert json.loads(data)["error"]["message"]
 
 
+@pytest.mark.usefixtures("binding")
 @pytest.mark.parametrize("first", ["boom-500", "error-first", "not-json", "unauthorized", "rate-limit"])
 def test_fallback_happens_while_nothing_was_delivered(up: FaultUpstream, tmp_path: Path, first: str) -> None:
     routes = [route(1, "m", upstream_model=first, priority=1), route(2, "m", 2, upstream_model="ok", priority=2)]
@@ -187,6 +190,7 @@ def test_missing_usage_is_counted_from_what_was_delivered(up: FaultUpstream, tmp
     assert all(row.output_tokens >= 20 for row in rows)
 
 
+@pytest.mark.usefixtures("binding")
 def test_a_quiet_stream_is_pinged_between_events(up: FaultUpstream, tmp_path: Path) -> None:
     settings = SettingsDoc(ping_interval_s=0.3)
     with GatewayServer(tmp_path, providers=[provider(1, up.url)], routes=[route(1)], settings=settings) as server:
@@ -196,6 +200,7 @@ def test_a_quiet_stream_is_pinged_between_events(up: FaultUpstream, tmp_path: Pa
     assert text(events(data)) == text_of(3)
 
 
+@pytest.mark.usefixtures("binding")
 @pytest.mark.parametrize("model", ["gap-50", "stall-mid"])
 def test_a_client_that_leaves_cancels_upstream_and_pays_what_was_delivered(
     up: FaultUpstream, tmp_path: Path, model: str
@@ -216,6 +221,7 @@ def test_a_client_that_leaves_cancels_upstream_and_pays_what_was_delivered(
     assert 3 <= row.output_tokens < 100
 
 
+@pytest.mark.usefixtures("binding")
 def test_a_route_may_drain_the_upstream_when_the_client_leaves(up: FaultUpstream, tmp_path: Path) -> None:
     with GatewayServer(tmp_path, providers=[provider(1, up.url)], routes=[route(1, on_disconnect="drain")]) as server:
         with httpx.stream(
@@ -227,6 +233,7 @@ def test_a_route_may_drain_the_upstream_when_the_client_leaves(up: FaultUpstream
     assert row.basis == Basis.REPORTED
 
 
+@pytest.mark.usefixtures("binding")
 def test_a_slow_reader_stops_the_upstream_and_not_the_gateway(up: FaultUpstream, tmp_path: Path) -> None:
     with (
         GatewayServer(tmp_path, providers=[provider(1, up.url)], routes=[route(1)]) as server,
@@ -244,6 +251,7 @@ def test_a_slow_reader_stops_the_upstream_and_not_the_gateway(up: FaultUpstream,
         up.wait_for(lambda: up.inference[0].closed_by_peer, timeout_s=2)
 
 
+@pytest.mark.usefixtures("binding")
 def test_running_streams_are_ended_with_an_error_when_the_worker_must_stop(up: FaultUpstream, tmp_path: Path) -> None:
     with GatewayServer(tmp_path, providers=[provider(1, up.url)], routes=[route(1)]) as server:
         with httpx.stream(
@@ -261,6 +269,7 @@ def test_running_streams_are_ended_with_an_error_when_the_worker_must_stop(up: F
     assert (row.status, row.error) == (503, "shutting_down")
 
 
+@pytest.mark.usefixtures("binding")
 def test_many_streams_at_once_do_not_mix(up: FaultUpstream, tmp_path: Path) -> None:
     results: list[tuple[int, str]] = []
     with GatewayServer(tmp_path, providers=[provider(1, up.url)], routes=[route(1)]) as server:

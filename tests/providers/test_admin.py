@@ -546,6 +546,15 @@ class WhoMayTest(AdminTestCase):
             ("providers_configversion_publish",),
         )
 
+    def test_an_address_that_names_no_provider_leads_to_the_first_page(self):
+        for odd in ("²", "9" * 19, "9" * 5000):
+            assert self.client.get(self.url("providers_provider_change", odd)).status_code == 302, odd
+
+    def test_a_nul_in_the_query_string_is_refused_on_every_page(self):
+        for name in (*self.PAGES, "admin:index", "admin:autocomplete"):
+            for odd in ("?level=%00", "?%00=1"):
+                assert self.client.get(reverse(name) + odd).status_code == 400, name
+
     def test_strangers_and_people_who_are_no_staff_are_sent_to_the_sign_in(self):
         for sign_in in (lambda: self.client.logout(), lambda: self.client.force_login(self.carl)):
             sign_in()

@@ -223,3 +223,32 @@ def test_more_dimensions_than_it_has_are_refused_not_cut() -> None:
     _, answer = answered(embedding("hello", dimensions=5000))
     assert answer.problem is not None
     assert (answer.problem.reason, answer.problem.status, answer.problem.param) == ("client", 400, "dimensions")
+
+
+def test_vectors_with_more_than_a_million_numbers_in_all_are_refused() -> None:
+    _, answer = answered(embedding(["a"] * 245, dimensions=4096))
+    assert answer.problem is not None
+    assert (answer.problem.reason, answer.problem.status, answer.problem.param) == ("client", 400, "input")
+    _, answer = answered(embedding(["a"] * 200, dimensions=100))
+    assert answer.problem is None
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        embedding(["some words"] * 2000, dimensions=400),
+        completion(["a"] * 50, n=128, max_tokens=1),
+        chat(n=128, max_tokens=20),
+    ],
+    ids=["embeddings", "completions", "chat"],
+)
+def test_a_large_answer_lets_others_run_meanwhile(call: Call) -> None:
+    async def others() -> int:
+        answer = asyncio.create_task(DEMO.answer(call, call.limit))
+        turns = 0
+        while not answer.done():
+            await asyncio.sleep(0)
+            turns += 1
+        return turns
+
+    assert asyncio.run(others()) >= call.messages

@@ -66,3 +66,10 @@ def test_calls_in_flight_when_it_opened_do_not_prolong_it() -> None:
     until = circuit.open_until
     assert not circuit.failed(6.0, threshold=5, open_s=30.0, error="late")
     assert circuit.open_until == until
+
+
+def test_a_call_that_started_while_it_was_open_is_not_the_probe() -> None:
+    circuit = opened()
+    circuit.started(29.0)  # the last candidate there was
+    assert not circuit.failed(29.5, threshold=5, open_s=30.0, error="again")
+    assert circuit.reason(34.1) == ""

@@ -232,9 +232,20 @@ def test_entries_with_the_same_address_and_secret_are_one_provider() -> None:
     api_key = "k"
     """
     first, second = plan(text).providers
+    assert first.secret is None
     assert [(r.pattern, r.priority, r.enabled) for r in first.routes] == [("a", 10, True), ("b", 5, False)]
     assert first.enabled
     assert second.secret is not None
+
+
+def test_unset_variables_of_different_names_are_different_secrets() -> None:
+    entry = '[[providers]]\ntype = "openai"\napi_key = "{}"\n'
+    found = plan("".join(entry.format(key) for key in ("$ONE", "${TWO}", "${ONE}", "sk-literal")))
+    assert [each.secret and each.secret.identity for each in found.providers] == [
+        ("$", "ONE"),
+        ("$", "TWO"),
+        ("", "sk-literal"),
+    ]
 
 
 def test_an_unset_variable_is_told_and_means_no_secret() -> None:
@@ -242,7 +253,9 @@ def test_an_unset_variable_is_told_and_means_no_secret() -> None:
     assert found.providers[0].secret is not None
     assert found.providers[0].secret.text is None
     assert found.tokens == []
+    assert not found.tokens_known
     assert len(found.warnings) == 3
+    assert plan('[auth]\ntokens = [""]\n').tokens_known
 
 
 @pytest.mark.parametrize(
@@ -271,6 +284,22 @@ def test_wrong_values_are_errors_not_defaults(text: str) -> None:
 def test_what_is_no_toml_is_refused_without_quoting_it(data: bytes) -> None:
     with pytest.raises(hoosh_toml.HooshTomlError):
         hoosh_toml.load(data)
+
+
+@pytest.mark.parametrize(
+    ("text", "place"),
+    [
+        ('[[budgets]]\nname = "a\\u0000b"', r"budgets\[1\]\.name holds a NUL"),
+        ('[server]\n"a\\u0000b" = 1', r"The key a\?b holds a NUL"),
+        ('[auth]\ntokens = ["x", "\\u0000"]', r"auth\.tokens\[2\] holds a NUL"),
+        ("[server]\nport = 9223372036854775808", r"server\.port is a number beyond 64 bits"),
+        (f"[server]\nport = 0x{'f' * 5000}", r"server\.port is a number beyond 64 bits"),
+        (f"[cache]\nenabled{'.a' * 5000} = 1", r"nested more than 32 deep"),
+    ],
+)
+def test_values_no_database_could_hold_are_refused_by_place(text: str, place: str) -> None:
+    with pytest.raises(hoosh_toml.HooshTomlError, match=place):
+        hoosh_toml.load(text.encode())
 
 
 def test_a_syntax_error_does_not_show_the_line_that_may_hold_a_secret() -> None:
@@ -320,6 +349,32 @@ class ImportTests(TestCase):
         row = GatewaySettings.objects.get()
         self.assertEqual((row.strategy, row.probe_interval_s), ("round_robin", 12.0))
         self.assertTrue(any("Anthropic" in line for line in report.unsupported))
+
+    def test_a_check_says_what_an_import_would_do_and_does_nothing(self) -> None:
+        self.path.write_text(EXAMPLE, encoding="utf-8")
+        said = check_file(self.path).changes
+        self.assertEqual((Route.objects.count(), Pool.objects.count(), ApiKey.objects.count()), (0, 0, 0))
+        self.assertEqual((ConfigVersion.objects.count(), OutboxEntry.objects.count()), (0, 0))
+        self.assertEqual(self.load().changes, said)
+        self.assertTrue(any("testing" in line for line in said))
+
+    def test_a_check_refuses_what_the_import_refuses(self) -> None:
+        for text in (
+            "hoosh_configuration = 1\n[settings]\nmax_attempts = 99\n",
+            'hoosh_configuration = 1\n[settings]\nstrategy = "bogus"\n',
+            'hoosh_configuration = 1\n[[pool]]\nname = "p"\ncapacity_tokens = -1\n',
+        ):
+            self.path.write_text(text, encoding="utf-8")
+            with self.assertRaises(ImportFileError) as checked:
+                check_file(self.path)
+            with self.assertRaises(ImportFileError) as imported:
+                self.load(text)
+            self.assertEqual(str(checked.exception), str(imported.exception))
+
+    def test_our_own_format_says_nothing_about_keys_so_they_stay(self) -> None:
+        self.load()
+        self.load("hoosh_configuration = 1\n")
+        self.assertEqual(ApiKey.objects.filter(revoked_at__isnull=True).count(), 2)
 
     def test_no_secret_is_recorded_or_reported(self) -> None:
         report = self.load()
@@ -423,6 +478,46 @@ class ImportTests(TestCase):
             report = self.load()
         self.assertEqual(services.read_secret(Credential.objects.get()), ENVIRON["OPENAI_KEY"])
         self.assertTrue(any("stays in use" in line for line in report.warnings))
+
+    def test_unset_variables_merge_and_remove_no_provider(self) -> None:
+        entry = '[[providers]]\ntype = "openai"\napi_key = "${}"\nmodels = ["{}"]\n'
+        text = entry.format("OPENAI_KEY", "a") + entry.format("TEAM_TOKEN", "b")
+        self.load(text)
+        with mock.patch.dict(os.environ, {"OPENAI_KEY": "", "TEAM_TOKEN": ""}):
+            self.assertEqual(self.load(text).changes, [])
+        found = {each.provider.name: services.read_secret(each) for each in Credential.objects.all()}
+        self.assertEqual(found, {"openai": ENVIRON["OPENAI_KEY"], "openai-2": ENVIRON["TEAM_TOKEN"]})
+
+    def test_while_a_token_is_not_known_none_is_revoked(self) -> None:
+        self.load()
+        with mock.patch.dict(os.environ, {"TEAM_TOKEN": ""}):
+            report = self.load(EXAMPLE.replace("plain-token", "other-token"))
+        self.assertEqual(ApiKey.objects.filter(revoked_at=None).count(), 3)
+        self.assertIn("Not all tokens are known; none was revoked.", report.warnings)
+        self.assertFalse(any("create_key" in line for line in report.warnings))
+        self.load(EXAMPLE.replace("plain-token", "other-token"))
+        self.assertEqual(ApiKey.objects.filter(revoked_at=None).count(), 2)
+
+    def test_what_would_end_in_a_traceback_is_refused_and_recorded(self) -> None:
+        ours = "hoosh_configuration = 1\n"
+        price = ours + '[[price]]\nprovider = "*"\npattern = "*"\n'
+        for bad, words in (
+            ('[[budgets]]\nname = "a\\u0000b"\ncapacity = 5\n', "NUL"),
+            (ours + '[[provider]]\nname = "a\\u0000b"\nkind = "vllm"\n', "NUL"),
+            (ours + f"[settings]\nconnect_timeout_s = 1{'0' * 400}\n", "64 bits"),
+            (price + "valid_from = 0001-01-01T00:00:00+10:00\n", "price[1].valid_from"),
+            (price + "valid_from = 9999-12-31T23:59:59-10:00\n", "price[1].valid_from"),
+            (price + 'valid_from = 2026-01-01T00:00:00Z\ninput_usd_per_mtok = "1e30"\n', "price of * *"),
+            ('[[providers]]\ntype = "openai"\napi_key = "$AWAY"\n', "AWAY_FILE"),
+        ):
+            self.path.write_text(bad, encoding="utf-8")
+            away = mock.patch.dict(os.environ, {"AWAY_FILE": "/nowhere/at/all"})
+            with away, self.assertRaises(ImportFileError) as caught:
+                import_if_changed(self.path)
+            self.assertIn(words, str(caught.exception))
+            entry = OutboxEntry.objects.filter(action="config.import_failed").latest("id")
+            self.assertIn(words, entry.data["reason"])
+        self.assertEqual(OutboxEntry.objects.filter(action="config.import_failed").count(), 7)
 
     def test_a_refused_file_changes_nothing(self) -> None:
         self.load()

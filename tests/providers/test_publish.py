@@ -9,6 +9,7 @@ import pytest
 from django.core.exceptions import ValidationError
 from django.db import connection, transaction
 from django.test import TestCase, TransactionTestCase
+from django.test.utils import CaptureQueriesContext
 
 from audit.models import OutboxEntry
 from providers import config, feed, publish, sequences, services
@@ -334,6 +335,24 @@ class ServiceTests(TestCase):
         self.assertEqual(sequences.current(sequences.CONFIG), before)
         services.delete_card(ModelCard.objects.get(), actor="a")
         self.assertEqual(feed.cards(), (2, []))
+
+    def test_writers_meet_at_the_counter_before_they_touch_a_row(self) -> None:
+        made = provider()
+        services.set_credential(made, "main", "sk-abcdefgh1234", actor="a")
+        card = services.save_card(ModelCard(pattern="x*"), actor="a")
+        made.note = card.note = "changed"
+        for write in (
+            lambda: services.save_provider(made, actor="a"),
+            lambda: services.save_card(card, actor="a"),
+            lambda: route(made),
+            lambda: services.delete_credential(Credential.objects.get(), actor="a"),
+            lambda: services.delete_provider(made, actor="a"),
+        ):
+            with CaptureQueriesContext(connection) as queries:
+                write()
+            changes = [each["sql"] for each in queries if each["sql"].startswith(("UPDATE", "INSERT", "DELETE"))]
+            self.assertGreater(len(changes), 1)
+            self.assertRegex(changes[0], "^UPDATE .providers_sequence.")
 
     def test_discovered_models_are_those_of_enabled_providers(self) -> None:
         one, two = provider("one"), provider("two", "http://127.0.0.1:8001", enabled=False)

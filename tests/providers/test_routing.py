@@ -96,3 +96,19 @@ def test_remembered_plans_are_bounded() -> None:
     for n in range(PLANS_MAX + 10):
         t.plan(f"m{n}")
     assert len(t._plans) == PLANS_MAX
+
+
+def test_round_robin_stays_even_while_some_are_left_out() -> None:
+    policies = [PolicyDoc(id=1, name="p", pattern="m", strategy="round_robin", fallbacks=("f",), position=1)]
+    t = table([*(route(i, "m") for i in (1, 2, 3, 4)), route(5, "f"), route(6, "f")], policies)
+    plan = t.plan("m")
+    out = {1: "circuit open", 3: "circuit open", 5: "circuit open"}
+    assert [names(t.decide(plan, turn=n, unavailable=out)) for n in range(4)] == [
+        ["r2", "r4", "r6"],
+        ["r4", "r2", "r6"],
+        ["r2", "r4", "r6"],
+        ["r4", "r2", "r6"],
+    ]
+    assert names(t.decide(plan, unavailable=dict.fromkeys((1, 2, 3, 4), "x"))) == ["r5", "r6"]
+    everything = dict.fromkeys(range(1, 7), "x")
+    assert t.decide(plan, turn=1, unavailable=everything).shape is t.decide(plan, turn=1).shape

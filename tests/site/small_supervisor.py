@@ -1,6 +1,7 @@
 """The supervisor over children of a few lines, started as a process by test_supervisor.py.
 
 Each child answers its process id on its socket (control has none) and obeys a file `behaviour` in the run directory.
+While there is a file `gone`, no child can be started.
 """
 
 from __future__ import annotations
@@ -59,7 +60,8 @@ def main() -> None:
 
     def command(role: str, index: int, socket_fd: int | None, ready_fd: int) -> list[str]:
         arguments = [role, str(index), str(socket_fd), str(ready_fd), str(os.getpid()), str(run_dir)]
-        return [sys.executable, "-c", CHILD, *arguments]
+        program = str(run_dir / "no-such-program") if (run_dir / "gone").exists() else sys.executable
+        return [program, "-c", CHILD, *arguments]
 
     timing = Timing(
         drain_s=0.5,

@@ -109,9 +109,14 @@ def test_a_key_directory_others_may_change_is_refused(data_dir):
     assert "chmod 700" in told()
 
 
-def test_an_empty_key_file_is_refused(data_dir):
-    (data_dir / "keys" / "vault.key").write_text("")
-    assert "empty" in told()
+@pytest.mark.parametrize("name", ["session.key", "vault.key", "signing.key"])
+def test_a_key_file_that_is_missing_empty_or_damaged_is_refused(data_dir, name):
+    file = data_dir / "keys" / name
+    for content, words in ((b"", "is empty"), (b"\n", "is empty"), (b"\xff" * 50, "is damaged")):
+        file.write_bytes(content)
+        assert f"{file} {words}" in told()
+    file.unlink()
+    assert f"{file} is missing" in told()
 
 
 def test_a_session_key_from_the_environment_needs_no_file(data_dir, monkeypatch):

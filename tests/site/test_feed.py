@@ -6,6 +6,8 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import pytest
+
 from budgets.records import KeyRecord, PoolRecord, PriceRecord
 from hoosh_site.feed import Feed
 from hoosh_site.link import AccessPush, CardsPush, ConfigPush, HealthPush, SecretsPush
@@ -25,7 +27,7 @@ class Tables:
         self.pools: list[tuple[int, PoolRecord, int]] = []
         self.ledger: dict[int, int] = {}
         self.imports = 0
-        self.broken = False
+        self.broken = self.broken_config = self.broken_windows = False
         self.broken_file = False
         self.failures = 0
 
@@ -35,6 +37,8 @@ class Tables:
         return dict(self.numbers)
 
     def config(self) -> tuple[int, bytes] | None:
+        if self.broken_config:
+            raise RuntimeError("the database is away")
         return self.version
 
     def secrets(self) -> dict[int, str]:
@@ -60,6 +64,8 @@ class Tables:
         return [(pool.id, capacity) for _, pool, capacity in self.pools]
 
     def windows(self) -> dict[int, int]:
+        if self.broken_windows:
+            raise RuntimeError("the ledger is away")
         return dict(self.ledger)
 
     def reimport(self) -> None:
@@ -79,6 +85,7 @@ class Bench:
         self.pushed: list[Any] = []
         self.order: list[str] = []
         self.synced: list[dict[int, int]] = []
+        self.ledger_away = False
         self.feed = Feed(self.tables, self._push, sync_pools=self._sync, period_s=0.02)
 
     def _push(self, messages: Sequence[Any]) -> None:
@@ -86,6 +93,8 @@ class Bench:
         self.order.append("push")
 
     def _sync(self, capacities: Mapping[int, int]) -> None:
+        if self.ledger_away:
+            raise RuntimeError("the ledger is away")
         self.synced.append(dict(capacities))
         self.order.append("sync")
 
@@ -190,3 +199,57 @@ def test_the_thread_rides_out_an_outage_and_a_broken_file() -> None:
     bench.feed.stop()
     bench.feed.join(2)
     assert not bench.feed.is_alive()
+
+
+def test_a_look_that_fails_half_way_loses_no_revocation() -> None:
+    bench = Bench()
+    bench.tables.version = (1, b"doc")
+    bench.tables.numbers["access"], bench.tables.keys = 1, [(1, key(1))]
+    bench.look()
+    bench.tables.numbers["access"], bench.tables.keys = 2, [(2, key(1, enabled=False))]
+    bench.tables.broken_config = True
+    with pytest.raises(RuntimeError):
+        bench.look()
+    assert bench.pushed == []
+    access = next(message for message in bench.feed.hello() if isinstance(message, AccessPush))
+    assert access == AccessPush(1, True, [key(1)], [])
+    bench.tables.broken_config = False
+    assert bench.look() == [AccessPush(2, False, [key(1, enabled=False)], [])]
+    assert bench.look() == []
+
+
+@pytest.mark.parametrize("at_start", [True, False])
+def test_without_the_ledger_everything_is_pushed_and_capacities_are_tried_again(at_start: bool) -> None:
+    bench = Bench()
+    if not at_start:
+        bench.look()
+    bench.ledger_away, bench.tables.broken_windows = True, at_start
+    bench.tables.numbers["access"], bench.tables.keys = 1, [(1, key(1, enabled=False))]
+    bench.tables.pools = [(1, PoolRecord(1, "default"), 10)]
+    bench.tables.version, bench.tables.sick = (1, b"doc"), [3]
+    news = bench.look()
+    assert AccessPush(1, at_start, [key(1, enabled=False)], [PoolRecord(1, "default")]) in news
+    assert ConfigPush(1, b"doc") in news
+    assert HealthPush([3]) in news
+    bench.ledger_away = bench.tables.broken_windows = False
+    assert bench.look() == []
+    assert bench.synced == []  # not at every look
+    ends_at = time.monotonic() + 5
+    while not bench.synced and time.monotonic() < ends_at:
+        time.sleep(0.05)
+        assert bench.look(everything=False) == []
+    assert bench.synced == [{1: 10}]
+
+
+def test_a_pool_that_was_deleted_disappears_from_the_workers_in_a_full_push() -> None:
+    bench = Bench()
+    bench.tables.numbers["access"], bench.tables.keys = 1, [(1, key(1)), (1, key(2))]
+    bench.tables.pools = [(1, PoolRecord(1, "default"), 10), (1, PoolRecord(2, "old"), 20)]
+    bench.look()
+    bench.tables.numbers["access"], bench.tables.keys = 2, [(2, key(2, enabled=False))]
+    bench.tables.pools.pop()
+    told = AccessPush(2, True, [key(1), key(2, enabled=False)], [PoolRecord(1, "default")])
+    assert bench.look() == [told]
+    assert told in bench.feed.hello()
+    bench.tables.numbers["access"], bench.tables.keys = 3, [(3, key(3))]
+    assert bench.look() == [AccessPush(3, False, [key(3)], [])]

@@ -8,8 +8,9 @@ import stat
 import subprocess
 import sys
 import tempfile
-from io import StringIO
+from io import BytesIO, StringIO, TextIOWrapper
 from pathlib import Path
+from unittest import mock
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -19,10 +20,10 @@ from django.test import TestCase, override_settings
 
 from budgets import access, keys
 from budgets.models import ApiKey, Pool
-from hoosh_site import keyfiles
+from hoosh_site import checks, keyfiles
 from hoosh_site.initialise import initialise
-from providers import publish
-from providers.models import ConfigVersion
+from providers import publish, services
+from providers.models import ConfigVersion, Provider
 from providers.vault import Vault
 from tests import environment
 
@@ -38,6 +39,7 @@ def test_keys_are_made_once_and_for_their_owner_only(tmp_path: Path) -> None:
     with override_settings(HOOSH_KEYS_DIR=directory):
         made = keyfiles.create_missing()
         assert sorted(path.name for path in made) == ["session.key", "signing.key", "vault.key"]
+        assert {path.name for path in made} == set(checks.KEY_FILES)
         assert mode(directory) == 0o700
         assert {mode(path) for path in made} == {0o600}
         assert len((directory / "session.key").read_text().strip()) >= 64
@@ -151,6 +153,38 @@ class InitialiseTests(TestCase):
         self.assertEqual(report["config_version"], publish.latest()[0])
         self.assertEqual(report["data_dir"], str(self.data))
 
+    def test_rows_that_cannot_be_published_do_not_stop_it(self) -> None:
+        first = initialise()
+        services.save_provider(Provider(name="local", kind="vllm", base_url="http://127.0.0.1:8000"), actor="t")
+        Provider.objects.update(kind="gone")
+        again = initialise()
+        self.assertEqual(again.config_version, first.config_version)
+        self.assertIn("“gone” is not a kind", " ".join(again.warnings))
+        self.assertTrue(again.addresses)
+
+    def test_a_key_that_cannot_be_used_is_told_in_a_sentence(self) -> None:
+        keys_dir = self.data / "keys"
+        keys_dir.mkdir(parents=True, mode=0o700)
+        (keys_dir / "vault.key").write_text("garbage")
+        (keys_dir / "vault.key").chmod(0o600)
+        with (
+            override_settings(HOOSH_CONFIG=""),
+            mock.patch.dict(os.environ, {"OPENAI_API_KEY": "sk-0123456789"}),
+            self.assertRaisesMessage(CommandError, "not a Fernet key"),
+        ):
+            call_command("init")
+
+    def test_an_output_that_lacks_letters_loses_no_line(self) -> None:
+        written = BytesIO()
+        with (
+            mock.patch.object(sys, "stdout", TextIOWrapper(written, encoding="ascii")),
+            override_settings(HOOSH_PUBLIC_URL="https://gateway.müller.example"),
+        ):
+            call_command("init")
+            sys.stdout.flush()
+            shown = written.getvalue()
+        self.assertIn(b"API:    https://gateway.m\\xfcller.example/v1", shown)
+
 
 @pytest.mark.database
 class CreateKeyTests(TestCase):
@@ -185,6 +219,24 @@ class CreateKeyTests(TestCase):
             with self.assertRaises(CommandError):
                 self.create("--team", "new", *options)
         self.assertEqual(ApiKey.objects.count(), 0)
+
+
+@pytest.mark.processes
+def test_a_database_that_is_away_is_told_in_a_sentence(short_dir: Path) -> None:
+    url = "postgres://hoosh:hunter2@127.0.0.1:1/hoosh"
+    done = subprocess.run(
+        [sys.executable, "manage.py", "init"],
+        cwd=PROJECT,
+        env={**environment.clean_environment(), "HOOSH_DATA_DIR": str(short_dir / "data"), "DATABASE_URL": url},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith("CommandError: Set-up stopped, the database reports: ")
+    assert "hunter2" not in done.stderr
 
 
 @pytest.mark.processes

@@ -1,14 +1,18 @@
-"""What the first admin page says about workers."""
+"""What the first admin page says about workers, and to whom it says what."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import pytest
-from django.contrib.auth.models import User
+from django.contrib.auth.models import Permission, User
 from django.test import TestCase
+from django.utils import timezone
 
+from audit.record import record
+from budgets.models import Pool, Usage
 from gateway import plane
+from providers.models import Provider, ProviderProbe
 
 pytestmark = pytest.mark.database
 
@@ -48,3 +52,50 @@ class OverviewTest(TestCase):
 
     def test_well_workers_are_not_mentioned(self) -> None:
         self.assertNotIn("Workers in trouble", self.page({"build_error": "", "journal_writable": True}))
+
+
+class SectionsTest(TestCase):
+    """Each section stands on the page of who may see what it is taken from, and of nobody else."""
+
+    databases = "__all__"
+    SIGNS = (
+        ("Workers in trouble", {"view_configversion", "change_gatewaysettings"}),
+        ("<h2>Configuration</h2>", {"view_configversion", "change_gatewaysettings"}),
+        ("Publish now", {"change_gatewaysettings"}),
+        ("lonely-provider", {"view_provider"}),
+        ("<h2>API keys</h2>", {"view_apikey"}),
+        ("wide-pool", {"view_pool"}),
+        ("failed-model", {"view_usage"}),
+        ("thing.happened", {"view_outboxentry"}),
+        ("Add a route", {"add_route"}),
+        ("Create an API key", {"add_apikey"}),
+    )
+
+    def setUp(self) -> None:
+        self.addCleanup(setattr, plane, "current", plane.current)
+        plane.current = Plane({"journal_writable": False})
+        provider = Provider.objects.create(name="lonely-provider", kind="ollama")
+        ProviderProbe.objects.create(provider=provider, ok=False, checked_at=timezone.now())
+        Pool.objects.create(name="wide-pool")
+        ids = dict.fromkeys(("key_id", "agent_id", "team_id", "pool_id"), 1)
+        Usage.objects.create(rid="r", model="failed-model", status=502, at=timezone.now(), **ids)
+        record("thing.happened")
+
+    def page(self, *names: str) -> str:
+        user, _ = User.objects.get_or_create(username="bob", is_staff=True)
+        user.user_permissions.set(Permission.objects.filter(codename__in=names))
+        self.client.force_login(user)
+        response = self.client.get("/admin/")
+        self.assertEqual(response.status_code, 200)
+        return response.content.decode()
+
+    def test_each_permission_shows_its_sections_and_no_other(self) -> None:
+        for name in sorted(set().union(*(names for _, names in self.SIGNS))):
+            html = self.page(name)
+            for sign, names in self.SIGNS:
+                self.assertEqual(sign in html, name in names, (name, sign))
+
+    def test_without_any_permission_the_page_is_empty(self) -> None:
+        html = self.page()
+        for sign in (*(sign for sign, _ in self.SIGNS), "State of the gateway", "<h2>Pools</h2>", "Last events"):
+            self.assertNotIn(sign, html)

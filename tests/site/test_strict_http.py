@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import time
 from typing import Any
@@ -262,3 +263,87 @@ def test_an_endless_pipeline_is_cut() -> None:
             return await talk(port, b"GET / HTTP/1.1\r\nHost: a\r\n\r\n" * 5000, wait_s=0.5)
 
     assert asyncio.run(run()) == b""
+
+
+async def early(scope: Any, receive: Any, send: Any) -> None:
+    """An application that answers without reading the body, as a refusal does."""
+    await send({"type": "http.response.start", "status": 401, "headers": [(b"content-length", b"2")]})
+    await send({"type": "http.response.body", "body": b"no"})
+
+
+@pytest.mark.parametrize("first", [b"", b"x" * 100])
+def test_the_rest_of_a_body_that_trickles_in_behind_its_refusal_is_cut(first: bytes) -> None:
+    async def run() -> float:
+        async with serving(early, HttpLimits(header_s=0.3)) as port:
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 99999999\r\n\r\n" + first)
+            begin = time.monotonic()
+            with contextlib.suppress(ConnectionError):
+                while time.monotonic() - begin < 3:
+                    writer.write(b"x")
+                    await writer.drain()
+                    with contextlib.suppress(TimeoutError):
+                        data = await asyncio.wait_for(reader.read(4096), 0.05)
+                        if not data:
+                            break
+                        assert statuses(data) == [401]
+            writer.close()
+            return time.monotonic() - begin
+
+    assert 0.2 < asyncio.run(run()) < 1.5
+
+
+def test_a_body_whose_rest_comes_in_time_behind_its_answer_keeps_the_connection() -> None:
+    async def run() -> bytes:
+        async with serving(early, HttpLimits(header_s=0.3)) as port:
+            head = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\n\r\nab"
+            return await talk(port, head, b"cd", b"GET / HTTP/1.1\r\n" + HOST + END, pause_s=0.15)
+
+    assert statuses(asyncio.run(run())) == [401, 401]
+
+
+def test_a_client_that_leaves_ends_the_one_being_served_and_the_ones_that_wait() -> None:
+    started: list[str] = []
+    ended: list[str] = []
+
+    async def waiting(scope: Any, receive: Any, send: Any) -> None:
+        started.append(scope["path"])
+        gone = asyncio.Event()
+        scope["hoosh.connection"].listen(gone.set)
+        await asyncio.wait_for(gone.wait(), 3)
+        ended.append(scope["path"])
+
+    async def run() -> None:
+        async with serving(waiting) as port:
+            _, writer = await asyncio.open_connection("127.0.0.1", port)
+            for path in (b"/1", b"/2", b"/3"):
+                writer.write(b"GET " + path + b" HTTP/1.1\r\nHost: a\r\n\r\n")
+                await asyncio.sleep(0.05)
+            writer.close()
+            await asyncio.sleep(0.2)
+
+    asyncio.run(run())
+    assert (started, ended) == (["/1"], ["/1"])
+
+
+def test_a_large_body_waiting_behind_a_request_is_not_read_without_bound() -> None:
+    async def slow(scope: Any, receive: Any, send: Any) -> None:
+        scope["hoosh.connection"].listen(lambda: None)
+        await asyncio.sleep(30)
+
+    async def run() -> int:
+        async with serving(slow) as port:
+            _, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+            writer.write(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 999999999\r\n\r\n")
+            sent = 0
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(1):
+                    while sent < 256 << 20:
+                        writer.write(b"x" * (1 << 20))
+                        await writer.drain()
+                        sent += 1 << 20
+            writer.transport.abort()
+            return sent
+
+    assert asyncio.run(run()) < 64 << 20

@@ -150,6 +150,35 @@ def test_a_roll_is_given_up_when_the_new_worker_does_not_start() -> None:
         until(lambda: running.ask() != old)
 
 
+def test_a_program_that_cannot_be_started_for_a_while_does_not_end_the_supervisor() -> None:
+    with site() as running:
+        ready(running)
+        (first,) = running.events("start", "worker")
+        running.behave("gone", "")
+        os.kill(first, signal.SIGKILL)
+        until(lambda: running.said("worker 0 could not be started"))
+        time.sleep(1.2)
+        assert running.process.poll() is None
+        assert len(running.events("start", "control")) == 1
+        (running.run_dir / "gone").unlink()
+        until(lambda: len(running.events("start", "worker")) == 2)
+        assert running.ask() != first
+
+
+def test_a_roll_whose_new_worker_cannot_be_started_keeps_the_old_one() -> None:
+    with site() as running:
+        ready(running)
+        (old,) = running.events("start", "worker")
+        running.behave("gone", "")
+        running.send(signal.SIGUSR2)
+        until(lambda: running.said("worker 0 could not be started"))
+        assert running.ask() == old
+        (running.run_dir / "gone").unlink()
+        running.send(signal.SIGUSR2)
+        until(lambda: running.said("rolled"))
+        until(lambda: running.ask() != old)
+
+
 def test_a_new_worker_that_never_gets_ready_is_killed_and_the_old_one_stays() -> None:
     with site() as running:
         ready(running)
@@ -265,6 +294,46 @@ def test_all_sockets_share_one_port(host: str) -> None:
     for listener in listeners:
         listener.close()
     assert len(ports) == 1
+
+
+@pytest.mark.parametrize("mode", [0o770, 0o702, 0o1777])
+def test_a_run_directory_others_may_write_to_is_refused(tmp_path: Path, mode: int) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run").chmod(mode)
+    with pytest.raises(ServeError, match="chmod 700"):
+        take_pid_file(tmp_path / "run")
+    assert not list((tmp_path / "run").iterdir())
+
+
+def test_a_run_directory_that_is_none_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(ServeError, match="not a directory"):
+        take_pid_file(tmp_path / "file")
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(ServeError, match="cannot be used"):
+        take_pid_file(tmp_path / "link")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a directory away")
+def test_a_run_directory_of_somebody_else_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "theirs").mkdir(mode=0o700)
+    (tmp_path / "link").symlink_to(tmp_path)
+    os.chown(tmp_path / "theirs", 12345, 12345)
+    os.chown(tmp_path / "link", 12345, 12345, follow_symlinks=False)
+    for name in ("theirs", "link"):
+        with pytest.raises(ServeError, match="another user"):
+            take_pid_file(tmp_path / name)
+
+
+def test_a_pid_file_that_is_a_link_is_not_followed(tmp_path: Path) -> None:
+    target = tmp_path / "precious"
+    target.write_text("text")
+    run = tmp_path / "run"
+    run.mkdir(mode=0o700)
+    (run / "supervisor.pid").symlink_to(target)
+    with pytest.raises(ServeError, match="symbolic link"):
+        take_pid_file(run)
+    assert target.read_text() == "text"
 
 
 def test_the_pid_file_is_free_again_after_its_process() -> None:

@@ -29,7 +29,7 @@ class Command(BaseCommand):
         """Import and report."""
         try:
             if options["check"]:
-                report = check_file(options["file"])
+                report = check_file(options["file"], adopt=options["adopt"])
             else:
                 report = import_file(options["file"], ACTOR, adopt=options["adopt"])
         except ImportFileError as exc:

@@ -35,9 +35,9 @@ class Command(BaseCommand):
     def handle(self, *args: Any, **options: Any) -> None:
         """Never returns: the process becomes another program or exits with status 1."""
         self._apply_overrides(options)
-        os.environ["HOOSH_DATA_DIR"] = str(
-            settings.HOOSH_DATA_DIR
-        )  # a relative one is the caller's, not the checkout's
+        # A relative one is the caller's, not the checkout's.
+        os.environ["HOOSH_DATA_DIR"] = str(settings.HOOSH_DATA_DIR)
+        os.environ.pop("HOOSH_DATA_DIR_FILE", None)
         problems = _problems()
         if problems:
             for problem in problems:
@@ -61,8 +61,11 @@ class Command(BaseCommand):
     def _apply_overrides(self, options: dict[str, Any]) -> None:
         """Put options into the environment and start over, so that every setting that depends on them agrees."""
         given = {name: str(options[option]) for option, name in _OVERRIDES.items() if options[option] is not None}
-        if all(os.environ.get(name) == value for name, value in given.items()):
+        files = [f"{name}_FILE" for name in given if f"{name}_FILE" in os.environ]  # would count before the option
+        if not files and all(os.environ.get(name) == value for name, value in given.items()):
             return
+        for name in files:
+            del os.environ[name]
         os.environ.update(given)
         os.execv(sys.executable, [sys.executable, *sys.argv])  # noqa: S606 - this very command
 
