@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from providers import adapters
-from providers.canonical import Call, Target, UpstreamProblem, Usage
+from providers.canonical import Call, Target, Usage
 from providers.catalog import CATALOG
 
 ADAPTER = adapters.get("openai_compatible")
@@ -486,11 +486,6 @@ class TestStream:
         assert stream.feed(b"<html>\n\n<body>data: no</body>\n\n</html>") == b""
         assert stream.finish() == b""
         assert stream.error is not None
-
-
-def problem(status: int, body: bytes | Any = b"", *headers: tuple[bytes, bytes]) -> UpstreamProblem:
-    raw = body if isinstance(body, bytes) else json.dumps(body).encode()
-    return ADAPTER.read_error(status, list(headers), raw)
 
 
 def test_each_kind_names_an_adapter_that_exists() -> None:

@@ -12,6 +12,11 @@ from providers.adapters import problems
 from providers.canonical import UpstreamProblem
 
 
+def problem(status: int, body: bytes | Any = b"", *headers: tuple[bytes, bytes]) -> UpstreamProblem:
+    raw = body if isinstance(body, bytes) else json.dumps(body).encode()
+    return ADAPTER.read_error(status, list(headers), raw)
+
+
 class TestProblems:
     @pytest.mark.parametrize(
         ("status", "reason"),
