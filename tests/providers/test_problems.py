@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from email.utils import formatdate
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 
 from providers.adapters import problems
 from providers.canonical import UpstreamProblem
+from tests.providers.test_adapters import ADAPTER
 
 
 def problem(status: int, body: bytes | Any = b"", *headers: tuple[bytes, bytes]) -> UpstreamProblem:
