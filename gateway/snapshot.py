@@ -24,6 +24,7 @@ from providers.upstream import Limits, Origin, Pool
 SLICE = 200  # rows built between two yields: well under 5 ms
 MODEL_TESTS = 4000  # models tried against a glob between two yields: about a millisecond
 CARDS_MAX = 4096
+IDLE_MAX = 4096  # per upstream; fewer than are in use at a peak means closing and dialling again all the time
 
 
 class CardBook:
@@ -109,7 +110,7 @@ class Connections:
         key = (origin, credential_id, revision)
         pool = self._pools.get(key)
         if pool is None:
-            pool = self._pools[key] = Pool(origin)
+            pool = self._pools[key] = Pool(origin, max_idle=IDLE_MAX)
         return pool
 
     def circuit(self, provider_id: int, credential_id: int) -> Circuit:

@@ -31,6 +31,7 @@ from django.urls import re_path
 
 from gateway.forward import Forwarder, ProxyTrust, Receive, Scope, Send
 from hoosh_site import child
+from hoosh_site.acceptor import Acceptor
 from hoosh_site.link import (
     AccessPush,
     Ask,
@@ -258,12 +259,19 @@ class WorkerServer(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Listen, then tell the supervisor."""
-        await super().startup(sockets)
+        await super().startup([])  # everything but the listening
+        loop = asyncio.get_running_loop()
+        for listener in sockets or []:
+            self.servers.append(Acceptor(loop, listener, self._protocol, backlog=self.config.backlog))  # type: ignore[arg-type]
         # What exists now lives as long as the process: later collections need not look at it.
         gc.collect()
         gc.freeze()
         gc.set_threshold(*GC_THRESHOLDS)
         self._pulse.ready()
+
+    def _protocol(self) -> asyncio.Protocol:
+        http = self.config.http_protocol_class
+        return http(config=self.config, server_state=self.server_state, app_state=self.lifespan.state)  # type: ignore[call-arg]
 
     async def on_tick(self, counter: int) -> bool:
         """Ten times a second; each second the heartbeat and the status."""
