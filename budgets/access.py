@@ -18,13 +18,13 @@ from audit.changes import changed_fields, recordable
 from audit.record import record
 from budgets import validation
 from budgets.models.access import Agent, ApiKey, Pool, Price, Sequence, Team
+from budgets.prices import PICO_PER_USD
 from budgets.records import KeyRecord, PoolRecord, PriceRecord
 
 ACCESS, PRICES = "access", "prices"
 DEFAULT_POOL = "default"
 DEFAULT_CAPACITY_TOKENS = 10_000_000
 FIRST_RUN = "init"  # `managed_by` of rows the first run made and no operator has touched
-_PICO_PER_USD = 10**12
 _TOKENS_PER_MTOK = 10**6
 
 Row = TypeVar("Row", bound=Team | Agent | Pool | ApiKey)
@@ -205,13 +205,13 @@ def price_record(row: Price) -> PriceRecord:
         cache_write=_maybe_per_token(row.cache_write_usd_per_mtok),
         output=_per_token(row.output_usd_per_mtok),
         reasoning=_maybe_per_token(row.reasoning_usd_per_mtok),
-        request=int(row.request_usd * _PICO_PER_USD),
+        request=int(row.request_usd * PICO_PER_USD),
         valid_from=row.valid_from.timestamp(),
     )
 
 
 def _per_token(usd_per_mtok: Decimal) -> int:
-    return int(usd_per_mtok * _PICO_PER_USD / _TOKENS_PER_MTOK)
+    return int(usd_per_mtok * PICO_PER_USD / _TOKENS_PER_MTOK)
 
 
 def _maybe_per_token(usd_per_mtok: Decimal | None) -> int | None:

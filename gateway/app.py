@@ -194,9 +194,8 @@ class AsgiExchange:
             self._connection.on_gone = None
         elif self._watcher is not None:
             self._watcher.cancel()
-        self._connection = self._watcher = self.task = (
-            None  # a cancelled task's traceback leads back here: a cycle for the collector
-        )
+        # A cancelled task's traceback leads back here: a cycle that would be left to the collector.
+        self._connection = self._watcher = self.task = None
 
 
 class GatewayApp:

@@ -328,14 +328,6 @@ def set_provider_up(provider: str, up: bool) -> None:
     control_families().provider_up.labels(provider).set(int(up))
 
 
-def forget_process(pid: int) -> None:
-    """Drop the gauges of a process that is gone; its counters stay."""
-    directory = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
-    if directory:
-        for path in Path(directory).glob(f"gauge_live*_{pid}.db"):
-            path.unlink(missing_ok=True)
-
-
 def exposition() -> tuple[bytes, str]:
     """The text for a scraper and its content type: all processes merged, or this one alone when none are shared."""
     import prometheus_client

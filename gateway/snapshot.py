@@ -152,7 +152,7 @@ def _head(origin: Origin, kind: Kind, path: str, secret: str) -> bytes:
 
 
 class Builder:
-    """Builds snapshots from what control pushed. Each part is kept, so that one push rebuilds only what it must."""
+    """Makes the routes of a document ready to call, over connections and circuits that outlive it."""
 
     def __init__(self, connections: Connections) -> None:
         self._connections = connections
