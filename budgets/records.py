@@ -11,6 +11,30 @@ import enum
 import msgspec
 
 
+class Unit(enum.IntEnum):
+    """What a purse counts. The value is stored in the ledger and the journal."""
+
+    TOKENS = 0
+    PICO_USD = 1  # money: 1 USD = 10**12
+
+
+class Draw(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """A request's share in one purse, that is: one pool's window in one unit.
+
+    `held` is the amount held in that unit before the upstream call. `OBSERVED` means that nothing was held, because
+    the pool only counts (no limit in this unit, or mode "observe"): what was used is charged without a lease.
+    """
+
+    pool_id: int
+    unit: int  # Unit
+    window_start: int  # Unix seconds; 0 = the pool's lifetime
+    held: int
+
+
+OBSERVED = -1
+PRICE_UNKNOWN, PRICE_FREE = 0, -1  # `price_id` where no row was used: nobody knows / a local provider
+
+
 class Basis(enum.IntEnum):
     """How the numbers of a usage row were obtained."""
 
@@ -35,21 +59,27 @@ class KeyRecord(msgspec.Struct, frozen=True, array_like=True):
     models: tuple[str, ...] = ()  # globs the key may use; () = all
     expires_at: float | None = None  # Unix seconds
     enabled: bool = True  # false = revoked: kept so that a feed can say so
+    budget_ids: tuple[int, ...] = ()  # pools of the team, the agent and the key itself: drawn on by every request
+    pools_allowed: tuple[str, ...] = ()  # globs over the names of pools a request may name beside those of its team
 
 
 class PoolRecord(msgspec.Struct, frozen=True, array_like=True):
-    """A token pool as workers know it (balances come by grants, never in here)."""
+    """A pool as workers know it (balances come by grants, never in here)."""
 
     id: int
     name: str
-    mode: str = "hard"
+    mode: str = "hard"  # "hard", "soft", "observe"
     enabled: bool = True
     window_start: int = 0  # 0 = lifetime
+    window_end: int = 0  # Unix seconds at which the next window begins; 0 = never
+    units: tuple[int, ...] = (0,)  # Unit values that have a limit; what has none is only counted
+    shorten: bool = False  # an output limit that does not fit may be lowered
+    team_id: int = 0  # a project pool: the keys of this team may name it; 0 = nobody's
 
 
 class PriceRecord(msgspec.Struct, frozen=True, array_like=True):
     """A dated price row. Amounts are integer pico-USD per token (1 USD per million tokens = 1_000_000 pico per token)
-    except `request`, pico-USD per request."""
+    except `request`, pico-USD per request. The classes are disjoint: a token is paid once."""
 
     id: int
     provider: str  # provider name, kind, or "*"
@@ -61,6 +91,12 @@ class PriceRecord(msgspec.Struct, frozen=True, array_like=True):
     reasoning: int | None = None  # None = as output
     request: int = 0
     valid_from: float = 0.0  # Unix seconds
+    input_audio: int | None = None  # None = as input; likewise below
+    output_audio: int | None = None  # None = as output
+    input_image: int | None = None
+    route: str = ""  # only on the route of this name; such a row wins over all others
+    from_tokens: int = 0  # applies to requests with at least so many input tokens (providers' long-context tiers)
+    imported: bool = False  # from a price list: an operator's own rows win over it
 
 
 class HoldRecord(msgspec.Struct, array_like=True):
@@ -80,6 +116,11 @@ class HoldRecord(msgspec.Struct, array_like=True):
     provider_id: int
     endpoint: str
     model: str
+    draws: tuple[Draw, ...] = ()  # () in records of before there were several: `tokens` of `pool_id`
+    price_id: int = 0
+    input_pico: int = 0  # the dearest input and output token of the price in force, and the price of the request
+    output_pico: int = 0
+    request_pico: int = 0
 
 
 class UsageRecord(msgspec.Struct, array_like=True):
@@ -117,3 +158,15 @@ class UsageRecord(msgspec.Struct, array_like=True):
     shape: bytes  # 16-byte digest of the decision shape
     attempts: int  # upstream calls made for the request so far
     client_request_id: str = ""
+    input_audio_tokens: int = 0  # parts of the input and output tokens above
+    output_audio_tokens: int = 0
+    input_image_tokens: int = 0
+    draws: tuple[Draw, ...] = ()
+
+
+def draws_of(record: HoldRecord | UsageRecord) -> tuple[Draw, ...]:
+    """The purses a record draws on; a record of before there were several drew on the tokens of one pool."""
+    if record.draws:
+        return record.draws
+    held = record.tokens if isinstance(record, HoldRecord) else record.held
+    return (Draw(record.pool_id, Unit.TOKENS, record.window_start, held),)

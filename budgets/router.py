@@ -7,7 +7,22 @@ from typing import Any
 from django.conf import settings
 from django.db import models
 
-LEDGER_MODELS = frozenset({"poolwindow", "lease", "usage", "decisionshape", "journalposition"})
+LEDGER_MODELS = frozenset(
+    {
+        "decisionshape",
+        "idempotentreply",
+        "journalposition",
+        "lease",
+        "ledgerentry",
+        "ledgerstate",
+        "poolalert",
+        "poolsample",
+        "poolwindow",
+        "reservation",
+        "usage",
+        "usagerollup",
+    }
+)
 
 
 class LedgerRouter:

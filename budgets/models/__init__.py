@@ -2,19 +2,40 @@
 
 from __future__ import annotations
 
-from budgets.models.access import Agent, ApiKey, Pool, Price, Sequence, Team
-from budgets.models.ledger import DecisionShape, JournalPosition, Lease, PoolWindow, Usage
+from budgets.models.access import Agent, ApiKey, LedgerOrder, Pool, Price, Sequence, Team
+from budgets.models.ledger import (
+    DecisionShape,
+    IdempotentReply,
+    JournalPosition,
+    Lease,
+    LedgerEntry,
+    LedgerState,
+    PoolAlert,
+    PoolSample,
+    PoolWindow,
+    Reservation,
+    Usage,
+    UsageRollup,
+)
 
 __all__ = [
     "Agent",
     "ApiKey",
     "DecisionShape",
+    "IdempotentReply",
     "JournalPosition",
     "Lease",
+    "LedgerEntry",
+    "LedgerOrder",
+    "LedgerState",
     "Pool",
+    "PoolAlert",
+    "PoolSample",
     "PoolWindow",
     "Price",
+    "Reservation",
     "Sequence",
     "Team",
     "Usage",
+    "UsageRollup",
 ]

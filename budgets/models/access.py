@@ -25,10 +25,23 @@ class Sequence(models.Model):
         return f"{self.name}={self.value}"
 
 
+def _budget(help_text: str) -> Any:
+    return models.ForeignKey(
+        "budgets.Pool",
+        verbose_name="budget",
+        on_delete=models.PROTECT,
+        related_name="+",
+        null=True,
+        blank=True,
+        help_text=help_text,
+    )
+
+
 class Team(models.Model):
     """A group of people that owns agents."""
 
     name = models.CharField(max_length=100, unique=True, validators=(validation.name,))
+    pool = _budget("Every request of the team draws on this pool, beside the others.")
     enabled = models.BooleanField(default=True)
     note = models.TextField(blank=True)
     seq = models.BigIntegerField(default=0, editable=False, db_index=True)
@@ -46,6 +59,7 @@ class Agent(models.Model):
 
     team = models.ForeignKey(Team, on_delete=models.PROTECT, related_name="agents")
     name = models.CharField(max_length=100, validators=(validation.name,))
+    pool = _budget("Every request of the agent draws on this pool, beside the others.")
     enabled = models.BooleanField(default=True)
     note = models.TextField(blank=True)
     seq = models.BigIntegerField(default=0, editable=False, db_index=True)
@@ -60,20 +74,71 @@ class Agent(models.Model):
 
 
 class Pool(models.Model):
-    """A budget of tokens that keys draw on. Balances live in the ledger (`PoolWindow`), not here."""
+    """A budget of tokens, money or both that keys draw on. Balances live in the ledger (`PoolWindow`), not here."""
 
     class Mode(models.TextChoices):
-        """What happens at the edge."""
+        """What happens at the limit."""
 
-        HARD = "hard", "Hard: refuse at the limit"
+        HARD = "hard", "Hard: never above the limit"
+        SOFT = "soft", "Soft: refuse once the limit is reached; what is under way may pass it"
+        OBSERVE = "observe", "Observe: only count and alert"
+
+    class Window(models.TextChoices):
+        """How often the budget begins anew."""
+
+        LIFETIME = "lifetime", "Never: one budget for ever"
+        HOUR = "hour", "Every hour"
+        DAY = "day", "Every day"
+        WEEK = "week", "Every week, from Monday"
+        MONTH = "month", "Every month"
 
     name = models.CharField(max_length=100, unique=True, validators=(validation.name,))
     capacity_tokens = models.BigIntegerField(
-        "capacity (tokens)",
+        "limit (tokens)",
+        null=True,
+        blank=True,
         default=10_000_000,
         validators=(MinValueValidator(0), MaxValueValidator(validation.CAPACITY_LIMIT)),
+        help_text="Per window. Blank = tokens are only counted.",
     )
+    capacity_usd = models.DecimalField(
+        "limit (USD)",
+        max_digits=13,
+        decimal_places=6,
+        null=True,
+        blank=True,
+        validators=(MinValueValidator(0), MaxValueValidator(validation.CAPACITY_LIMIT_USD)),
+        help_text="Per window. Blank = money is only counted.",
+    )
+    window = models.CharField(max_length=16, choices=Window.choices, default=Window.LIFETIME)
+    time_zone = models.CharField(
+        max_length=64, default="UTC", validators=(validation.time_zone,), help_text="Where days, weeks, months begin."
+    )
+    window_since = models.BigIntegerField(default=0, editable=False)  # Unix seconds; see budgets.windows
     mode = models.CharField(max_length=16, choices=Mode.choices, default=Mode.HARD)
+    carry_over = models.BooleanField(default=False, help_text="What a window leaves over is added to the next one.")
+    alert_percents = models.CharField(
+        "alerts at (percent)",
+        max_length=64,
+        default="80,100",
+        blank=True,
+        validators=(validation.percents,),
+        help_text="Comma-separated shares of a limit at which an alert is raised, once per window.",
+    )
+    shorten = models.BooleanField(
+        "shorten answers",
+        default=False,
+        help_text="Near the limit, lower a request's output limit (not below 256 tokens, never with tools or a "
+        "response format) instead of refusing it; the reply's header says so.",
+    )
+    team = models.ForeignKey(
+        Team,
+        on_delete=models.PROTECT,
+        related_name="pools",
+        null=True,
+        blank=True,
+        help_text="A project of this team: its keys may name the pool in a request.",
+    )
     enabled = models.BooleanField(default=True)
     note = models.TextField(blank=True)
     managed_by = models.CharField(max_length=64, blank=True, editable=False)
@@ -84,6 +149,7 @@ class Pool(models.Model):
         ordering = ("name",)
         constraints = (
             models.CheckConstraint(condition=models.Q(capacity_tokens__gte=0), name="pool_capacity_not_negative"),
+            models.CheckConstraint(condition=models.Q(capacity_usd__gte=0), name="pool_money_not_negative"),
         )
 
     def __str__(self) -> str:
@@ -94,7 +160,22 @@ class ApiKey(models.Model):
     """A key of an agent. Only the SHA-256 digest is stored; the text is shown once, at creation."""
 
     agent = models.ForeignKey(Agent, on_delete=models.PROTECT, related_name="keys")
-    pool = models.ForeignKey(Pool, on_delete=models.PROTECT, related_name="keys")
+    pool = models.ForeignKey(
+        Pool,
+        verbose_name="default pool",
+        on_delete=models.PROTECT,
+        related_name="keys",
+        help_text="Drawn on where a request names no pool of its own.",
+    )
+    own_pool = _budget("Every request of the key draws on this pool, beside the others.")
+    pools_allowed = models.CharField(
+        "further pools",
+        max_length=1024,
+        blank=True,
+        validators=(validation.patterns,),
+        help_text="Comma-separated globs over names of pools a request may name instead of the default pool. The "
+        "projects of the key's team are always allowed.",
+    )
     name = models.CharField(max_length=100, validators=(validation.name,))
     prefix = models.CharField(max_length=24, editable=False, db_index=True, help_text="The visible start of the key.")
     digest = models.CharField(max_length=64, unique=True, editable=False)
@@ -152,6 +233,15 @@ class Price(models.Model):
     output_usd_per_mtok = _usd("output (USD per million tokens)", 6)
     reasoning_usd_per_mtok = _usd("reasoning (USD per million tokens)", 6, optional=True)
     request_usd = _usd("request (USD each)", 9)
+    input_audio_usd_per_mtok = _usd("audio input (USD per million tokens)", 6, optional=True)
+    output_audio_usd_per_mtok = _usd("audio output (USD per million tokens)", 6, optional=True)
+    input_image_usd_per_mtok = _usd("image input (USD per million tokens)", 6, optional=True)
+    route = models.CharField(
+        max_length=64, blank=True, help_text="Name of a route: this price is for calls on it only, before all others."
+    )
+    from_tokens = models.PositiveIntegerField(
+        default=0, help_text="For requests with at least so many input tokens (long-context tiers)."
+    )
     valid_from = models.DateTimeField()
     source = models.CharField(max_length=100, default="operator")
     seq = models.BigIntegerField(default=0, editable=False, db_index=True)
@@ -162,3 +252,32 @@ class Price(models.Model):
 
     def __str__(self) -> str:
         return f"{self.provider} {self.pattern} from {self.valid_from:%Y-%m-%d}"
+
+
+class LedgerOrder(models.Model):
+    """What an operator wants done to the ledger: recorded here with its audit entry, carried out by the writer once.
+
+    The ledger keeps the order's number with what it did, so that an order that is found open again does nothing.
+    """
+
+    class State(models.TextChoices):
+        """Open until the writer has taken it."""
+
+        OPEN = "open", "Open"
+        DONE = "done", "Done"
+        REFUSED = "refused", "Refused"
+
+    kind = models.CharField(max_length=16)  # "correction", "transfer", "write_off", "release", "period"
+    payload = models.JSONField(default=dict)
+    actor = models.CharField(max_length=150)
+    note = models.CharField(max_length=500, blank=True)
+    state = models.CharField(max_length=16, choices=State.choices, default=State.OPEN, db_index=True)
+    result = models.CharField(max_length=500, blank=True)
+    created_at = models.DateTimeField(auto_now_add=True)
+    done_at = models.DateTimeField(null=True, blank=True)
+
+    class Meta:
+        ordering = ("-id",)
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.pk}"
