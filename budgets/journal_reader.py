@@ -77,7 +77,8 @@ def unfinished(hold: HoldRecord, *, events: int, delivered_bytes: int) -> UsageR
     """The usage row of a hold that never ended.
 
     Charged at what was delivered (input bound + the larger of events and bytes / 3, within the hold), or at the whole
-    hold when nothing is known to have been delivered: the provider may have worked for it.
+    hold when nothing is known to have been delivered: the provider may have worked for it. The cost is what that many
+    tokens cost at most.
     """
     if events or delivered_bytes:
         output = max(events, -(-delivered_bytes // BYTES_PER_TOKEN))
@@ -85,6 +86,7 @@ def unfinished(hold: HoldRecord, *, events: int, delivered_bytes: int) -> UsageR
     else:
         tokens, basis = hold.tokens, Basis.BOUND
     input_tokens = min(hold.input_bound, tokens)
+    output_tokens = tokens - input_tokens
     return UsageRecord(
         rid=hold.rid,
         attempt=hold.attempt,
@@ -105,30 +107,37 @@ def unfinished(hold: HoldRecord, *, events: int, delivered_bytes: int) -> UsageR
         input_tokens=input_tokens,
         cached_tokens=0,
         cache_write_tokens=0,
-        output_tokens=tokens - input_tokens,
+        output_tokens=output_tokens,
         reasoning_tokens=0,
         tokens=tokens,
         held=hold.tokens,
-        cost_pico=0,
-        price_id=0,
+        cost_pico=hold.request_pico + input_tokens * hold.input_pico + output_tokens * hold.output_pico,
+        price_id=hold.price_id,
         basis=basis,
         latency_us=0,
         ttft_us=0,
         config_version=0,
         shape=b"",
         attempts=hold.attempt + 1,
+        draws=hold.draws,
     )
 
 
 class JournalReader:
-    """Follows the journal of one owner from a stored position. Not thread-safe; `close` it."""
+    """Follows the journal of one owner from a stored position. Not thread-safe; `close` it.
 
-    def __init__(self, directory: Path, owner: str, position: tuple[int, int] | None = None) -> None:
+    `suffix` is what the names of its files end in: ".bad" where they were set aside.
+    """
+
+    def __init__(
+        self, directory: Path, owner: str, position: tuple[int, int] | None = None, *, suffix: str = ""
+    ) -> None:
         self.owner = owner
         self.damaged = ""  # why the journal cannot be trusted to be complete; "" = it can
         self.torn = 0  # half-written last records that were dropped
         self._directory = directory
-        self._lock_fd = os.open(journal.lock_path(directory, owner), os.O_RDWR | os.O_CLOEXEC)
+        self._suffix = suffix
+        self._lock_fd = os.open(f"{journal.lock_path(directory, owner)}{suffix}", os.O_RDWR | os.O_CLOEXEC)
         self._segment, self._offset = position or (0, 0)
         self._fd = -1
         self._open: dict[bytes, OpenHold] = {}
@@ -177,11 +186,19 @@ class JournalReader:
         return batch
 
     def unfinished(self) -> list[UsageRecord]:
-        """The usage rows of all open holds, to be charged when the owner is dead and everything was read."""
-        return [
-            unfinished(_decode_hold(hold.payload), events=hold.events, delivered_bytes=hold.delivered_bytes)
-            for hold in self._open.values()
-        ]
+        """The usage rows of all open holds, to be charged when the owner is dead and everything was read.
+
+        A hold that cannot be understood is left out: then the journal counts as damaged.
+        """
+        rows: list[UsageRecord] = []
+        for hold in self._open.values():
+            try:
+                record = _decode_hold(hold.payload)
+            except msgspec.MsgspecError as exc:
+                self.damaged = f"unknown hold record in segment {hold.segment} at {hold.offset}: {exc}"
+            else:
+                rows.append(unfinished(record, events=hold.events, delivered_bytes=hold.delivered_bytes))
+        return rows
 
     def close(self) -> None:
         """Let go of the files (and of a dead owner's lock)."""
@@ -227,7 +244,8 @@ class JournalReader:
                 self.damaged = f"segment {self._segment} is missing"
             self._offset = 0
         self._segment = number
-        self._fd = os.open(journal.segment_path(self._directory, self.owner, number), os.O_RDONLY | os.O_CLOEXEC)
+        path = f"{journal.segment_path(self._directory, self.owner, number)}{self._suffix}"
+        self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         if self._offset < journal.HEADER.size:
             self._offset = journal.HEADER.size
             if os.pread(self._fd, journal.HEADER.size, 0) != journal.segment_header(number):

@@ -1,7 +1,7 @@
 """The ledger's transactions. Only the writer's thread (`budgets.settle`) calls them; each is one durable transaction.
 
-Rows are locked in one order: the window, then its leases, windows by (pool, start). The arithmetic itself is in
-`budgets.transfers`.
+How rows are locked and written is in `budgets.ledger_books`, the arithmetic itself in `budgets.transfers`. A purse is
+named by (pool id, unit, start of the window).
 """
 
 from __future__ import annotations
@@ -9,22 +9,28 @@ from __future__ import annotations
 import logging
 import time
 from collections import defaultdict
-from typing import NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
+from typing import Any, NamedTuple
 
-from django.db import DataError, transaction
+from django.db import DataError, IntegrityError, transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
-from django.db.models import Count, QuerySet, Sum
+from django.db.models import Exists, F, OuterRef, Q
 
-from budgets import ledger_sql, transfers
+from budgets import ledger_books, ledger_sql, transfers
+from budgets.ledger_books import Books, Key, PurseRow, opened
 from budgets.ledger_sql import Row
-from budgets.models.ledger import JournalPosition, Lease, PoolWindow
-from budgets.records import UsageRecord
+from budgets.models.ledger import JournalPosition, Lease, LedgerEntry, PoolWindow
+from budgets.records import Unit, UsageRecord
 from budgets.stats import WriterStats
+from budgets.windows import WindowSpec
 
 log = logging.getLogger("hoosh.ledger")
 
-_POOL, _WINDOW, _TOKENS = (UsageRecord.__struct_fields__.index(name) for name in ("pool_id", "window_start", "tokens"))
 _ATTEMPTS = 4  # a batch whose rows were in the ledger in part is reduced to the new ones and tried again
+_LATE_WINDOWS = 64  # so many windows back a rest that comes late is carried on after a restart
+
+_UNITS = frozenset(Unit)
 
 
 class LedgerError(Exception):
@@ -32,65 +38,87 @@ class LedgerError(Exception):
 
 
 class Answer(NamedTuple):
-    """What an ask for tokens came to."""
+    """What an ask came to; amounts in the purse's unit."""
 
     total: int  # granted to the owner so far, absolute
     granted: int  # of it, just now
     more: bool  # asking ahead is welcome
     spent_out: bool  # not even all that other workers have left would do
-    available: int  # in the pool, leased to nobody
-    others: int  # left in other owners' leases
+    available: int  # in the purse, leased to nobody
+    others: int  # left in other workers' leases
     repeated: bool  # the owner had not seen an earlier answer: nothing was granted
+
+
+class _NotAllNew(Exception):
+    """Rows of the batch are in the ledger already, or the database refuses one: nothing was changed."""
+
+
+class _NoSuchPurses(Exception):
+    """Purses of the batch are missing: nothing was changed."""
+
+    def __init__(self, capacities: Mapping[Key, int | None]) -> None:
+        super().__init__()
+        self.capacities = capacities
 
 
 class Ledger:
     """The transactions over one open connection."""
 
-    def __init__(self, connection: BaseDatabaseWrapper, stats: WriterStats) -> None:
+    def __init__(self, connection: BaseDatabaseWrapper, stats: WriterStats | None = None) -> None:
         self._connection = connection
         self._using = connection.alias
-        self._stats = stats
+        self._stats = stats or WriterStats()
 
     # --- settling ---------------------------------------------------------------------------------------------------
 
     def settle(
-        self, owner: str, records: list[UsageRecord], shapes: dict[bytes, bytes], position: tuple[int, int]
-    ) -> None:
-        """Insert usage, charge the owner's leases with exactly what was inserted, store the journal position.
+        self, owner: str, records: list[UsageRecord], shapes: Mapping[bytes, bytes], position: tuple[int, int] | None
+    ) -> int:
+        """Insert usage, charge each purse with exactly what was inserted, store the journal position; the new rows.
 
-        Rows that are in the ledger already change nothing. Raises `LedgerError` when rows are refused for good.
+        What was held is charged to the owner's lease of the purse, what was only observed straight to the purse. Rows
+        that are in the ledger already change nothing. Raises `LedgerError` when rows are refused for good.
         """
-        rows = [ledger_sql.usage_row(record) for record in records]
-        if not self._try_settle(owner, rows, shapes, position):
-            self._stats.replays += 1
-            for _ in range(_ATTEMPTS):
+        rows = ledger_sql.usage_rows(records)
+        attempts = 0
+        while True:
+            try:
+                self._try_settle(owner, rows, shapes, position)
+                break
+            except _NoSuchPurses as exc:
+                ledger_books.make(self._connection, exc.capacities)  # the truth is written where nobody set a limit
+            except _NotAllNew as exc:
+                attempts += 1
+                if attempts > _ATTEMPTS:
+                    raise LedgerError(f"{len(rows)} usage rows of {owner} are refused") from exc
                 rows = self._new_rows(rows)
-                if self._try_settle(owner, rows, shapes, position):
-                    break
-            else:
-                raise LedgerError(f"{len(rows)} usage rows of {owner} are refused")
+        if attempts:
+            self._stats.replays += 1
             self._stats.duplicates += len(records) - len(rows)
         self._stats.rows += len(rows)
         self._stats.batches += 1
         if records:
             self._stats.lag(max(0.0, time.time() - (records[0].at_us + records[0].latency_us) / 1e6))
+        return len(rows)
 
-    def _try_settle(self, owner: str, rows: list[Row], shapes: dict[bytes, bytes], position: tuple[int, int]) -> bool:
-        """The transaction of `settle`; False, with nothing changed, when not every row was inserted."""
+    def _try_settle(
+        self, owner: str, rows: list[Row], shapes: Mapping[bytes, bytes], position: tuple[int, int] | None
+    ) -> None:
+        """The transaction of `settle`."""
         try:
-            with transaction.atomic(using=self._using, durable=True):
+            with opened(self._connection, self._stats) as books:
                 if rows:
+                    ledger_sql.keep_out_rollups(self._connection)
                     if ledger_sql.insert_usage(self._connection, rows) != len(rows):
-                        transaction.set_rollback(True, using=self._using)
-                        return False
-                    self._charge(owner, rows)
+                        raise _NotAllNew
+                    self._charge(books, owner, rows)
                 if shapes:
                     ledger_sql.insert_shapes(self._connection, shapes.items())
-                ledger_sql.store_position(self._connection, owner, position)
-        except DataError as exc:
+                if position is not None:
+                    ledger_sql.store_position(self._connection, owner, position)
+        except (DataError, IntegrityError, OverflowError) as exc:
             log.error("usage_refused", extra={"owner": owner, "reason": str(exc)})
-            return False
-        return True
+            raise _NotAllNew from exc
 
     def _new_rows(self, rows: list[Row]) -> list[Row]:
         """The rows that are not in the ledger, each once, in a form that no database refuses."""
@@ -103,140 +131,222 @@ class Ledger:
                 new.append(ledger_sql.storable_row(row))
         return new
 
-    def _charge(self, owner: str, rows: list[Row]) -> None:
-        sums: dict[tuple[int, int], int] = defaultdict(int)
-        for row in rows:
-            sums[row[_POOL], row[_WINDOW]] += max(0, row[_TOKENS])
-        for (pool_id, window_start), tokens in sorted(sums.items()):
-            if not tokens:
-                continue
-            window = self._window(pool_id, window_start)
-            if window is None:  # the truth is written even where nobody ever set a limit
-                window = PoolWindow(pool_id=pool_id, window_start=window_start, capacity=0)
-                window.save(using=self._using, force_insert=True)
-            lease = self._lease(owner, window)
-            overrun = window.overrun
-            lacking = transfers.charge(window, lease, tokens)
-            self._save(window, lease)
+    def _charge(self, books: Books, owner: str, rows: list[Row]) -> None:
+        leased, observed = _sums(rows)
+        wanted = leased.keys() | observed.keys()
+        purses = books.purses(wanted)
+        if missing := wanted - purses.keys():
+            raise _NoSuchPurses({key: 0 if key in leased else None for key in missing})
+        if leased:
+            books.read_leases(owner)
+        for key, amount in leased.items():
+            purse = purses[key]
+            overrun = purse.overrun
+            lacking = transfers.charge(purse, books.lease(owner, purse), amount)
             if lacking:
-                self._stats.overrun_tokens += lacking
-                level = logging.ERROR if window.overrun > overrun else logging.WARNING
-                log.log(level, "lease_overrun", extra={"owner": owner, "pool_id": pool_id, "tokens": lacking})
+                self._overran(owner, purse, lacking, passed=purse.overrun > overrun)
+        for key, amount in observed.items():
+            purse = purses[key]
+            overrun = purse.overrun
+            transfers.charge_observed(purse, amount)
+            if purse.overrun > overrun and self._stats.first_in_a_while(("observed", key)):
+                log.info("limit_passed", extra={**_named(key), "overrun": purse.overrun})
+
+    def _overran(self, owner: str, purse: PurseRow, lacking: int, *, passed: bool) -> None:
+        """More was used than was leased; `passed`: more than the purse had."""
+        if purse.unit == Unit.TOKENS:
+            self._stats.overrun_tokens += lacking
+        else:
+            self._stats.overrun_pico += lacking
+        if self._stats.first_in_a_while(("leased", purse.key, passed)):
+            fields = {"owner": owner, **_named(purse.key), "amount": lacking, "overrun": purse.overrun}
+            log.log(logging.ERROR if passed else logging.WARNING, "lease_overrun", extra=fields)
 
     # --- leases -----------------------------------------------------------------------------------------------------
 
     def grant(
-        self, owner: str, pool_id: int, window_start: int, *, seen_total: int, want: int, need: int
+        self, owner: str, pool_id: int, unit: int, window_start: int, *, seen_total: int, want: int, need: int
     ) -> Answer | None:
-        """Lease tokens to an owner, or repeat an answer it has not seen. None = there is no such window."""
-        with transaction.atomic(using=self._using, durable=True):
-            window = self._window(pool_id, window_start)
-            if window is None:
+        """Lease to an owner, or repeat an answer it has not seen. None = there is no such purse."""
+        with opened(self._connection, self._stats) as books:
+            purse = books.purse((pool_id, unit, window_start))
+            if purse is None:
                 return None
-            lease = self._lease(owner, window)
-            others = self._others(owner, window)
-            tokens, more, repeated = 0, True, lease.granted > seen_total
+            books.read_leases(owner)
+            lease = books.lease(owner, purse)
+            others = books.others(owner, purse)
+            amount, more, repeated = 0, True, lease.granted > seen_total
             if lease.granted < seen_total:
-                log.error("lease_adopted", extra={"owner": owner, "pool_id": pool_id, "total": seen_total})
-                transfers.adopt(window, lease, seen_total)
-                self._save(window, lease)
+                log.error("lease_adopted", extra={"owner": owner, **_named(purse.key), "total": seen_total})
+                transfers.adopt(purse, lease, seen_total)
             if not repeated:
-                tokens, more = transfers.block_size(
-                    free=transfers.free_tokens(window), want=want, need=need, workers=others.owners + 1
+                amount, more = transfers.block_size(
+                    free=transfers.free_amount(purse), want=want, need=need, workers=others.owners + 1, unit=unit
                 )
-            if tokens:
-                transfers.grant(window, lease, tokens)
-                self._save(window, lease)
-            available = max(0, transfers.free_tokens(window))
-            spent_out = not (tokens or repeated) and available + others.remaining < max(1, need)
-            return Answer(lease.granted, tokens, more, spent_out, available, others.remaining, repeated)
+            if amount:
+                transfers.grant(purse, lease, amount)
+            available = max(0, transfers.free_amount(purse))
+            limited = purse.capacity is not None
+            spent_out = limited and not (amount or repeated) and available + others.remaining < max(1, need)
+            return Answer(lease.granted, amount, more, spent_out, available, others.remaining, repeated)
 
-    def give_back(self, owner: str, pool_id: int, window_start: int, returned_total: int) -> int:
-        """Take back what an owner returned; `returned_total` is absolute. The tokens that came back just now."""
-        with transaction.atomic(using=self._using, durable=True):
-            window = self._window(pool_id, window_start)
-            if window is None:
+    def give_back(self, owner: str, pool_id: int, unit: int, window_start: int, returned_total: int) -> int:
+        """Take back what an owner returned; `returned_total` is absolute. What came back just now."""
+        with opened(self._connection, self._stats) as books:
+            purse = books.purse((pool_id, unit, window_start))
+            if purse is None:
                 return 0
-            lease = self._lease(owner, window)
-            tokens = transfers.give_back(window, lease, returned_total)
-            if tokens:
-                self._save(window, lease)
-            return tokens
-
-    def set_capacity(self, pool_id: int, window_start: int, capacity: int) -> int:
-        """Make the window or change its capacity; the change of what is free, in tokens."""
-        with transaction.atomic(using=self._using, durable=True):
-            window = self._window(pool_id, window_start)
-            if window is None:
-                window = PoolWindow(pool_id=pool_id, window_start=window_start, capacity=capacity)
-                window.save(using=self._using, force_insert=True)
-                return capacity
-            change = capacity - window.capacity
-            if change:
-                transfers.set_capacity(window, capacity)
-                window.save(using=self._using, update_fields=["capacity", "overrun"])
-            return change
+            books.read_leases(owner)
+            return transfers.give_back(purse, books.lease(owner, purse), returned_total)
 
     def end_owner(self, owner: str) -> None:
         """Give back what is left in the leases of an owner that is dead and settled, and forget its journal."""
-        with transaction.atomic(using=self._using, durable=True):
-            self._end_leases(self._leases(owner), spent=False)
+        with opened(self._connection, self._stats) as books:
+            books.purses(books.keys_of(owner))
+            for lease in books.read_leases(owner):
+                books.end_lease(lease, spent=False)
             JournalPosition.objects.using(self._using).filter(owner=owner).delete()
 
-    def quarantine_owner(self, owner: str) -> None:
-        """Keep what is left in a dead owner's leases counted, because its journal cannot be trusted."""
+    def quarantine_owner(self, owner: str, position: tuple[int, int]) -> None:
+        """Keep what is left in a dead owner's leases counted, because its journal cannot be trusted.
+
+        Its journal position stays until the owner is resolved: that is how its host knows.
+        """
         with transaction.atomic(using=self._using, durable=True):
-            self._leases(owner).update(state=Lease.State.QUARANTINED)
+            Lease.objects.using(self._using).filter(owner=owner).update(state=Lease.State.QUARANTINED)
+            ledger_sql.store_position(self._connection, owner, position)
 
-    def write_off(self, owner: str) -> int:
-        """Charge what is left in an owner's quarantined leases to their pools; the tokens charged."""
-        with transaction.atomic(using=self._using, durable=True):
-            tokens = self._end_leases(self._leases(owner).filter(state=Lease.State.QUARANTINED), spent=True)
-            JournalPosition.objects.using(self._using).filter(owner=owner).delete()
-        log.warning("lease_written_off", extra={"owner": owner, "tokens": tokens})
-        return tokens
+    def resolve(self, owner: str, *, spent: bool, order_id: int | None, actor: str, note: str) -> dict[str, Any]:
+        """End an owner's quarantined leases as an operator decided: their rest counts as `spent` or goes back.
 
-    # --- rows -------------------------------------------------------------------------------------------------------
+        Returns owner, spent, leases (how many), tokens, pico_usd and `repeated`: an order that was carried out
+        already changes nothing and has the same figures. The owner's files are renamed by its host's writer.
+        """
+        kind = LedgerEntry.Kind.WRITE_OFF if spent else LedgerEntry.Kind.RELEASE
+        with opened(self._connection, self._stats) as books:
+            books.purses(books.keys_of(owner, Lease.State.QUARANTINED.value))
+            done = self._entries_of(order_id)
+            amounts = [(entry.unit, entry.amount) for entry in done]
+            if not done:
+                for lease in books.read_leases(owner):
+                    if lease.state == Lease.State.QUARANTINED:
+                        purse = books.purse_of(lease)
+                        amount = books.end_lease(lease, spent=spent)
+                        amounts.append((purse.unit, amount))
+                        books.enter(
+                            kind, purse, amount, order_id=order_id, actor=actor, note=f"{owner}: {note}".rstrip(": ")
+                        )
+                JournalPosition.objects.using(self._using).filter(owner=owner).delete()
+        result = {
+            "owner": owner,
+            "spent": spent,
+            "leases": len(amounts),
+            "tokens": sum(amount for unit, amount in amounts if unit == Unit.TOKENS),
+            "pico_usd": sum(amount for unit, amount in amounts if unit == Unit.PICO_USD),
+            "repeated": bool(done),
+        }
+        log.warning("lease_resolved", extra=result)
+        return result
 
-    def _end_leases(self, leases: QuerySet[Lease], *, spent: bool) -> int:
-        tokens = 0
-        keys = leases.order_by("window__pool_id", "window__window_start").values_list(
-            "owner", "window__pool_id", "window__window_start"
-        )
-        for owner, pool_id, window_start in list(keys):
-            window = self._window(pool_id, window_start)
-            assert window is not None
-            lease = self._lease(owner, window)
-            tokens += lease.remaining
-            transfers.end_lease(window, lease, spent=spent)
-            window.save(using=self._using, update_fields=["committed", "leased", "overrun"])
-            lease.delete(using=self._using)
-        return tokens
+    def _entries_of(self, order_id: int | None) -> list[LedgerEntry]:
+        if order_id is None:
+            return []
+        return list(LedgerEntry.objects.using(self._using).filter(order_id=order_id))
 
-    def _leases(self, owner: str) -> QuerySet[Lease]:
-        return Lease.objects.using(self._using).filter(owner=owner)
+    # --- windows ----------------------------------------------------------------------------------------------------
 
-    def _window(self, pool_id: int, window_start: int) -> PoolWindow | None:
-        rows = PoolWindow.objects.using(self._using).select_for_update()
-        return rows.filter(pool_id=pool_id, window_start=window_start).first()
+    def sync_windows(self, specs: Sequence[WindowSpec]) -> dict[Key, int]:
+        """Make windows or change their limits, ends and alerts, and carry rests over; one transaction for all.
 
-    def _lease(self, owner: str, window: PoolWindow) -> Lease:
-        lease = self._leases(owner).select_for_update().filter(window=window).first()
-        return lease or Lease(owner=owner, window=window)
+        The change of what is free, by purse.
+        """
+        wanted = {(spec.pool_id, spec.unit, spec.window_start): spec for spec in specs}
+        with opened(self._connection, self._stats) as books:
+            ledger_books.make(self._connection, {key: spec.capacity for key, spec in wanted.items()})
+            sources = sources_of(specs)
+            purses = books.purses([*wanted, *sources.values()])
+            before = {key: transfers.free_amount(purses[key]) for key in wanted}
+            for key, spec in wanted.items():
+                purse = purses[key]
+                transfers.set_limit(purse, spec.capacity)
+                purse.window_end, purse.alerts = spec.window_end, spec.alerts
+            for target, source in sources.items():
+                if source in purses:
+                    self._carry(books, purses[source], purses[target])
+            return {key: transfers.free_amount(purses[key]) - before[key] for key in wanted}
 
-    def _others(self, owner: str, window: PoolWindow) -> _Others:
-        rows = Lease.objects.using(self._using).filter(window=window, state=Lease.State.ACTIVE).exclude(owner=owner)
-        sums = rows.aggregate(owners=Count("pk"), remaining=Sum("remaining"))
-        return _Others(sums["owners"], sums["remaining"] or 0)
+    def carry(self, pairs: Mapping[Key, Key]) -> dict[Key, int]:
+        """Move what is free in old windows to those that follow them (`pairs`: target by source); by target."""
+        moved: dict[Key, int] = {}
+        with opened(self._connection, self._stats) as books:
+            purses = books.purses([*pairs.keys(), *pairs.values()])
+            for source, target in sorted(pairs.items()):
+                if source in purses and target in purses:
+                    amount = self._carry(books, purses[source], purses[target])
+                    if amount:
+                        moved[target] = amount
+        return moved
 
-    def _save(self, window: PoolWindow, lease: Lease) -> None:
-        window.save(using=self._using, update_fields=["committed", "leased", "overrun"])
-        if lease._state.adding:
-            lease.save(using=self._using, force_insert=True)
-        else:
-            lease.save(using=self._using, update_fields=["granted", "returned", "remaining"])
+    def rests(self, keys: Iterable[Key]) -> dict[Key, tuple[int, int]]:
+        """What is free and what is leased in these purses, without a lock; those without a row are left out."""
+        return {row.key: (transfers.free_amount(row), row.leased) for row in ledger_books.read(self._connection, keys)}
+
+    def late_sources(self, specs: Iterable[WindowSpec]) -> dict[Key, Key]:
+        """As `sources_of`, for windows before those that these specs carry from: where leases are still out (their
+        owner lives on, or control died before it was buried), or what came back was not carried on yet."""
+        late: dict[Key, Key] = {}
+        for pool_id, unit, source in sources_of(specs).values():
+            rows = PoolWindow.objects.using(self._using).filter(pool_id=pool_id, unit=unit, window_start__lte=source)
+            starts = list(rows.order_by("-window_start").values_list("window_start", flat=True)[:_LATE_WINDOWS])
+            carried = LedgerEntry.objects.using(self._using).filter(
+                **{"kind": LedgerEntry.Kind.CARRY, "pool_id": pool_id, "unit": unit},
+                window_start=OuterRef("window_start"),
+            )
+            back = Q(committed__lt=F("capacity") - F("leased")) & Exists(carried)
+            open_rows = rows.filter(Q(leased__gt=0) | back, window_start__in=starts)
+            first = open_rows.order_by("window_start").values_list("window_start", flat=True).first()
+            chain = [start for start in reversed(starts) if first is not None and start >= first]
+            late.update({(pool_id, unit, after): (pool_id, unit, before) for before, after in pairwise(chain)})
+        return late
+
+    def _carry(self, books: Books, source: PurseRow, target: PurseRow) -> int:
+        amount = transfers.move_free(source, target)
+        if amount:
+            books.enter(LedgerEntry.Kind.CARRY, source, -amount)
+            books.enter(LedgerEntry.Kind.CARRY, target, amount)
+            self._stats.carried += 1
+        return amount
 
 
-class _Others(NamedTuple):
-    owners: int
-    remaining: int
+def sources_of(specs: Iterable[WindowSpec]) -> dict[Key, Key]:
+    """Where each of these purses gets a rest carried over from, for those that do."""
+    return {
+        (spec.pool_id, spec.unit, spec.window_start): (spec.pool_id, spec.unit, spec.carry_from)
+        for spec in specs
+        if spec.carry_from is not None and spec.carry_from < spec.window_start
+    }
+
+
+def _sums(rows: list[Row]) -> tuple[dict[Key, int], dict[Key, int]]:
+    """What a batch charges to each purse: from leases, and without. Rows of the same purses are summed first."""
+    groups: dict[ledger_sql.Charged, list[int]] = {}
+    for values, charged in rows:
+        sums = groups.get(charged)
+        if sums is None:
+            sums = groups[charged] = [0, 0]
+        if (tokens := values[ledger_sql.TOKENS]) > 0:
+            sums[0] += tokens
+        if (cost := values[ledger_sql.COST]) > 0:
+            sums[1] += cost
+    leased: dict[Key, int] = defaultdict(int)
+    observed: dict[Key, int] = defaultdict(int)
+    for charged, sums in groups.items():
+        for pool_id, unit, window_start, is_observed in charged.chain:
+            amount = sums[unit] if unit in _UNITS else 0  # a unit of a later version has no purse here
+            if amount:
+                (observed if is_observed else leased)[pool_id, unit, window_start] += amount
+    return leased, observed
+
+
+def _named(key: Key) -> dict[str, int]:
+    return {"pool_id": key[0], "unit": key[1], "window_start": key[2]}

@@ -7,75 +7,146 @@ how many they took.
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Iterable
-from typing import Any
+from functools import lru_cache
+from itertools import chain
+from typing import Any, cast
 
 import msgspec
 from django.db.backends.base.base import BaseDatabaseWrapper
-from django.db.models import CharField
+from django.db.models import CharField, Field
 
 from budgets.models.ledger import DecisionShape, JournalPosition, Usage
-from budgets.records import UsageRecord
+from budgets.records import UsageRecord, draws_of
 
-_BIGINT, _SMALLINT = 2**63 - 1, 2**15 - 1
-_RID, _ATTEMPT, _AT, _COST, _SHAPE = (
-    UsageRecord.__struct_fields__.index(name) for name in ("rid", "attempt", "at_us", "cost_pico", "shape")
+ROLLUP_LOCK = 726001  # PostgreSQL advisory lock: shared while usage rows are inserted, exclusive while they are summed
+
+_BIGINT, _SMALLINT, _INT = 2**63 - 1, 2**15 - 1, 2**31 - 1
+_TOKENS_LIMIT, _COST_LIMIT = 10**15, 10**18  # what an absurd row is cut to, so that sums stay inside 64 bits
+_RID, _ATTEMPT, _AT, TOKENS, COST, _SHAPE, _POOLS = (
+    UsageRecord.__struct_fields__.index(name)
+    for name in ("rid", "attempt", "at_us", "tokens", "cost_pico", "shape", "draws")
 )
-_COLUMN_OF = {"at_us": "at", "cost_pico": "cost_usd"}
-_COLUMNS = tuple(_COLUMN_OF.get(name, name) for name in UsageRecord.__struct_fields__)
+_FIELD_OF = {"at_us": "at", "cost_pico": "cost_usd", "draws": "pools"}
+_FIELDS = tuple(
+    cast("Field[Any, Any]", Usage._meta.get_field(_FIELD_OF.get(name, name))) for name in UsageRecord.__struct_fields__
+)
 _TEXTS = tuple(  # where a text stands and how long its column is
     (index, field.max_length)
-    for index, field in enumerate(map(Usage._meta.get_field, _COLUMNS))
-    if isinstance(field, CharField) and index not in (_RID, _SHAPE)
+    for index, field in enumerate(_FIELDS)
+    if isinstance(field, CharField) and index not in (_RID, _SHAPE, _POOLS)
 )
+_POOLS_LENGTH = _FIELDS[_POOLS].max_length
+_RANGES = {"PositiveSmallIntegerField": (0, _SMALLINT), "IntegerField": (-_INT, _INT)}
+_PARTS = (500, 50)  # rows bound at once: other threads may run between two, and SQLite binds 32,766 values at most
 _encode = msgspec.json.Encoder().encode
 
-Row = list[Any]
+Chain = tuple[tuple[int, int, int, bool], ...]  # pool id, unit, window's start, whether it is charged without a lease
 
 
-def usage_row(record: UsageRecord) -> Row:
-    """A usage record as the statements below want it: values in field order, texts cut to their columns' length."""
-    row = list(msgspec.structs.astuple(record))
-    row[_RID] = record.rid.hex()
-    row[_SHAPE] = record.shape.hex()
-    for index, limit in _TEXTS:
-        row[index] = row[index][:limit]
-    return row
+class Charged:
+    """The purses that rows are charged to: one object for all rows of a batch that have the same."""
+
+    __slots__ = ("chain", "pools")
+
+    def __init__(self, purses: Chain) -> None:
+        self.chain = purses
+        self.pools = _pools_text(purses)
+
+
+Row = tuple[list[Any], Charged]  # the values of the columns in the order of `UsageRecord`, and where they are charged
+
+
+def usage_rows(records: Iterable[UsageRecord]) -> list[Row]:
+    """Usage records as the statements below want them: texts cut to their columns' length."""
+    astuple = msgspec.structs.astuple
+    known: dict[Chain, Charged] = {}
+    rows: list[Row] = []
+    for record in records:
+        draws = record.draws or draws_of(record)
+        purses = tuple([(draw.pool_id, draw.unit, draw.window_start, draw.held < 0) for draw in draws])
+        charged = known.get(purses)
+        if charged is None:
+            charged = known[purses] = Charged(purses)
+        values = list(astuple(record))
+        values[_RID] = record.rid.hex()
+        values[_SHAPE] = record.shape.hex()
+        values[_POOLS] = charged.pools
+        for index, limit in _TEXTS:
+            values[index] = values[index][:limit]
+        absurd = record.tokens > _TOKENS_LIMIT or record.cost_pico > _COST_LIMIT
+        rows.append(storable_row((values, charged)) if absurd else (values, charged))
+    return rows
 
 
 def storable_row(row: Row) -> Row:
     """The row with everything replaced that a database could refuse (NUL characters, numbers out of range)."""
-    clean: Row = []
-    for index, value in enumerate(row):
+    values, charged = row
+    clean: list[Any] = []
+    for field, value in zip(_FIELDS, values, strict=True):
         if isinstance(value, str):
             clean.append(value.replace("\0", "\N{REPLACEMENT CHARACTER}"))
         elif isinstance(value, int) and not isinstance(value, bool):
-            limit = _SMALLINT if _COLUMNS[index] in ("attempt", "attempts", "basis", "status") else _BIGINT
-            floor = 0 if _COLUMNS[index] in ("attempt", "attempts", "basis") else -limit
-            clean.append(max(floor, min(limit, value)))
+            low, high = _RANGES.get(field.get_internal_type(), (-_BIGINT, _BIGINT))
+            clean.append(max(low, min(high, value)))
         else:
             clean.append(value)
     clean[_AT] = max(0, min(clean[_AT], 253_402_300_799_000_000))  # the last microsecond Python's dates can show
-    clean[_COST] = max(-(10**23), min(10**18, clean[_COST]))
-    return clean
+    clean[TOKENS] = max(-_TOKENS_LIMIT, min(_TOKENS_LIMIT, clean[TOKENS]))
+    clean[COST] = max(-_COST_LIMIT, min(_COST_LIMIT, clean[COST]))
+    purses = tuple((min(_BIGINT, pool), unit, min(_BIGINT, start), free) for pool, unit, start, free in charged.chain)
+    return clean, charged if purses == charged.chain else Charged(purses)
 
 
 def row_key(row: Row) -> tuple[str, int]:
     """The primary identity of a usage row: request id (hex) and attempt."""
-    return row[_RID], row[_ATTEMPT]
+    return row[0][_RID], row[0][_ATTEMPT]
+
+
+def keep_out_rollups(connection: BaseDatabaseWrapper) -> None:
+    """To be called first in a transaction that inserts usage rows: sums wait until it is over, and it for them.
+
+    Otherwise a row of another host that commits late, with a lower id than rows that were summed already, would be
+    missed. On SQLite there is one writer.
+    """
+    if connection.vendor == "postgresql":
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT pg_advisory_xact_lock_shared(%s)", (ROLLUP_LOCK,))
 
 
 def insert_usage(connection: BaseDatabaseWrapper, rows: list[Row]) -> int:
-    """Insert usage rows, leaving out those whose (request id, attempt) exists; how many were inserted."""
-    sql = _USAGE_POSTGRES if connection.vendor == "postgresql" else _USAGE_SQLITE
+    """Insert usage rows, leaving out those whose (request id, attempt) exists; how many were inserted.
+
+    Raises `DataError`, `IntegrityError` or `OverflowError` when the database refuses one (see `storable_row`).
+    """
+    batch = [values for values, _charged in rows]
     with connection.cursor() as cursor:
-        cursor.execute(sql, (_encode(rows).decode(),))
-        return int(cursor.rowcount)
+        if connection.vendor == "postgresql":
+            cursor.execute(_USAGE_POSTGRES, (_encode(batch).decode(),))
+            return int(cursor.rowcount)
+        inserted = at = 0
+        # Taking a value out of a JSON text is most of the cost on SQLite: large parts are bound value by value.
+        for size in _PARTS:
+            while len(batch) - at >= size:
+                inserted += _insert_part(connection, cursor, batch[at : at + size])
+                at += size
+        if at < len(batch):
+            cursor.execute(_USAGE_SQLITE, (_encode(batch[at:]).decode(),))
+            inserted += int(cursor.rowcount)
+        return inserted
+
+
+def _insert_part(connection: BaseDatabaseWrapper, cursor: Any, batch: list[list[Any]]) -> int:
+    # Past Django's cursor, which would look for a placeholder 18,000 times in every statement.
+    with connection.wrap_database_errors:
+        sqlite3.Cursor.execute(cursor.cursor, _usage_values(len(batch)), list(chain.from_iterable(batch)))
+    return int(cursor.rowcount)
 
 
 def existing_usage(connection: BaseDatabaseWrapper, rows: list[Row]) -> set[tuple[str, int]]:
     """Which of the rows' (request id, attempt) are in the ledger already."""
-    request_ids = _encode(list({row[_RID] for row in rows})).decode()
+    request_ids = _encode(list({values[_RID] for values, _charged in rows})).decode()
     sql = _EXISTING_POSTGRES if connection.vendor == "postgresql" else _EXISTING_SQLITE
     with connection.cursor() as cursor:
         cursor.execute(sql, (request_ids,))
@@ -83,9 +154,10 @@ def existing_usage(connection: BaseDatabaseWrapper, rows: list[Row]) -> set[tupl
 
 
 def insert_shapes(connection: BaseDatabaseWrapper, shapes: Iterable[tuple[bytes, bytes]]) -> None:
-    """Insert decision shapes that are not known yet."""
+    """Insert decision shapes that are not known yet; in one order, because hosts that share a database meet here."""
     items = [
-        (digest.hex(), payload.decode("utf-8", "backslashreplace").replace("\0", "")) for digest, payload in shapes
+        (digest.hex(), payload.decode("utf-8", "backslashreplace").replace("\0", ""))
+        for digest, payload in sorted(shapes)
     ]
     sql = _SHAPES_POSTGRES if connection.vendor == "postgresql" else _SHAPES_SQLITE
     with connection.cursor() as cursor:
@@ -98,37 +170,58 @@ def store_position(connection: BaseDatabaseWrapper, owner: str, position: tuple[
         cursor.execute(_POSITION, (owner, *position))
 
 
-def _sqlite_value(index: int) -> str:
-    value = f"json_extract(value, '$[{index}]')"
+def _pools_text(purses: Chain) -> str:
+    """The distinct pools of a chain as `id@window-start`, ascending; as many as fit into the column."""
+    text = ""
+    for pool_id, start in sorted({(pool_id, start) for pool_id, _unit, start, _observed in purses}):
+        longer = f"{text} {pool_id}@{start}" if text else f"{pool_id}@{start}"
+        if len(longer) > (_POOLS_LENGTH or 0):
+            break
+        text = longer
+    return text
+
+
+def _sqlite_value(index: int, value: str) -> str:
     if index == _AT:  # as Django writes it: text with microseconds
         seconds = f"strftime('%%Y-%%m-%%d %%H:%%M:%%S', {value} / 1000000, 'unixepoch')"
         return f"{seconds} || printf('.%%06d', {value} %% 1000000)"
-    return f"{value} / 1e12" if index == _COST else value
+    return value
 
 
 def _postgres_value(index: int) -> str:
-    field = Usage._meta.get_field(_COLUMNS[index])
     value = f"(r ->> {index})"
     if index == _AT:
         return f"timestamptz 'epoch' + {value}::bigint * interval '1 microsecond'"
-    if index == _COST:
-        return f"{value}::numeric / 1000000000000"
     kind = {
         "BooleanField": "::boolean",
         "BigIntegerField": "::bigint",
         "IntegerField": "::integer",
         "PositiveSmallIntegerField": "::smallint",
     }
-    return value + kind.get(field.get_internal_type(), "")
+    name = "BigIntegerField" if index == COST else _FIELDS[index].get_internal_type()
+    return value + kind.get(name, "")
 
 
-_USAGE = f"{Usage._meta.db_table} ({', '.join(_COLUMNS)})"
-_INDEXES = range(len(_COLUMNS))
+_USAGE = f"{Usage._meta.db_table} ({', '.join(str(field.column) for field in _FIELDS)})"
+_INDEXES = range(len(_FIELDS))
+_EXTRACTED = ", ".join(_sqlite_value(index, f"json_extract(value, '$[{index}]')") for index in _INDEXES)
 # Materialized: otherwise SQLite writes a row's array out as text once more for every column (3 times the cost).
 _USAGE_SQLITE = (
     f"INSERT OR IGNORE INTO {_USAGE} WITH batch (value) AS MATERIALIZED (SELECT value FROM json_each(%s)) "  # noqa: S608
-    f"SELECT {', '.join(map(_sqlite_value, _INDEXES))} FROM batch"
+    f"SELECT {_EXTRACTED} FROM batch"
 )
+
+
+@lru_cache(maxsize=len(_PARTS))
+def _usage_values(rows: int) -> str:
+    """The statement for so many rows on SQLite, in its own style of parameters."""
+    values = []
+    for first in range(1, rows * len(_FIELDS), len(_FIELDS)):
+        row = ", ".join(_sqlite_value(index, f"?{first + index}") for index in _INDEXES)
+        values.append(f"({row.replace('%%', '%')})")
+    return f"INSERT OR IGNORE INTO {_USAGE} VALUES {', '.join(values)}"  # noqa: S608
+
+
 _USAGE_POSTGRES = (
     f"INSERT INTO {_USAGE} SELECT {', '.join(map(_postgres_value, _INDEXES))} "  # noqa: S608
     "FROM jsonb_array_elements(%s::jsonb) AS r ON CONFLICT (rid, attempt) DO NOTHING"

@@ -5,8 +5,9 @@ exactly the inserted sums from leases to committed and stores the journal positi
 already changes nothing, so control may die at any moment. An owner whose lock can be taken is dead: its journal is
 read to the end, holds without an end are charged, its leases go back (`budgets.burial`).
 
-Grants, returns and other ledger writes come through a queue and are served between batches. Everybody else only reads
-the ledger. Database outages are ridden out: the thread reconnects, reads the positions anew and replays.
+Grants, returns and other ledger writes come through a queue and are served between batches; what is to be done every
+so often is a `Job`. Everybody else only reads the ledger. Database outages are ridden out: the thread reconnects, reads
+the positions anew and replays.
 """
 
 from __future__ import annotations
@@ -17,22 +18,22 @@ import os
 import queue
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from django.conf import settings
 from django.db import DatabaseError, InterfaceError, connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 
-from budgets import journal
-from budgets.burial import bury
-from budgets.grants import GrantReply, GrantRequest, Grants
+from budgets import burial, journal
+from budgets.grants import GrantReply, GrantRequest, Grants, OnRecall
 from budgets.journal_reader import JournalReader
 from budgets.ledger import Ledger, LedgerError
 from budgets.models.ledger import JournalPosition
 from budgets.stats import WriterStats
+from budgets.windows import WindowSpec
 
 log = logging.getLogger("hoosh.ledger")
 
@@ -41,6 +42,8 @@ BATCH_RECORDS = 2000
 OUTAGE_PAUSE_S = 1.0  # longest pause between two attempts on a database that is away
 LOCK_PAUSE_S = 0.05
 STOP_WAIT_S = 30.0
+TIDY_S = 1.0  # so soon, at the latest, rests of earlier windows are carried over, whatever set them free
+JOB_PAUSE_S = 5.0  # before a job that failed is tried again, at least
 
 _T = TypeVar("_T")
 _OUTAGES = (DatabaseError, InterfaceError)
@@ -48,6 +51,27 @@ _OUTAGES = (DatabaseError, InterfaceError)
 
 class WriterStoppedError(RuntimeError):
     """The writer has ended and takes no more work."""
+
+
+class Job(Protocol):
+    """Something the writer does every `period_s` seconds, between batches: keep it short, grants wait for it.
+
+    Each call makes transactions of its own. What it raises is logged and stops nothing.
+    """
+
+    period_s: float
+
+    def run(self, connection: BaseDatabaseWrapper) -> None:
+        """Do what is due."""
+
+    def owner_ended(self, connection: BaseDatabaseWrapper, owner: str) -> None:
+        """A worker (incarnation) is dead and its journal is settled; may be told more than once."""
+
+
+class _DueJob:
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        self.at = 0.0  # monotonic clock
 
 
 class _Task(NamedTuple):
@@ -65,9 +89,13 @@ class Writer(threading.Thread):
         using: str | None = None,
         period_s: float = PERIOD_S,
         batch_records: int = BATCH_RECORDS,
-        on_recall: Callable[[int, int], None] | None = None,
+        on_recall: OnRecall | None = None,
+        jobs: Sequence[Job] = (),
     ) -> None:
-        """`on_recall(pool_id, window_start)` is called, in this thread, when workers should return idle tokens."""
+        """`on_recall(pool_id, unit, window_start)` is called, in this thread, when workers should return what is idle.
+
+        `jobs` are run in this thread as well, first right after the start.
+        """
         super().__init__(name="ledger-writer", daemon=True)
         self.ready = threading.Event()  # positions are loaded and work is being done
         self._directory = directory
@@ -79,6 +107,8 @@ class Writer(threading.Thread):
         self._positions: dict[str, tuple[int, int]] | None = None  # None: must be read from the database
         self._stats = WriterStats()
         self._grants = Grants(on_recall, self._stats)
+        self._jobs = [_DueJob(job) for job in jobs]
+        self._tidy_at = 0.0  # monotonic clock
         self._stopping = threading.Event()
         self._stopped = False
         self._lock_fd = -1
@@ -89,20 +119,21 @@ class Writer(threading.Thread):
         self,
         owner: str,
         pool_id: int,
+        unit: int,
         window_start: int,
         seen_total: int,
         want: int,
         reply: GrantReply,
         need: int = 0,
     ) -> None:
-        """Lease tokens to a worker and call `reply(total, more, spent_out, available)` from the writer's thread.
+        """Lease to a worker and call `reply(total, more, spent_out, available)` from the writer's thread.
 
         `seen_total` is the total the worker knows: with less than was granted the answer is only repeated. `need` is
-        what a waiting request lacks, given whole or not at all; the answer to it comes (again) when tokens return.
-        There is no answer when the database is away or the window unknown.
+        what a waiting request lacks, given whole or not at all; the answer to it comes (again) when something returns.
+        There is no answer when the database is away or the purse unknown. Amounts are in the purse's unit.
         """
         asked_at = time.monotonic()
-        request = GrantRequest(owner, pool_id, window_start, seen_total, want, need, reply)
+        request = GrantRequest(owner, pool_id, unit, window_start, seen_total, want, need, reply)
 
         def serve() -> None:
             self._grants.serve(self._ledger(), request)
@@ -110,19 +141,23 @@ class Writer(threading.Thread):
 
         self._put(_Task(serve))
 
-    def give_back(self, owner: str, pool_id: int, window_start: int, returned_total: int) -> None:
-        """Take tokens back that a worker returned; `returned_total` is absolute, so repeats do no harm."""
-        self._put(_Task(lambda: self._grants.give_back(self._ledger(), owner, pool_id, window_start, returned_total)))
+    def give_back(self, owner: str, pool_id: int, unit: int, window_start: int, returned_total: int) -> None:
+        """Take back what a worker returned; `returned_total` is absolute, so repeats do no harm."""
+        key = (pool_id, unit, window_start)
+        self._put(_Task(lambda: self._grants.give_back(self._ledger(), owner, key, returned_total)))
 
-    def sync_pool(self, pool_id: int, window_start: int, capacity: int) -> Future[None]:
-        """Make the window or change its capacity (tokens). Lowered below what is used, there are only no new grants."""
-        return self.submit(
-            lambda _connection: self._grants.set_capacity(self._ledger(), pool_id, window_start, capacity)
-        )
+    def sync_windows(self, specs: Sequence[WindowSpec]) -> Future[None]:
+        """Make windows or change their limits, ends and alerts; all of them or, when the database fails, none.
 
-    def write_off(self, owner: str) -> Future[int]:
-        """Charge what is left in the leases of a quarantined owner, as an operator's decision; the tokens charged."""
-        return self.submit(lambda _connection: self._ledger().write_off(owner))
+        A limit lowered below what is used only stops new grants. Where `carry_from` names an earlier window, its free
+        rest is moved to the new one, and again whenever something becomes free there later.
+        """
+        specs = tuple(specs)
+        return self.submit(lambda _connection: self._grants.sync_windows(self._ledger(), specs))
+
+    def run_jobs(self) -> Future[None]:
+        """Run all jobs now, whether due or not."""
+        return self.submit(lambda _connection: self._run_jobs(at_once=True))
 
     def submit(self, work: Callable[[BaseDatabaseWrapper], _T]) -> Future[_T]:
         """Run `work(connection)` in the writer's thread; the future has its result or exception.
@@ -202,6 +237,8 @@ class Writer(threading.Thread):
             if (now := time.monotonic()) >= next_settle:
                 worked = self._attempt(self._settle_all)
                 self._stats.settle_pass(time.monotonic() - now)
+                if worked:
+                    self._attempt(self._run_jobs)
                 pause_s = self._period_s if worked else min(OUTAGE_PAUSE_S, pause_s * 2)
                 next_settle = max(now + pause_s, time.monotonic())
 
@@ -311,7 +348,7 @@ class Writer(threading.Thread):
                 break
             self._serve_queue()
         if dead:
-            bury(self._ledger(), self._stats, self._directory, reader)
+            burial.bury(self._ledger(), self._stats, self._directory, reader, self._tell_jobs)
             self._positions.pop(reader.owner, None)
             self._drop_reader(reader.owner)
             self._grants.owner_ended(self._ledger(), reader.owner)
@@ -324,3 +361,40 @@ class Writer(threading.Thread):
     def _forget_readers(self) -> None:
         for owner in list(self._readers):
             self._drop_reader(owner)
+
+    # --- jobs -------------------------------------------------------------------------------------------------------
+
+    def _run_jobs(self, *, at_once: bool = False) -> None:
+        """What is due besides settling: the jobs, carrying rests over, files of resolved owners."""
+        now = time.monotonic()
+        ran = at_once
+        for due in self._jobs:
+            if (now < due.at and not at_once) or self._stopping.is_set():
+                continue
+            begin = time.monotonic()
+            worked = self._do(due.job, due.job.run)
+            ended = time.monotonic()
+            self._stats.job(ended - begin)
+            due.at = ended + (due.job.period_s if worked else max(JOB_PAUSE_S, due.job.period_s))
+            ran = True
+            self._serve_queue()
+        if ran or now >= self._tidy_at:
+            self._tidy_at = now + TIDY_S
+            self._grants.carry_rests(self._ledger())
+            self._grants.offer_all(self._ledger())  # a job may have given something back
+            burial.mark_resolved(self._directory, self._using)
+
+    def _tell_jobs(self, owner: str) -> None:
+        for due in self._jobs:
+            self._do(due.job, due.job.owner_ended, owner)
+
+    def _do(self, job: Job, work: Callable[..., None], *arguments: str) -> bool:
+        try:
+            work(connections[self._using], *arguments)
+        except Exception as exc:
+            self._stats.jobs_failed += 1
+            log.exception("ledger_job_failed", extra={"job": type(job).__name__})
+            if isinstance(exc, _OUTAGES):
+                connections[self._using].close()
+            return False
+        return True

@@ -1,25 +1,34 @@
-"""The arithmetic of the ledger: how tokens move between a pool window and a lease. Pure; used inside transactions.
+"""The arithmetic of the ledger: how amounts move between purses and leases. Pure; used inside transactions.
 
-The functions change the two rows they are given and keep, for every window,
+A purse is one pool's window in one unit (tokens or pico-USD). The functions change the rows they are given and keep,
+for every purse,
 
     committed + leased <= capacity + overrun        leased == sum of its leases' `remaining`
 
-`overrun` is zero unless the truth does not fit: a provider reported more than was held, or an operator lowered the
-capacity below what is in use. The database's CHECK constraints say the same once more.
+`overrun` is zero unless the truth does not fit: a provider reported more than was held, the pool does not refuse, or
+an operator lowered the capacity below what is in use. The database's CHECK constraints say the same once more.
+A `capacity` of None is no limit: what is charged there is only counted and nothing is leased ahead.
 """
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Protocol
 
+from budgets.records import Unit
+
 SHARES = 16  # an ask far from the edge may take this part of what is free, over all workers
-EDGE_TOKENS = 2048  # near the edge a prefetch gets at least this much, while there is that much
+# Near the edge a prefetch gets at least this much, while there is that much: 2,048 tokens, 0.01 USD.
+EDGE = {Unit.TOKENS: 2048, Unit.PICO_USD: 10**10}
+# Columns have 64 bits: no purse grows above this by what is carried or moved into it, and no count goes on above it.
+CAPACITY_LIMIT = 8 * 10**18
 
 
-class Window(Protocol):
+class Purse(Protocol):
     """The columns of a `PoolWindow` that move."""
 
-    capacity: int
+    capacity: int | None
+    adjusted: int
     committed: int
     leased: int
     overrun: int
@@ -33,85 +42,135 @@ class LeaseRow(Protocol):
     remaining: int
 
 
-def free_tokens(window: Window) -> int:
-    """What can still be leased; zero or negative when the window is spent."""
-    return window.capacity - window.committed - window.leased
+def free_amount(purse: Purse) -> int:
+    """What can still be leased; zero or negative when the purse is spent, zero where there is no limit."""
+    return 0 if purse.capacity is None else purse.capacity - purse.committed - purse.leased
 
 
-def block_size(*, free: int, want: int, need: int, workers: int) -> tuple[int, bool]:
+def block_size(*, free: int, want: int, need: int, workers: int, unit: int = Unit.TOKENS) -> tuple[int, bool]:
     """How much to lease out of `free`, and whether that left enough for asking ahead again.
 
-    `need` (what a waiting request lacks) is given whole or not at all, so that the last tokens are not scattered over
-    workers none of which can use them. Near the edge a block is a quarter of what is free.
+    `need` (what a waiting request lacks) is given whole or not at all, so that the last of it is not scattered over
+    workers none of which can use it. Near the edge a block is a quarter of what is free.
     """
     if free <= 0 or free < need:
         return 0, False
     block = max(want, need, free // (SHARES * max(1, workers)))
     if block <= free // 4:
         return block, True
-    return min(free, max(need, free // 4, min(free, EDGE_TOKENS))), False
+    return min(free, max(need, free // 4, min(free, EDGE[Unit(unit)]))), False
 
 
-def grant(window: Window, lease: LeaseRow, tokens: int) -> None:
-    """Lease `tokens` out of the window's free tokens."""
-    assert 0 <= tokens <= max(0, free_tokens(window))
-    _extend(window, lease, tokens)
+def grant(purse: Purse, lease: LeaseRow, amount: int) -> None:
+    """Lease `amount` out of what is free."""
+    assert 0 <= amount <= max(0, free_amount(purse))
+    _extend(purse, lease, amount)
 
 
-def adopt(window: Window, lease: LeaseRow, total: int) -> None:
-    """Raise the lease to `total` granted tokens, which its owner already has (the ledger was restored from a copy)."""
-    _extend(window, lease, max(0, total - lease.granted))
+def adopt(purse: Purse, lease: LeaseRow, total: int) -> None:
+    """Raise the lease to `total` granted, which its owner already has (the ledger was restored from a copy)."""
+    _extend(purse, lease, max(0, total - lease.granted))
 
 
-def give_back(window: Window, lease: LeaseRow, returned_total: int) -> int:
+def give_back(purse: Purse, lease: LeaseRow, returned_total: int) -> int:
     """Take back what the owner returned since the last message; `returned_total` is absolute. The amount."""
-    tokens = min(max(0, returned_total - lease.returned), lease.remaining)
-    lease.returned += tokens
-    lease.remaining -= tokens
-    window.leased -= tokens
-    _shrink_overrun(window)
-    return tokens
+    amount = min(max(0, returned_total - lease.returned), lease.remaining)
+    lease.returned += amount
+    lease.remaining -= amount
+    purse.leased -= amount
+    _set_overrun(purse)
+    return amount
 
 
-def charge(window: Window, lease: LeaseRow, tokens: int) -> int:
-    """Move `tokens` from the lease to committed. What the lease lacks is granted on the spot; the amount of that.
+def charge(purse: Purse, lease: LeaseRow, amount: int) -> int:
+    """Move `amount` from the lease to committed. What the lease lacks is granted on the spot; the amount of that.
 
     The owner's wallet is in debt by as much and learns of it by the new total, so nothing is paid twice.
     """
-    assert tokens >= 0
-    lacking = max(0, tokens - lease.remaining)
+    assert amount >= 0
+    lacking = max(0, amount - lease.remaining)
     if lacking:
-        _extend(window, lease, lacking)
-    lease.remaining -= tokens
-    window.leased -= tokens
-    window.committed += tokens
-    _shrink_overrun(window)
+        _extend(purse, lease, lacking)
+    lease.remaining -= amount
+    purse.leased -= amount
+    _commit(purse, amount)
     return lacking
 
 
-def set_capacity(window: Window, capacity: int) -> None:
-    """Change the limit. Lowered below what is in use, nothing is taken away: there are only no new grants."""
-    assert capacity >= 0
-    window.capacity = capacity
-    window.overrun = max(0, -free_tokens(window))
+def charge_observed(purse: Purse, amount: int) -> None:
+    """Count `amount` as committed without a lease: the pool does not refuse in this unit."""
+    assert amount >= 0
+    _commit(purse, amount)
 
 
-def end_lease(window: Window, lease: LeaseRow, *, spent: bool) -> None:
-    """Close a lease: its rest goes back to the window or, when `spent`, counts as charged."""
-    tokens = lease.remaining
+def correct(purse: Purse, amount: int) -> int:
+    """Add `amount` (less than zero: give back) to committed, which never falls below zero; the amount added."""
+    before = purse.committed
+    _commit(purse, max(amount, -before))
+    return purse.committed - before
+
+
+def set_limit(purse: Purse, limit: int | None) -> None:
+    """Change the operator's limit; what was carried or transferred stays on top of it (or away from it).
+
+    Lowered below what is in use, nothing is taken away: there are only no new grants.
+    """
+    assert limit is None or limit >= 0
+    purse.capacity = None if limit is None else max(0, limit + purse.adjusted)
+    _set_overrun(purse)
+
+
+def move_free(source: Purse, target: Purse, amount: int | None = None) -> int:
+    """Move up to `amount` (None = all) of what is free to another purse; the amount moved.
+
+    The sum of both capacities stays the same. Purses without a limit neither give nor take.
+    """
+    if source.capacity is None or target.capacity is None:
+        return 0
+    free = min(max(0, free_amount(source)), max(0, CAPACITY_LIMIT - target.capacity))
+    moved = free if amount is None else min(free, amount)
+    assert moved >= 0
+    source.capacity -= moved
+    source.adjusted -= moved
+    target.capacity += moved
+    target.adjusted += moved
+    _set_overrun(target)
+    return moved
+
+
+def end_lease(purse: Purse, lease: LeaseRow, *, spent: bool) -> int:
+    """Close a lease: its rest goes back to the purse or, when `spent`, counts as charged. The rest."""
+    amount = lease.remaining
     lease.remaining = 0
-    window.leased -= tokens
-    if spent:
-        window.committed += tokens
-    _shrink_overrun(window)
+    purse.leased -= amount
+    _commit(purse, amount if spent else 0)
+    return amount
 
 
-def _extend(window: Window, lease: LeaseRow, tokens: int) -> None:
-    lease.granted += tokens
-    lease.remaining += tokens
-    window.leased += tokens
-    window.overrun = max(window.overrun, -free_tokens(window))
+def reached(purse: Purse, alerts: str) -> set[int]:
+    """Which of the `alerts` (percents of the capacity, comma-separated) what was charged has reached."""
+    if not alerts or purse.capacity is None or not purse.committed:
+        return set()
+    committed, capacity = purse.committed * 100, purse.capacity
+    return {percent for percent in _percents(alerts) if committed >= percent * capacity}
 
 
-def _shrink_overrun(window: Window) -> None:
-    window.overrun = min(window.overrun, max(0, -free_tokens(window)))
+@lru_cache(maxsize=256)
+def _percents(alerts: str) -> tuple[int, ...]:
+    return tuple(int(entry) for entry in map(str.strip, alerts.split(",")) if entry.isascii() and entry.isdigit())
+
+
+def _extend(purse: Purse, lease: LeaseRow, amount: int) -> None:
+    lease.granted += amount
+    lease.remaining += amount
+    purse.leased += amount
+    _set_overrun(purse)
+
+
+def _commit(purse: Purse, amount: int) -> None:
+    purse.committed = min(CAPACITY_LIMIT, purse.committed + amount)
+    _set_overrun(purse)
+
+
+def _set_overrun(purse: Purse) -> None:
+    purse.overrun = max(0, -free_amount(purse))

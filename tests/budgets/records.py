@@ -7,7 +7,7 @@ import os
 import time
 from typing import Any
 
-from budgets.records import Basis, HoldRecord, UsageRecord
+from budgets.records import OBSERVED, Basis, Draw, HoldRecord, Unit, UsageRecord
 
 POOL = 7
 _numbers = itertools.count(1)
@@ -19,7 +19,19 @@ def new_rid() -> bytes:
     return time.time_ns().to_bytes(8, "big") + _seed + next(_numbers).to_bytes(4, "big")
 
 
-def hold_record(rid: bytes, tokens: int, *, input_bound: int = 0, pool_id: int = POOL, attempt: int = 0) -> HoldRecord:
+def tokens_of(pool_id: int, held: int = OBSERVED, *, start: int = 0) -> Draw:
+    """A draw on a pool's tokens; by default they are only counted."""
+    return Draw(pool_id, Unit.TOKENS, start, held)
+
+
+def money_of(pool_id: int, held: int = OBSERVED, *, start: int = 0) -> Draw:
+    """A draw on a pool's money, in pico-USD; by default it is only counted."""
+    return Draw(pool_id, Unit.PICO_USD, start, held)
+
+
+def hold_record(
+    rid: bytes, tokens: int, *, input_bound: int = 0, pool_id: int = POOL, attempt: int = 0, **changes: Any
+) -> HoldRecord:
     """`R` of one attempt."""
     return HoldRecord(
         rid=rid,
@@ -36,6 +48,7 @@ def hold_record(rid: bytes, tokens: int, *, input_bound: int = 0, pool_id: int =
         provider_id=5,
         endpoint="chat",
         model="small",
+        **changes,
     )
 
 

@@ -9,17 +9,20 @@ import subprocess
 import sys
 import threading
 import time
+import zlib
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from budgets import journal
 from budgets.journal import Journal, JournalError
 from budgets.journal_reader import Batch, JournalReader
 from budgets.records import Basis
-from tests.budgets.records import hold_record, new_rid, usage_record
+from tests.budgets.records import hold_record, money_of, new_rid, tokens_of, usage_record
 
 SHAPE = b"s" * 16
+DRAWS = (tokens_of(3, start=1_700_000_000), money_of(3, 10**15, start=1_700_000_000), tokens_of(7, 100), money_of(7))
 
 
 def read_all(directory: Path, owner: str, position: tuple[int, int] | None = None) -> tuple[JournalReader, Batch]:
@@ -37,15 +40,15 @@ def segment(directory: Path, number: int = 1) -> Path:
 def write_requests(writer: Journal, count: int) -> list[bytes]:
     rids = [new_rid() for _ in range(count)]
     for rid in rids:
-        writer.hold(hold_record(rid, 100))
-        writer.complete(usage_record(rid, 60, held=100))
+        writer.hold(hold_record(rid, 100, draws=DRAWS))
+        writer.complete(usage_record(rid, 60, held=100, draws=DRAWS))
     return rids
 
 
 def test_what_was_written_is_read(tmp_path: Path) -> None:
     writer = Journal.open(tmp_path, "w")
     rid = new_rid()
-    record = usage_record(rid, 60, held=100, shape=SHAPE, client_request_id="abc")
+    record = usage_record(rid, 60, held=100, shape=SHAPE, client_request_id="abc", input_audio_tokens=5, draws=DRAWS)
     writer.hold(hold_record(rid, 100))
     writer.shape(SHAPE, b"{}")
     writer.complete(record)
@@ -79,6 +82,69 @@ def test_holds_without_an_end_are_charged_by_what_is_known(tmp_path: Path) -> No
     assert charged[silent].basis == Basis.BOUND
     assert charged[events].basis == Basis.DELIVERED
     assert all(record.input_tokens + record.output_tokens == record.tokens for record in charged.values())
+
+
+def test_a_hold_without_an_end_costs_what_its_tokens_cost_at_most(tmp_path: Path) -> None:
+    writer = Journal.open(tmp_path, "w")
+    silent, streamed, free = (new_rid() for _ in range(3))
+    prices = {"price_id": 4, "input_pico": 2_500_000, "output_pico": 10_000_000, "request_pico": 10**9}
+    writer.hold(hold_record(silent, 500, input_bound=100, draws=DRAWS, **prices))
+    writer.hold(hold_record(streamed, 500, input_bound=100, draws=DRAWS, **prices))
+    writer.hold(hold_record(free, 500, input_bound=100, draws=DRAWS, price_id=-1))
+    writer.delivered(streamed, 0, 3, 0)
+    writer.close()
+    reader, _batch = read_all(tmp_path, "w")
+    charged = {record.rid: record for record in reader.unfinished()}
+    assert charged[silent].cost_pico == 10**9 + 100 * 2_500_000 + 400 * 10_000_000
+    assert charged[streamed].cost_pico == 10**9 + 100 * 2_500_000 + 3 * 10_000_000
+    assert (charged[free].cost_pico, charged[free].price_id) == (0, -1)
+    assert charged[silent].price_id == 4
+    assert all(record.draws == DRAWS for record in charged.values())
+
+
+def test_a_journal_cut_at_any_byte_is_read_up_to_there(tmp_path: Path) -> None:
+    writer = Journal.open(tmp_path, "w")
+    ends: list[tuple[int, int, int]] = []  # where a record ends, usage records and open holds up to there
+    for number in range(3):
+        rid = new_rid()
+        writer.hold(hold_record(rid, 100, draws=DRAWS))
+        ends.append((segment(tmp_path).stat().st_size, number, 1))
+        writer.delivered(rid, 0, 64, 100)
+        ends.append((segment(tmp_path).stat().st_size, number, 1))
+        writer.complete(usage_record(rid, 60, held=100, draws=DRAWS))
+        ends.append((segment(tmp_path).stat().st_size, number + 1, 0))
+    writer.close()
+    whole, batch = read_all(tmp_path, "w")
+    whole.close()
+    honest = batch.usage
+    data = segment(tmp_path).read_bytes()
+    for cut in range(journal.HEADER.size, len(data) + 1):
+        segment(tmp_path).write_bytes(data[:cut])
+        reader, batch = read_all(tmp_path, "w")
+        _end, usage, holds = max([(0, 0, 0), *(entry for entry in ends if entry[0] <= cut)])
+        assert batch.usage == honest[:usage]
+        assert [record.draws for record in reader.unfinished()] == [DRAWS] * holds
+        assert not reader.damaged, f"a cut at {cut} is no damage"
+        assert reader.torn == (cut not in (journal.HEADER.size, *(end for end, _usage, _holds in ends)))
+        reader.close()
+
+
+def test_records_of_before_there_were_draws_are_still_read(tmp_path: Path) -> None:
+    writer = Journal.open(tmp_path, "w")
+    usage, hold = usage_record(new_rid(), 60), hold_record(new_rid(), 100)
+    for kind, record, later in ((journal.COMPLETE, usage, "input_audio_tokens"), (journal.HOLD, hold, "draws")):
+        fields: list[object] = list(msgspec.structs.astuple(record))
+        older = fields[: type(record).__struct_fields__.index(later)]
+        payload = journal.KEY.pack(record.rid, 0) + msgspec.msgpack.encode(older)
+        body = journal.HEAD.pack(kind, len(payload)) + payload
+        with segment(tmp_path).open("ab") as file:
+            file.write(body + journal.CRC.pack(zlib.crc32(body)))
+    writer.close()
+    reader, batch = read_all(tmp_path, "w")
+    assert batch.usage == [usage]
+    [unfinished] = reader.unfinished()
+    assert (unfinished.tokens, unfinished.draws, unfinished.cost_pico) == (100, (), 0)
+    assert not reader.damaged
 
 
 def test_the_position_is_the_oldest_open_hold(tmp_path: Path) -> None:
