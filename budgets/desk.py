@@ -1,100 +1,49 @@
-"""Where requests of this worker get their tokens: wallets by pool, asks to control, and the queue of those who wait.
+"""Where requests of this worker get their holds: wallets by purse, and what happens to them as pools change.
 
-Belongs to one event loop; nothing in here blocks. The line to control is two callables that somebody else connects:
-`send_ask(owner, pool_id, window_start, seen_total, want, need)` and
-`send_return(owner, pool_id, window_start, returned_total)`; control's side calls `on_granted`, `on_recall`,
+A request draws on a `Chain` of purses, all of them or none (see `budgets.chain`, and `budgets.queues` for those who
+must wait). Belongs to one event loop; nothing in here blocks. The line to control is two callables that somebody else
+connects, `send_ask(owner, pool_id, unit, window_start, seen_total, want, need)` and
+`send_return(owner, pool_id, unit, window_start, returned_total)`; control's side calls `on_granted`, `on_recall`,
 `connected` and `disconnected`.
 
-Errors: `PoolSpentError` when control said that there are no tokens (the caller's limit), `NoLeaseError` when control
-did not answer (ours).
+Errors: `PoolSpentError` when control said that a purse is empty (the caller's limit), `NoLeaseError` when control did
+not answer (ours), `PoolDisabledError` when a pool is disabled or not there.
 """
 
 from __future__ import annotations
 
-import asyncio
+import math
 import time
-from collections import deque
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from itertools import islice
+from typing import Any, NamedTuple
 
-from budgets.records import PoolRecord
-from budgets.wallet import ASK_AGAIN_S, Wallet
+from budgets.chain import UNITS, Account, Chain, PurseKey, limits, purse_key
+from budgets.line import Line, SendAsk, SendReturn
+from budgets.queues import DeskError, Draws, NoLeaseError, PoolDisabledError, PoolSpentError, Queues
+from budgets.records import Draw, PoolRecord
+from budgets.wallet import Wallet
 
-COLD_WAIT_S = 1.0  # how long a request waits for control's first answer
-PRIMED_POOLS = 64  # so many pools get a first lease before anyone asks
-RETRY_SOON_S, RETRY_LATE_S = 5, 60  # told to refused callers: tokens are out and may come back / nothing may
+__all__ = ("Desk", "DeskError", "NoLeaseError", "PoolDisabledError", "PoolSpentError", "Room")
 
-SendAsk = Callable[[str, int, int, int, int, int], object]
-SendReturn = Callable[[str, int, int, int], object]
-
-
-class DeskError(Exception):
-    """A request cannot get its tokens."""
-
-
-class PoolSpentError(DeskError):
-    """The pool has not enough tokens. `available` and `wanted` in tokens, `retry_after_s` in seconds."""
-
-    def __init__(self, pool: int, *, available: int, wanted: int, retry_after_s: int) -> None:
-        super().__init__(f"pool {pool} has {available} tokens available, {wanted} are wanted")
-        self.pool = pool
-        self.available = available
-        self.wanted = wanted
-        self.retry_after_s = retry_after_s
+PRIMED_PURSES = 64  # so many purses get a first lease before anyone asks
+RETRY_LIFETIME_S = 60  # told to refused callers where nothing is out and no new window begins
+RETRY_MOST_S = 60  # … and at most, where holds are out
+MEAN_WEIGHT = 1 / 16  # of the newest hold's duration in their mean
+CHAINS_MAX = 16_384
+CLOSED_MAX = 1024  # wallets of windows that are over, remembered for late messages
+IDLE_MAX = 256
 
 
-class NoLeaseError(DeskError):
-    """Control did not answer in time, so nothing is known to be left."""
+class Room(NamedTuple):
+    """What a new request could get, by unit; None = no limit, or not known before control's first answer."""
 
-    def __init__(self, pool: int) -> None:
-        super().__init__(f"control did not grant tokens of pool {pool} in time")
-        self.pool = pool
-        self.retry_after_s = 1
-
-
-class _Waiter:
-    """One request in the queue. `answers` is how many answers control had given when it came."""
-
-    __slots__ = ("answers", "future", "late", "tokens")
-
-    def __init__(self, tokens: int, answers: int, future: asyncio.Future[None]) -> None:
-        self.tokens = tokens
-        self.answers = answers
-        self.future = future
-        self.late = False  # its time is over, and only control's first answer is still waited for
-
-
-class _Account:
-    """A wallet, its queue and what control said last."""
-
-    __slots__ = (
-        "answers",
-        "available",
-        "need",
-        "pool_id",
-        "spent_out",
-        "timer",
-        "unanswered",
-        "waiters",
-        "wallet",
-        "window_start",
-    )
-
-    def __init__(self, pool_id: int, window_start: int, wallet: Wallet) -> None:
-        self.pool_id = pool_id
-        self.window_start = window_start
-        self.wallet = wallet
-        self.waiters: deque[_Waiter] = deque()
-        self.answers = 0
-        self.available = 0  # in the pool beside what is leased, at the last answer
-        self.need = 0  # of the last ask; of all unanswered ones the largest, since an answer does not say to which
-        self.unanswered = 0
-        self.spent_out = False
-        self.timer: asyncio.TimerHandle | None = None
+    tokens: int | None
+    pico: int | None
 
 
 class Desk:
-    """Holds, settles and releases tokens for the requests of one worker. Amounts are tokens."""
+    """Holds, settles and releases for the requests of one worker."""
 
     def __init__(
         self,
@@ -103,146 +52,203 @@ class Desk:
         send_ask: SendAsk | None = None,
         send_return: SendReturn | None = None,
         clock: Callable[[], float] = time.monotonic,
+        wall_clock: Callable[[], float] = time.time,
     ) -> None:
-        self.owner = owner
-        self.send_ask = send_ask
-        self.send_return = send_return
+        self.mean_hold_s = 1.0
         self._clock = clock
-        self._accounts: dict[tuple[int, int], _Account] = {}
-        self._windows: dict[int, int] = {}
-        self._connected = True
+        self._wall_clock = wall_clock
+        self._line = Line(owner, send_ask, send_return)
+        self._queues = Queues(self._line, spent=self._spent, release=self.release, clock=clock)
+        self._accounts: dict[PurseKey, Account] = {}
+        self._closed: dict[PurseKey, Wallet] = {}
+        self._pools: dict[int, PoolRecord] = {}
+        self._chains: dict[tuple[int, ...], Chain] = {}
+
+    @property
+    def owner(self) -> str:
+        """The name of this incarnation of the worker."""
+        return self._line.owner
+
+    @property
+    def send_ask(self) -> SendAsk | None:
+        """How an ask reaches control."""
+        return self._line.send_ask
+
+    @send_ask.setter
+    def send_ask(self, send_ask: SendAsk | None) -> None:
+        self._line.send_ask = send_ask
+
+    @property
+    def send_return(self) -> SendReturn | None:
+        """How a return reaches control."""
+        return self._line.send_return
+
+    @send_return.setter
+    def send_return(self, send_return: SendReturn | None) -> None:
+        self._line.send_return = send_return
 
     # --- what requests call -----------------------------------------------------------------------------------------
 
-    def hold(self, pool_id: int, tokens: int, window_start: int | None = None) -> bool:
-        """Hold `tokens` now; False when they are not at hand or others wait already. Then use `wait_hold`."""
-        account = self._account(pool_id, window_start)
-        wallet = account.wallet
-        if account.waiters or not wallet.try_hold(tokens):
-            return False
-        if wallet.free < wallet.low:
-            self._ask_ahead(account)
-        return True
+    def chain(self, ids: tuple[int, ...]) -> Chain:
+        """The chain over these pools, as they are now. Raises `PoolDisabledError`."""
+        chain = self._chains.get(ids)
+        return chain if chain is not None else self._make_chain(ids)
 
-    async def wait_hold(self, pool_id: int, tokens: int, timeout_s: float, window_start: int | None = None) -> None:
-        """Hold `tokens`, in the order of arrival, waiting at most `timeout_s` for tokens to come (back).
+    def hold(self, chain: Chain, tokens: int, pico: int) -> Draws | None:
+        """Hold a bound on every purse now; None when one lacks it or others wait already. Then use `wait_hold`."""
+        for account, unit, whole in chain.held:
+            amount = pico if unit else tokens
+            if amount and (account.waiters or (amount if whole else 1) > account.wallet.free):
+                return None
+        return self._queues.take(chain, tokens, pico)
+
+    async def wait_hold(self, chain: Chain, tokens: int, pico: int, timeout_s: float) -> Draws:
+        """Hold a bound on every purse, in the order of arrival, waiting at most `timeout_s` for some to come (back).
 
         Raises `PoolSpentError`, at once when nothing that is out could bring enough; `NoLeaseError` when control gives
-        no answer within a second. Cancelling gives up the place, or the hold that was just made.
+        no answer within a second; `PoolDisabledError` when that happens meanwhile. Cancelling gives up the place, or
+        the holds that were just made. When a window ends meanwhile, the holds are made in the next one.
         """
-        account = self._account(pool_id, window_start)
-        if not account.waiters and account.wallet.try_hold(tokens):
-            return
-        loop = asyncio.get_running_loop()
-        waiter = _Waiter(tokens, account.answers, loop.create_future())
-        if account.spent_out and account.wallet.in_vain() and self._hopeless(account, waiter):
-            raise self._spent(account, waiter)
-        account.waiters.append(waiter)
-        timers = (
-            loop.call_later(COLD_WAIT_S, self._unanswered, account, waiter),
-            loop.call_later(timeout_s, self._too_late, account, waiter),
-        )
-        try:
-            if account.waiters[0] is waiter:
-                self._ask_for_first(account)
-            await waiter.future
-        except asyncio.CancelledError:
-            future = waiter.future
-            if future.done() and not future.cancelled() and future.exception() is None:
-                account.wallet.release(tokens)
-            raise
-        finally:
-            for timer in timers:
-                timer.cancel()
-            self._leave(account, waiter)
+        draws = self.hold(chain, tokens, pico)
+        return draws if draws is not None else await self._queues.wait(chain, tokens, pico, timeout_s)
 
-    def settle(self, pool_id: int, held: int, used: int, window_start: int | None = None) -> None:
-        """End a hold: `used` tokens were consumed (more than `held` = an overrun). Journal the end first."""
-        account = self._account(pool_id, window_start)
-        wallet = account.wallet
-        wallet.settle(held, used)
-        if account.waiters:
-            self._serve(account)
-            self._ask_for_first(account)
-        elif wallet.free < wallet.low:
-            self._ask_ahead(account)
+    def settle(self, draws: Sequence[Draw], tokens: int, pico: int) -> None:
+        """End a request's holds: this much was consumed (more than held = an overrun). Journal the end first."""
+        for draw in draws:
+            held = draw.held
+            if held < 0:
+                continue
+            account = self._accounts.get((draw.pool_id, draw.unit, draw.window_start))
+            if account is None:
+                continue  # nothing was held, of a window that is over: the ledger charges it
+            wallet = account.wallet
+            wallet.settle(held, pico if draw.unit else tokens)
+            if account.waiters:
+                self._queues.stir(account)
+            elif account.closing:
+                self._close(account)
+            elif wallet.free < wallet.low:
+                self._line.ask_ahead(account)
 
-    def release(self, pool_id: int, held: int, window_start: int | None = None) -> None:
-        """End a hold of which nothing was consumed."""
-        self.settle(pool_id, held, 0, window_start)
+    def release(self, draws: Sequence[Draw]) -> None:
+        """End holds of which nothing was consumed."""
+        self.settle(draws, 0, 0)
 
-    def available(self, pool_id: int) -> int | None:
-        """Tokens a new request could get, as far as known here; None before control's first answer."""
-        account = self._account(pool_id, None)
-        if not account.answers:
-            return None
-        return max(0, account.available) + max(0, account.wallet.free)
+    def took(self, held_s: float) -> None:
+        """Learn how long a hold lasted: what callers who are refused are told to wait for."""
+        self.mean_hold_s += (held_s - self.mean_hold_s) * MEAN_WEIGHT
+
+    def available(self, chain: Chain) -> Room:
+        """The least that the purses which bound a request have, as far as known here."""
+        room: list[int | None] = [None, None]
+        for account, unit, whole in chain.held:
+            if whole and account.answers:
+                known, left = room[unit], _left(account)
+                room[unit] = left if known is None else min(known, left)
+        return Room(*room)
+
+    def room_to_shorten(self, chain: Chain, tokens: int, pico: int) -> Room | None:
+        """What is available, if every purse that lacks something of this bound is of a pool that shortens answers."""
+        for leg in chain.legs:
+            if leg.account is not None and leg.account.answers and not leg.pool.shorten:
+                amount = leg.amount(tokens, pico)
+                if amount and amount > _left(leg.account):
+                    return None
+        return self.available(chain)
 
     # --- what the worker's runtime and its line to control call -----------------------------------------------------
 
     def set_pools(self, pools: Iterable[PoolRecord]) -> None:
-        """Learn the pools and their windows; the first few get a lease before anyone asks."""
-        self._windows = {pool.id: pool.window_start for pool in pools if pool.enabled}
+        """Learn the pools and their windows; the first few get a lease before anyone asks.
+
+        What is free in a window that ended goes back at once, the rest as its holds end. Who waits, waits on for the
+        next window.
+        """
+        old, new = self._pools, {pool.id: pool for pool in pools}
+        changed = old.keys() - new.keys()
+        for pool_id, pool in new.items():
+            before = old.get(pool_id)
+            if before is not pool and before != pool:
+                changed.add(pool_id)
+        if changed:
+            self._pools = new
+            self._chains.clear()
+            closing = self._mark_closing(old, changed)
+            self._queues.rechain(changed, self.chain)
+            for account in closing:
+                self._close(account)
         self._prime()
 
     def on_granted(
-        self, pool_id: int, window_start: int, total: int, more: bool, spent_out: bool, available: int
+        self, pool_id: int, unit: int, window_start: int, total: int, more: bool, spent_out: bool, available: int
     ) -> None:
-        """Control's answer to an ask: the absolute total granted, and what is left in the pool beside leases."""
-        account = self._account(pool_id, window_start)
+        """Control's answer to an ask: the absolute total granted, and what is left in the purse beside leases."""
+        key = (pool_id, unit, window_start)
+        account = self._accounts.get(key)
+        if account is None:
+            if self._came_late(key, total):
+                return
+            account = self._account(key)
         new = account.wallet.granted(total, more=more, spent_out=spent_out)
         account.answers += 1
         account.unanswered = max(0, account.unanswered - 1)
         account.available = available
         account.spent_out = spent_out
-        self._serve(account)
-        self._refuse_late(account)
-        if spent_out:
-            self._refuse_hopeless(account)
-        if account.waiters:
-            if new:
-                self._ask_for_first(account)
-            elif account.timer is None:
-                account.timer = asyncio.get_running_loop().call_later(ASK_AGAIN_S, self._ask_again, account)
+        if account.closing:
+            self._close(account)
+        else:
+            self._queues.answered(account, new=new > 0)
 
-    def on_recall(self, pool_id: int, window_start: int) -> None:
-        """Another worker needs tokens: give back what is free. Who waits here asks anew, for all it needs."""
-        account = self._accounts.get((pool_id, window_start))
+    def on_recall(self, pool_id: int, unit: int, window_start: int) -> None:
+        """Another worker needs some of this purse: give back what is free. Who waits here asks anew, for all it needs.
+
+        Kept is what the first in the queue of a later purse needs of this one: since all workers take purses in one
+        order, who is furthest can then finish. For a second at most, or it would lie idle for long.
+        """
+        account = self._accounts.get((pool_id, unit, window_start))
         if account is None:
             return
-        self._give_back(account)
+        self._line.give_back(account, keep=self._queues.claims(account))
         account.wallet.forget_ask()
-        self._ask_for_first(account)
+        self._line.ask_for_first(account)
 
     def connected(self) -> None:
         """The line to control is up: answers still due are lost, returns may have been. Say and ask again."""
-        self._connected = True
-        for account in self._accounts.values():
+        self._line.up = True
+        for key, wallet in self._closed.items():
+            self._line.say_returned(key, wallet)
+        for account in list(self._accounts.values()):
             account.wallet.forget_ask()
             account.unanswered = 0
             if account.wallet.returned:
-                self._send_return(account)
+                self._line.say_returned(account.key, account.wallet)
             if account.waiters:
-                self._ask_for_first(account)
+                self._line.ask_for_first(account)
             elif account.wallet.free < account.wallet.low:
-                self._ask_ahead(account)
+                self._line.ask_ahead(account)
         self._prime()
 
     def disconnected(self) -> None:
         """The line to control is down: requests live on what is leased."""
-        self._connected = False
+        self._line.up = False
 
     def return_all(self) -> None:
-        """Give every free token back (a worker that drains needs no more)."""
+        """Give everything that is free back (a worker that drains needs no more)."""
         for account in self._accounts.values():
-            self._give_back(account)
+            self._line.give_back(account)
+
+    def idle(self) -> list[list[int]]:
+        """[pool id, unit, window start, free] of purses with something free, at most 256 of them."""
+        free = ([*account.key, account.wallet.free] for account in self._accounts.values() if account.wallet.free > 0)
+        return list(islice(free, IDLE_MAX))
 
     def status(self) -> list[dict[str, Any]]:
         """One entry per wallet with its figures, for health pages."""
         return [
             {
-                "pool_id": account.pool_id,
-                "window_start": account.window_start,
+                "pool_id": account.key[0],
+                "unit": account.key[1],
+                "window_start": account.key[2],
                 "free": account.wallet.free,
                 "held": account.wallet.held,
                 "used": account.wallet.used,
@@ -256,110 +262,90 @@ class Desk:
 
     # --- inside -----------------------------------------------------------------------------------------------------
 
-    def _account(self, pool_id: int, window_start: int | None) -> _Account:
-        key = (pool_id, self._windows.get(pool_id, 0) if window_start is None else window_start)
+    def _account(self, key: PurseKey) -> Account:
         account = self._accounts.get(key)
         if account is None:
-            account = self._accounts[key] = _Account(*key, Wallet(clock=self._clock))
+            account = self._accounts[key] = Account(key, Wallet(clock=self._clock))
         return account
 
+    def _make_chain(self, ids: tuple[int, ...]) -> Chain:
+        pools = []
+        for pool_id in sorted(set(ids)):
+            pool = self._pools.get(pool_id)
+            if pool is None or not pool.enabled:
+                raise PoolDisabledError(pool_id)
+            pools.append(pool)
+        if len(self._chains) >= CHAINS_MAX:
+            self._chains.pop(next(iter(self._chains)))
+        chain = self._chains[ids] = Chain(pools, self._account)
+        return chain
+
+    def _mark_closing(self, old: dict[int, PoolRecord], changed: set[int]) -> list[Account]:
+        """Set which accounts of changed pools are drawn on no more; those."""
+        closing = []
+        for pool_id in changed:
+            before, now = old.get(pool_id), self._pools.get(pool_id)
+            for unit in UNITS:
+                account = self._accounts.get(purse_key(before, unit)) if before is not None else None
+                if account is not None and (now is None or purse_key(now, unit) != account.key):
+                    account.closing = True
+                    closing.append(account)
+                account = self._accounts.get(purse_key(now, unit)) if now is not None else None
+                if account is not None and now is not None:
+                    account.closing = not limits(now, unit)
+                    closing += [account] * account.closing
+        return closing
+
+    def _close(self, account: Account) -> None:
+        """Give back what is free of a purse nobody draws on, and forget it when it is empty and will not come back."""
+        self._line.give_back(account)
+        pool = self._pools.get(account.key[0])
+        over = pool is not None and pool.window_start > account.key[2]
+        if over and not account.wallet.held and not account.waiters:
+            if account.timer is not None:
+                account.timer.cancel()
+            del self._accounts[account.key]
+            self._closed[account.key] = account.wallet
+            if len(self._closed) > CLOSED_MAX:
+                del self._closed[next(iter(self._closed))]
+
+    def _came_late(self, key: PurseKey, total: int) -> bool:
+        """Whether a grant is for a window that is over and forgotten; what it brings goes back."""
+        wallet = self._closed.get(key)
+        if wallet is None:
+            pool = self._pools.get(key[0])
+            return pool is not None and pool.window_start > key[2]
+        wallet.granted(total, more=False, spent_out=False)
+        if wallet.give_back():
+            self._line.say_returned(key, wallet)
+        return True
+
     def _prime(self) -> None:
-        for pool_id in list(self._windows)[:PRIMED_POOLS]:
-            account = self._account(pool_id, None)
-            if not account.answers and account.wallet.may_ask():
-                self._ask(account, 0)
+        primed = 0
+        for pool in self._pools.values():
+            if primed >= PRIMED_PURSES:
+                return
+            for unit in UNITS:
+                if limits(pool, unit):
+                    primed += 1
+                    account = self._account(purse_key(pool, unit))
+                    if not account.answers and account.wallet.may_ask():
+                        self._line.ask(account, 0)
 
-    def _serve(self, account: _Account) -> None:
-        waiters, wallet = account.waiters, account.wallet
-        while waiters:
-            first = waiters[0]
-            if not first.future.done():
-                if not wallet.try_hold(first.tokens):
-                    return
-                first.future.set_result(None)
-            waiters.popleft()
-
-    def _refuse_late(self, account: _Account) -> None:
-        for waiter in [waiter for waiter in account.waiters if waiter.late]:
-            account.waiters.remove(waiter)
-            self._refuse(account, waiter)
-
-    def _refuse_hopeless(self, account: _Account) -> None:
-        for waiter in list(account.waiters):
-            if self._hopeless(account, waiter):
-                account.waiters.remove(waiter)
-                self._refuse(account, waiter)
-
-    def _hopeless(self, account: _Account, waiter: _Waiter) -> bool:
-        """Whether control, which said that the pool is spent, and all that is held here could not serve it together."""
-        wallet = account.wallet
-        return waiter.tokens > wallet.free + wallet.held and waiter.tokens - wallet.free >= account.need
-
-    def _refuse(self, account: _Account, waiter: _Waiter) -> None:
-        if not waiter.future.done():
-            waiter.future.set_exception(self._spent(account, waiter))
-
-    def _spent(self, account: _Account, waiter: _Waiter) -> PoolSpentError:
-        nothing_out = account.spent_out and not account.wallet.held
+    def _spent(self, account: Account, wanted: int) -> PoolSpentError:
+        pool_id, unit, window_start = account.key
+        pool = self._pools.get(pool_id)
+        end = pool.window_end if pool is not None and pool.window_start == window_start else 0
+        if not account.spent_out or account.wallet.held:
+            retry_after_s = min(RETRY_MOST_S, max(1, math.ceil(self.mean_hold_s)))
+        elif end:
+            retry_after_s = max(1, math.ceil(end - self._wall_clock()))
+        else:
+            retry_after_s = RETRY_LIFETIME_S
         return PoolSpentError(
-            account.pool_id,
-            available=max(0, account.available) + max(0, account.wallet.free),
-            wanted=waiter.tokens,
-            retry_after_s=RETRY_LATE_S if nothing_out else RETRY_SOON_S,
+            pool_id, unit=unit, available=_left(account), wanted=wanted, retry_after_s=retry_after_s, window_end=end
         )
 
-    def _unanswered(self, account: _Account, waiter: _Waiter) -> None:
-        if not waiter.future.done() and account.answers == waiter.answers:
-            waiter.future.set_exception(NoLeaseError(account.pool_id))
 
-    def _too_late(self, account: _Account, waiter: _Waiter) -> None:
-        if account.answers == waiter.answers:
-            # Control has not spoken since: its answer or `_unanswered` decides, not a purse nobody has looked into.
-            waiter.late = True
-            return
-        self._refuse(account, waiter)
-
-    def _leave(self, account: _Account, waiter: _Waiter) -> None:
-        """Take a request that ended out of the queue; the next one is then the first."""
-        try:
-            account.waiters.remove(waiter)
-        except ValueError:
-            pass
-        if account.waiters:
-            self._serve(account)
-            self._ask_for_first(account)
-
-    def _ask_again(self, account: _Account) -> None:
-        account.timer = None
-        account.wallet.forget_ask()
-        self._ask_for_first(account)
-
-    def _ask_for_first(self, account: _Account) -> None:
-        if not account.waiters:
-            return
-        if account.wallet.may_ask():
-            self._ask(account, account.waiters[0].tokens - account.wallet.free)
-        if account.timer is None:
-            account.timer = asyncio.get_running_loop().call_later(ASK_AGAIN_S, self._ask_again, account)
-
-    def _ask_ahead(self, account: _Account) -> None:
-        if account.wallet.wants() is not None:
-            self._ask(account, 0)
-
-    def _ask(self, account: _Account, need: int) -> None:
-        if self.send_ask is None or not self._connected:
-            return
-        wallet = account.wallet
-        account.need = max(account.need, need) if account.unanswered else need
-        account.unanswered += 1
-        wallet.asking()
-        want = max(wallet.block(), sum(waiter.tokens for waiter in account.waiters)) - min(0, wallet.free)
-        self.send_ask(self.owner, account.pool_id, account.window_start, wallet.total, want, need)
-
-    def _give_back(self, account: _Account) -> None:
-        if account.wallet.give_back() and self._connected:
-            self._send_return(account)
-
-    def _send_return(self, account: _Account) -> None:
-        if self.send_return is not None:
-            self.send_return(self.owner, account.pool_id, account.window_start, account.wallet.returned)
+def _left(account: Account) -> int:
+    return max(0, account.available) + max(0, account.wallet.free)

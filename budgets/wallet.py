@@ -1,4 +1,4 @@
-"""What one worker may still spend from one pool window: a pure state machine over token counts.
+"""What one worker may still spend from one purse: a pure state machine over amounts (tokens or pico-USD).
 
 A wallet is filled by grants (absolute totals, so that an answer that is lost or repeated does no harm) and drained by
 holds. At every moment
@@ -24,7 +24,7 @@ ASK_LOST_S = 1.0  # an ask without an answer counts as lost after this
 
 
 class Wallet:
-    """One pool window's tokens on this worker. Amounts are tokens, never negative in calls."""
+    """One purse on this worker. Amounts are in the purse's unit, never negative in calls."""
 
     __slots__ = (
         "_asked_at",
@@ -129,7 +129,7 @@ class Wallet:
         self._not_before = 0.0
 
     def rate(self) -> float:
-        """Tokens charged per second since the rate was last looked at (at least `RATE_SPAN_S` ago)."""
+        """What was charged per second since the rate was last looked at (at least `RATE_SPAN_S` ago)."""
         now = self._clock()
         span_s = now - self._rate_at
         if span_s >= RATE_SPAN_S:
