@@ -82,6 +82,7 @@ class GatewaySettingsAdmin(PublishingAdmin):
             "Requests",
             {"fields": (("body_limit_bytes", "body_timeout_s"), "default_output_cap", "hold_wait_s", "cors_origins")},
         ),
+        ("Money", {"fields": ("unknown_price",)}),
         (
             "Upstream times (seconds)",
             {

@@ -67,7 +67,7 @@ class RouteAdmin(PublishingAdmin):
                     ("connect_timeout_s", "first_byte_timeout_s"),
                     ("gap_timeout_s", "total_timeout_s"),
                     "output_cap",
-                    "on_disconnect",
+                    ("on_disconnect", "disconnect_cap"),
                     "duplicates_allowed",
                 ),
             },

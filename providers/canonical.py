@@ -17,7 +17,8 @@ MAX_TOKENS = 1_000_000_000  # a provider that reports more than this for one req
 
 
 class Usage(msgspec.Struct, gc=False):
-    """Tokens of one answer. `input` includes `cached` and `cache_write`; `output` includes `reasoning`.
+    """Tokens of one answer. `input` includes `cached`, `cache_write`, `input_audio` and `input_image`; `output`
+    includes `reasoning` and `output_audio`. These parts are disjoint: together they are never more than the whole.
 
     `reported` is true when the numbers are the provider's own, false when they are an estimate.
     """
@@ -28,6 +29,9 @@ class Usage(msgspec.Struct, gc=False):
     output: int = 0
     reasoning: int = 0
     reported: bool = True
+    input_audio: int = 0
+    output_audio: int = 0
+    input_image: int = 0
 
 
 class Call(msgspec.Struct):
@@ -102,10 +106,13 @@ class Answer(msgspec.Struct):
 class _InputDetails(msgspec.Struct, gc=False):
     cached_tokens: int | None = None
     cache_write_tokens: int | None = None
+    audio_tokens: int | None = None
+    image_tokens: int | None = None
 
 
 class _OutputDetails(msgspec.Struct, gc=False):
     reasoning_tokens: int | None = None
+    audio_tokens: int | None = None
 
 
 class UsageWire(msgspec.Struct, gc=False):
@@ -135,7 +142,7 @@ def parse_usage(
     """Read a provider's usage object in any of the known spellings. Never raises.
 
     None when it is missing, null, or absurd: no number at all, negative ones, more than `MAX_TOKENS`, text. Details
-    (cached, reasoning) that are absurd count as 0 and are never larger than what they are a part of.
+    (cached, reasoning, audio, …) that are absurd count as 0 and are never larger than what they are a part of.
     `reasoning_excluded`: the provider's output count leaves reasoning tokens out; they are added here.
     `generates` is false for embeddings, whose usage names no output.
     """
@@ -170,11 +177,20 @@ def usage_of(wire: UsageWire, *, reasoning_excluded: bool = False, generates: bo
     reasoning = _part(outputs.reasoning_tokens, MAX_TOKENS) if outputs is not None else 0
     if reasoning_excluded and total != given + made:
         made += reasoning
+    reasoning = min(reasoning, made)
     inputs = wire.prompt_tokens_details or wire.input_tokens_details
     cached = _part(inputs.cached_tokens, given) if inputs is not None else 0
-    written = _part(inputs.cache_write_tokens, given) if inputs is not None else 0
     cached = cached or _part(wire.prompt_cache_hit_tokens, given)
-    return Usage(given, cached, min(written, given - cached), made, min(reasoning, made))
+    usage = Usage(given, cached, 0, made, reasoning)
+    # What was cached may have been audio as well; a token counts as the first of these that it is.
+    if inputs is not None:
+        usage.cache_write = _part(inputs.cache_write_tokens, given - cached)
+        rest = given - cached - usage.cache_write
+        usage.input_audio = _part(inputs.audio_tokens, rest)
+        usage.input_image = _part(inputs.image_tokens, rest - usage.input_audio)
+    if outputs is not None:
+        usage.output_audio = _part(outputs.audio_tokens, made - reasoning)
+    return usage
 
 
 def _part(value: int | None, whole: int) -> int:

@@ -99,3 +99,11 @@ CATALOG: Mapping[str, Kind] = MappingProxyType(
 )
 
 KIND_CHOICES: tuple[tuple[str, str], ...] = tuple((kind.name, kind.label) for kind in CATALOG.values())
+_OWN_ADDRESSES = frozenset({"loopback", "private", "unix"})
+
+
+def is_local(kind: str, address_class: str) -> bool:
+    """Whether answers cost nothing unless a price row says otherwise: a local kind of server at an address of one's
+    own. A local kind at a public address is somebody's service, a cloud's kind at a private one a proxy to it."""
+    row = CATALOG.get(kind)
+    return row is not None and row.local and address_class in _OWN_ADDRESSES

@@ -22,7 +22,16 @@ from providers.config import (
     RouteDoc,
     SettingsDoc,
 )
-from providers.models import AddressClass, DisconnectPolicy, GatewaySettings, Provider, Route, RoutingPolicy, Strategy
+from providers.models import (
+    AddressClass,
+    DisconnectPolicy,
+    GatewaySettings,
+    Provider,
+    Route,
+    RoutingPolicy,
+    Strategy,
+    UnknownPrice,
+)
 
 SETTINGS_FIELDS = tuple(name for name in SettingsDoc.__struct_fields__ if name != "cors_origins")
 _ROUTE_FIELDS = tuple(name for name in RouteDoc.__struct_fields__ if name not in ("tags", "capabilities"))
@@ -115,6 +124,8 @@ def _settings_problems(settings: SettingsDoc) -> Iterator[Problem]:
     row = "Gateway settings"
     if settings.strategy not in Strategy.values:
         yield Problem(row, "strategy", f"choose one of {', '.join(Strategy.values)}.")
+    if settings.unknown_price not in UnknownPrice.values:
+        yield Problem(row, "unknown price", f"choose one of {', '.join(UnknownPrice.values)}.")
     may_be_zero = ("hold_wait_s", "probe_interval_s", "ping_interval_s")
     for name in SETTINGS_FIELDS:
         value = getattr(settings, name)
@@ -158,6 +169,8 @@ def _route_problems(route: RouteDoc, providers: set[int]) -> Iterator[Problem]:
         yield Problem(row, "provider", "its provider does not exist; choose one or delete the route.")
     if route.on_disconnect not in DisconnectPolicy.values:
         yield Problem(row, "on disconnect", f"choose one of {', '.join(DisconnectPolicy.values)}.")
+    if route.disconnect_cap < 1:
+        yield Problem(row, "tokens read on", "enter a number above zero.")
     for name in ("connect_timeout_s", "first_byte_timeout_s", "gap_timeout_s", "total_timeout_s", "output_cap"):
         value = getattr(route, name)
         if value is not None and not (math.isfinite(value) and value > 0):

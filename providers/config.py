@@ -53,9 +53,10 @@ class RouteDoc(msgspec.Struct, frozen=True):
     gap_timeout_s: float | None = None
     total_timeout_s: float | None = None
     output_cap: int | None = None  # tokens; caps what a request may ask for
-    on_disconnect: str = "cancel"  # "cancel" | "drain"
+    on_disconnect: str = "cancel"  # "cancel" | "drain" | "cap"
     duplicates_allowed: bool = False  # may a request that was already sent be sent again elsewhere
     enabled: bool = True
+    disconnect_cap: int = 1024  # output tokens read after the client left, where `on_disconnect` is "cap"
 
 
 class PolicyDoc(msgspec.Struct, frozen=True):
@@ -88,6 +89,7 @@ class SettingsDoc(msgspec.Struct, frozen=True):
     probe_interval_s: float = 30.0  # active health probes by control; 0 = off
     ping_interval_s: float = 15.0  # comment pings in quiet streams
     cors_origins: tuple[str, ...] = ("*",)
+    unknown_price: str = "refuse"  # "refuse" | "observe": a model without a price, where money is limited
 
 
 class ConfigDocument(msgspec.Struct, frozen=True):

@@ -31,6 +31,7 @@ ROUTE_FIELDS = (
     "total_timeout_s",
     "output_cap",
     "on_disconnect",
+    "disconnect_cap",
     "duplicates_allowed",
     "enabled",
 )

@@ -111,6 +111,7 @@ class RouteForm(RowForm[Route]):
             "total_timeout_s",
             "output_cap",
             "on_disconnect",
+            "disconnect_cap",
             "duplicates_allowed",
         )
         help_texts = {"pattern": PATTERN_HELP}

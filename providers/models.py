@@ -41,6 +41,14 @@ class DisconnectPolicy(models.TextChoices):
 
     CANCEL = "cancel", "Cancel the upstream call"
     DRAIN = "drain", "Read the answer to its end"
+    CAP = "cap", "Read on for so many tokens, then cancel"
+
+
+class UnknownPrice(models.TextChoices):
+    """What happens to a request that draws on a money budget when nobody knows its price."""
+
+    REFUSE = "refuse", "Refuse where a pool has a money limit"
+    OBSERVE = "observe", "Let it through; it costs nothing and is counted as unpriced"
 
 
 class Provider(models.Model):
@@ -166,7 +174,18 @@ class Route(models.Model):
         validators=(MinValueValidator(1),),
         help_text="Most output tokens of an answer on this route; a request that asks for more gets this many.",
     )
-    on_disconnect = models.CharField(max_length=16, choices=DisconnectPolicy.choices, default=DisconnectPolicy.CANCEL)
+    on_disconnect = models.CharField(
+        max_length=16,
+        choices=DisconnectPolicy.choices,
+        default=DisconnectPolicy.CANCEL,
+        help_text="What happens upstream when the client leaves in mid-answer. What was read is charged.",
+    )
+    disconnect_cap = models.PositiveIntegerField(
+        "tokens read on",
+        default=1024,
+        validators=(MinValueValidator(1),),
+        help_text="Output tokens read after the client left, at most; only where the policy is to read on for so many.",
+    )
     duplicates_allowed = models.BooleanField(
         default=False, help_text="May a request that was already sent be sent again to the next candidate?"
     )
@@ -257,6 +276,13 @@ class GatewaySettings(models.Model):
     breaker_open_s = _default_seconds("circuit open for", 30.0, 0.1)
     probe_interval_s = _default_seconds("probe interval", 30.0, 0)
     ping_interval_s = _default_seconds("ping interval", 15.0, 0)
+    unknown_price = models.CharField(
+        "unknown price",
+        max_length=16,
+        choices=UnknownPrice.choices,
+        default=UnknownPrice.REFUSE,
+        help_text="For models without a price row. Local providers are free unless a row prices them.",
+    )
     cors_origins = models.CharField(
         max_length=1024,
         default="*",

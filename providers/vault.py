@@ -26,8 +26,14 @@ class _Sealed(msgspec.Struct, array_like=True):
     secret: str
 
 
+class _SealedBytes(msgspec.Struct, array_like=True):
+    bound_to: str
+    data: bytes
+
+
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(_Sealed).decode
+_decode_bytes = msgspec.msgpack.Decoder(_SealedBytes).decode
 
 
 class Vault:
@@ -75,6 +81,20 @@ class Vault:
         if sealed.bound_to != bound_to:
             raise VaultError("A stored secret was saved for another base URL; type it again.")
         return sealed.secret
+
+    def seal_bytes(self, data: bytes, bound_to: str) -> bytes:
+        """Encrypt data that is no secret of a provider's, such as an answer kept for a while; ASCII."""
+        return self._fernet.encrypt(_encode(_SealedBytes(bound_to, data)))
+
+    def open_bytes(self, ciphertext: bytes, bound_to: str) -> bytes:
+        """What `seal_bytes` was given. Raises `VaultError` when it was bound otherwise, by another key, or changed."""
+        try:
+            sealed = _decode_bytes(self._fernet.decrypt(ciphertext))
+        except (InvalidToken, msgspec.MsgspecError) as exc:
+            raise VaultError("Stored data cannot be opened with this vault key.") from exc
+        if sealed.bound_to != bound_to:
+            raise VaultError("Stored data was kept for something else.")
+        return sealed.data
 
     def rotate(self, ciphertext: str) -> str:
         """The same secret, bound as before, encrypted with the newest key."""

@@ -56,6 +56,7 @@ def route_form(provider, name="all", pattern="*", **more):
         "weight": 1,
         "enabled": "on",
         "on_disconnect": "cancel",
+        "disconnect_cap": 1024,
         **more,
     }
 

@@ -112,3 +112,32 @@ def test_reasoning_that_the_total_shows_to_be_included_is_not_added_again() -> N
 def test_embeddings_need_no_output_count() -> None:
     assert read({"prompt_tokens": 8, "total_tokens": 8}, generates=False) == Usage(8)
     assert read({"prompt_tokens": 8}, generates=False) == Usage(8)
+
+
+def test_audio_and_image_tokens_are_read_apart() -> None:
+    usage = {
+        "prompt_tokens": 100,
+        "completion_tokens": 50,
+        "total_tokens": 150,
+        "prompt_tokens_details": {"cached_tokens": 10, "audio_tokens": 40, "image_tokens": 30, "text_tokens": 30},
+        "completion_tokens_details": {"reasoning_tokens": 5, "audio_tokens": 25, "text_tokens": 20},
+    }
+    assert read(usage) == Usage(100, 10, 0, 50, 5, input_audio=40, output_audio=25, input_image=30)
+
+
+@pytest.mark.parametrize("huge", [10**18, 95, -3, None, "40", 40.5])
+def test_classes_of_tokens_stay_disjoint_whatever_is_reported(huge: Any) -> None:
+    inputs = dict.fromkeys(("cached_tokens", "cache_write_tokens", "audio_tokens", "image_tokens"), huge)
+    outputs = dict.fromkeys(("reasoning_tokens", "audio_tokens"), huge)
+    found = read(OPENAI | {"prompt_tokens_details": inputs, "completion_tokens_details": outputs})
+    assert found is not None
+    given = (found.cached, found.cache_write, found.input_audio, found.input_image)
+    assert min(given) >= 0
+    assert sum(given) <= found.input == 100
+    assert min(found.reasoning, found.output_audio) >= 0
+    assert found.reasoning + found.output_audio <= found.output == 50
+
+
+def test_a_token_that_was_cached_is_no_audio_token_as_well() -> None:
+    details = {"cached_tokens": 80, "audio_tokens": 60}
+    assert read(OPENAI | {"prompt_tokens_details": details}) == Usage(100, 80, 0, 50, 40, input_audio=20)

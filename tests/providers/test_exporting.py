@@ -19,7 +19,8 @@ from django.core.management.base import CommandError
 from django.test import TestCase
 
 from budgets import access, keys
-from budgets.models import ApiKey, Pool, Price
+from budgets.models import ApiKey, Pool, Price, Team
+from budgets.validation import split
 from hoosh_site import toml
 from hoosh_site.exporting import export_text
 from hoosh_site.importing import ImportFileError, Report, import_file
@@ -104,7 +105,7 @@ class RoundTripTests(TestCase):
                 gap_timeout_s=3.25,
                 total_timeout_s=4,
                 output_cap=99,
-                on_disconnect="drain",
+                **{"on_disconnect": "cap", "disconnect_cap": 77},
                 duplicates_allowed=True,
                 enabled=False,
             ),
@@ -116,15 +117,38 @@ class RoundTripTests(TestCase):
         services.save_card(ModelCard(pattern="m*", context_tokens=5, min_bytes_per_token=2.5, note="n"), actor="a")
         row = services.gateway_settings()
         row.strategy, row.max_attempts, row.cors_origins, row.hold_wait_s = "round_robin", 9, "", 0.25
+        row.unknown_price = "observe"
         services.save_settings(row, actor="a")
         access.save_pool(Pool(name="p", capacity_tokens=12, enabled=False, note="n"), actor="a")
+        access.save_pool(
+            Pool(
+                name="project ü",
+                capacity_tokens=None,
+                capacity_usd=Decimal("12.500001"),
+                window="month",
+                time_zone="Europe/Berlin",
+                mode="soft",
+                carry_over=True,
+                alert_percents="50, 90,100",
+                shorten=True,
+                team=access.save_team(Team(name="blue"), actor="a"),
+            ),
+            actor="a",
+        )
+        access.save_pool(Pool(name="counted", capacity_tokens=None, mode="observe", alert_percents=""), actor="a")
+        access.save_pool(Pool(name="two", capacity_tokens=0, capacity_usd=Decimal(0)), actor="a")
+        price = {"provider": "one", "pattern": "m", "valid_from": dt.datetime(2026, 1, 1, 12, tzinfo=dt.UTC)}
+        access.add_price(
+            Price(**price, input_usd_per_mtok=Decimal("0.15"), reasoning_usd_per_mtok=Decimal(0)), actor="a"
+        )
         access.add_price(
             Price(
-                provider="one",
-                pattern="m",
-                input_usd_per_mtok=Decimal("0.15"),
-                reasoning_usd_per_mtok=Decimal(0),
-                valid_from=dt.datetime(2026, 1, 1, 12, tzinfo=dt.UTC),
+                **price,
+                route="r 1",
+                from_tokens=200_000,
+                input_audio_usd_per_mtok=Decimal("1.5"),
+                output_audio_usd_per_mtok=Decimal(2),
+                input_image_usd_per_mtok=Decimal("0.000001"),
             ),
             actor="a",
         )
@@ -146,17 +170,24 @@ class RoundTripTests(TestCase):
             return import_file(self.path, "t", **options)
 
     def others(self) -> list[object]:
-        skipped = ("id", "seq", "created_at", "managed_by")
-        return [
+        skipped = ("id", "seq", "created_at", "managed_by", "team_id", "alert_percents")
+        rows = [
             {name: value for name, value in row.items() if name not in skipped}
-            for model in (ModelCard, Pool, Price)
+            for model in (ModelCard, Price)
             for row in model.objects.order_by("id").values()
         ]
+        pools = [
+            {name: value for name, value in vars(pool).items() if name not in (*skipped, "_state")}
+            | {"team": pool.team and pool.team.name, "alerts": split(pool.alert_percents)}
+            for pool in Pool.objects.order_by("name")
+        ]
+        return [*rows, *pools]
 
     def test_export_wipe_import_gives_the_same_configuration(self) -> None:
         self.fill()
         before, others, text = self.document(), self.others(), export_text()
         self.wipe()
+        Team.objects.all().delete()
         self.load(text)
         self.assertEqual(config.digest(without_ids(self.document())), config.digest(without_ids(before)))
         self.assertEqual(self.others(), others)
@@ -208,14 +239,66 @@ class RoundTripTests(TestCase):
             (f"hoosh_configuration = 1\n{provider}[[provider.credential]]\nname = 'c'\n", "credential[1].secret"),
             ("hoosh_configuration = 1\n[settings]\nmax_attempts = 99\n", "max_attempts"),
             ("hoosh_configuration = 1\n[settings]\nmax_attempts = '3'\n", "settings.max_attempts"),
-            ("hoosh_configuration = 1\n[[pool]]\nname = 'p'\n", "pool[1]"),
+            ("hoosh_configuration = 1\n[settings]\nunknown_price = 'free'\n", "unknown_price"),
+            ("hoosh_configuration = 1\n[[pool]]\nname = 'p'\n", "unlimited = true"),
+            *(
+                (f"hoosh_configuration = 1\n[[pool]]\nname = 'p'\ncapacity_tokens = 1\n{line}\n", place)
+                for line, place in (
+                    ("unlimited = true", "pool[1] needs"),
+                    ("capacity_usd = 1.5", "pool[1].capacity_usd must be an amount in quotes"),
+                    ("capacity_usd = '0.0000001'", "6 decimal places"),
+                    ("capacity_usd = '-1'", "greater than or equal"),
+                    ("window = 7", "pool[1].window"),
+                    ("window = 'year'", "'year' is not a valid choice"),
+                    ("time_zone = 'Mars/Olympus'", "no time zone"),
+                    ("mode = 'lax'", "'lax' is not a valid choice"),
+                    ("carry_over = 'yes'", "pool[1].carry_over"),
+                    ("alert_percents = '80'", "pool[1].alert_percents"),
+                    ("alert_percents = [true]", "pool[1].alert_percents"),
+                    ("alert_percents = [0]", "whole numbers from 1"),
+                    ("team = 3", "pool[1] needs a name"),
+                    ('team = "a\\nb"', "no control characters"),
+                    ("colour = 1", "pool[1].colour"),
+                )
+            ),
+            ("hoosh_configuration = 1\n[[pool]]\nname = 'p'\ncapacity_tokens = '1'\n", "pool[1].capacity_tokens"),
             ("hoosh_configuration = 1\n[[price]]\npattern = 'p'\n", "price[1].valid_from"),
+            (
+                "hoosh_configuration = 1\n[[price]]\npattern = 'p'\nvalid_from = 2026-01-01T00:00:00Z\n"
+                "from_tokens = -1\n",
+                "price of * p",
+            ),
             (f"hoosh_configuration = 1\n{provider}{provider}", "name"),
         ):
             with self.assertRaises(ImportFileError) as caught:
                 self.load(text)
             self.assertIn(place, str(caught.exception))
-        self.assertEqual(Provider.objects.count(), 0)
+        self.assertEqual((Provider.objects.count(), Pool.objects.count(), Team.objects.count()), (0, 0, 0))
+
+    def test_a_pools_limits_are_the_files_and_its_window_goes_on_unless_the_file_changes_it(self) -> None:
+        head = "hoosh_configuration = 1\n[[pool]]\nname = 'p'\n"
+        report = self.load(head + "capacity_tokens = 5\ncapacity_usd = '2.50'\nwindow = 'day'\nteam = 'blue'\n")
+        self.assertIn("team “blue” created", report.changes)
+        self.assertIn("pool “p” created: 5 tokens and 2.5 USD every day", report.changes)
+        self.assertEqual(Pool.objects.get().window_since, 0)
+        report = self.load(head + "capacity_usd = '3'\nwindow = 'day'\n")
+        self.assertEqual(report.changes, ["pool “p” changed: 3 USD every day"])
+        pool = Pool.objects.get()
+        self.assertEqual((pool.capacity_tokens, pool.team, pool.window_since), (None, None, 0))
+        self.load(head + "unlimited = true\nwindow = 'week'\n")
+        self.assertGreater(Pool.objects.get().window_since, 0)
+
+    def test_a_pool_the_file_no_longer_names_goes_unless_something_draws_on_it(self) -> None:
+        self.load("hoosh_configuration = 1\n[[pool]]\nname = 'p'\nunlimited = true\n")
+        agent = access.agent_named("t", "a", actor="a")
+        agent.pool = Pool.objects.get()
+        access.save_agent(agent, actor="a")
+        report = self.load("hoosh_configuration = 1\n")
+        self.assertIn("pool “p” disabled, since it is drawn on", report.changes)
+        self.assertFalse(Pool.objects.get().enabled)
+        agent.pool = None
+        access.save_agent(agent, actor="a")
+        self.assertIn("pool “p” removed", self.load("hoosh_configuration = 1\n# again\n").changes)
 
     def test_the_commands_work_together(self) -> None:
         self.fill()

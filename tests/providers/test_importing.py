@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import os
 import tempfile
+from decimal import Decimal
 from pathlib import Path
 from unittest import mock
 
@@ -435,6 +436,17 @@ class ImportTests(TestCase):
         self.load()
         self.assertEqual(ApiKey.objects.filter(revoked_at=None).count(), 2)
         self.assertEqual(Pool.objects.get(name="default").capacity_tokens, 100_000)
+
+    def test_what_hooshs_file_cannot_say_of_a_pool_is_left_as_it_is(self) -> None:
+        self.load()
+        pool = Pool.objects.get(name="testing")
+        pool.window, pool.capacity_usd, pool.mode = "day", Decimal(3), "soft"
+        access.save_pool(pool, actor="op")
+        since = Pool.objects.get(name="testing").window_since
+        self.load(EXAMPLE + "\n# again\n")
+        pool = Pool.objects.get(name="testing")
+        self.assertEqual((pool.window, pool.capacity_usd, pool.mode), ("day", Decimal(3), "soft"))
+        self.assertEqual((pool.capacity_tokens, pool.window_since), (500, since))
 
     def test_rows_of_operators_are_neither_changed_nor_removed(self) -> None:
         mine = services.save_provider(Provider(name="ollama", kind="ollama"), actor="op")

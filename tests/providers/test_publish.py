@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import threading
+import zlib
 
 import pytest
 from django.core.exceptions import ValidationError
@@ -94,8 +95,9 @@ class PublishTests(TestCase):
 
     def test_every_kind_of_damage_is_named(self) -> None:
         route(provider())
-        GatewaySettings.objects.update_or_create(pk=1, defaults={"max_attempts": 0, "strategy": "magic"})
-        Route.objects.update(on_disconnect="x", gap_timeout_s=-1, upstream_model="a*", name="ü")
+        bad = {"max_attempts": 0, "strategy": "magic", "unknown_price": "free"}
+        GatewaySettings.objects.update_or_create(pk=1, defaults=bad)
+        Route.objects.update(on_disconnect="x", disconnect_cap=0, gap_timeout_s=-1, upstream_model="a*", name="ü")
         Provider.objects.update(ca_pem="garbage", address_class="unix")
         with self.assertRaises(publish.PublishError) as caught:
             publish.publish("alice")
@@ -105,7 +107,9 @@ class PublishTests(TestCase):
             {
                 "max_attempts",
                 "strategy",
+                "unknown price",
                 "on disconnect",
+                "tokens read on",
                 "gap_timeout_s",
                 "upstream model",
                 "name",
@@ -359,3 +363,11 @@ class ServiceTests(TestCase):
         for each in (one, two):
             ProviderProbe.objects.create(provider=each, ok=True, models=["m1", "m2"])
         self.assertEqual(feed.discovered(), {one.pk: ["m1", "m2"]})
+
+
+class OlderDocumentsTests(TestCase):
+    def test_a_document_from_before_prices_were_asked_for_still_runs(self) -> None:
+        text = b'{"settings":{},"routes":[{"id":1,"name":"r","pattern":"*","provider_id":1,"on_disconnect":"drain"}]}'
+        document = config.unpack(zlib.compress(text))
+        self.assertEqual(document.settings.unknown_price, "refuse")
+        self.assertEqual((document.routes[0].on_disconnect, document.routes[0].disconnect_cap), ("drain", 1024))

@@ -39,6 +39,19 @@ def test_a_changed_ciphertext_is_not_opened() -> None:
         vault.open(changed, URL)
 
 
+def test_sealed_bytes_open_for_what_they_were_bound_to_only() -> None:
+    vault = Vault([Vault.new_key()])
+    sealed = vault.seal_bytes(b"\x00 words \xff", "answer 1")
+    assert b"words" not in sealed
+    assert vault.open_bytes(sealed, "answer 1") == b"\x00 words \xff"
+    changed = sealed[:-6] + (b"A" if sealed[-6:-5] != b"A" else b"B") + sealed[-5:]
+    for data, bound_to in ((sealed, "answer 2"), (changed, "answer 1"), (b"", "answer 1"), (b"\xff", "answer 1")):
+        with pytest.raises(VaultError):
+            vault.open_bytes(data, bound_to)
+    with pytest.raises(VaultError):
+        vault.open_bytes(vault.seal("text", "answer 1").encode(), "answer 1")
+
+
 def test_a_new_key_on_top_opens_the_old_and_rotation_frees_it() -> None:
     old, new = Vault.new_key(), Vault.new_key()
     sealed = Vault([old]).seal("sk-secret", URL)
