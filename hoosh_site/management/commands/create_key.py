@@ -28,7 +28,11 @@ class Command(BaseCommand):
         parser.add_argument("name", help="what the key is for")
         parser.add_argument("--team", default="default")
         parser.add_argument("--agent", default="default")
-        parser.add_argument("--pool", default=access.DEFAULT_POOL)
+        parser.add_argument(
+            "--pool", default=access.DEFAULT_POOL, help="drawn on where a request names no pool (default: default)"
+        )
+        parser.add_argument("--budget", default="", help="a pool every request of the key draws on besides")
+        parser.add_argument("--pools", default="", help="comma-separated globs over further pools a request may name")
         parser.add_argument(
             "--scopes",
             "--scope",
@@ -41,10 +45,8 @@ class Command(BaseCommand):
 
     def handle(self, *args: Any, **options: Any) -> None:
         """Make the key and print it."""
-        pool = Pool.objects.filter(name=options["pool"]).first()
-        if pool is None:
-            known = ", ".join(Pool.objects.values_list("name", flat=True)[:20])
-            raise CommandError(f"There is no pool “{options['pool']}”. Pools: {known or 'none; run manage.py init'}.")
+        pool = _pool(options["pool"])
+        own_pool = _pool(options["budget"]) if options["budget"] else None
         try:
             with transaction.atomic():
                 agent = access.agent_named(options["team"], options["agent"], actor=ACTOR)
@@ -55,6 +57,8 @@ class Command(BaseCommand):
                     split(options["scopes"]),
                     actor=ACTOR,
                     models_allowed=split(options["models"]),
+                    own_pool=own_pool,
+                    pools_allowed=split(options["pools"]),
                     expires_at=_expiry(options["expires_days"]),
                 )
         except ValidationError as exc:
@@ -65,6 +69,14 @@ class Command(BaseCommand):
             return
         self.stdout.write(text)
         self.stderr.write("Keep it: it is shown this once.")
+
+
+def _pool(name: str) -> Pool:
+    pool = Pool.objects.filter(name=name).first()
+    if pool is None:
+        known = ", ".join(Pool.objects.values_list("name", flat=True)[:20])
+        raise CommandError(f"There is no pool “{name}”. Pools: {known or 'none; run manage.py init'}.")
+    return pool
 
 
 def _expiry(days: float | None) -> dt.datetime | None:

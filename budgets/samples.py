@@ -1,0 +1,107 @@
+"""What each purse had charged over time: taken by the writer, read for forecasts.
+
+A purse of a current window gets a sample a minute while it moves. After a day one per five minutes is kept.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from django.db import transaction
+from django.db.backends.base.base import BaseDatabaseWrapper
+
+from budgets import rollups
+from budgets.forecast import Forecast, forecast, time_constant_s
+from budgets.models.ledger import PoolSample, PoolWindow
+
+PERIOD_S = 60.0
+FULL_S = 86_400  # so long every sample is kept
+THIN_S = 300  # afterwards one per so many seconds
+THIN_ROWS = 5_000  # looked at in one run, that is, in a minute
+THINNED = "thinned"  # in LedgerState: the last sample looked at
+_TAUS_READ = 5  # what is older weighs less than 1 %
+_POINTS = 150  # about as many points are read for one forecast
+
+
+class Samples:
+    """The writer's job that takes samples and thins old ones."""
+
+    def __init__(self, clock: Callable[[], float] = time.time) -> None:
+        self.period_s = PERIOD_S
+        self._clock = clock
+
+    def run(self, connection: BaseDatabaseWrapper) -> None:
+        """Take a sample of every purse that moved; thin out what became a day old."""
+        take(connection, int(self._clock()))
+        thin(connection, int(self._clock()))
+
+    def owner_ended(self, connection: BaseDatabaseWrapper, owner: str) -> None:
+        """Nothing here belongs to a worker."""
+
+
+def take(connection: BaseDatabaseWrapper, now_s: int) -> int:
+    """Sample every purse of a current window whose charged amount changed since its last sample; how many."""
+    with transaction.atomic(using=connection.alias, durable=True), connection.cursor() as cursor:
+        cursor.execute(_TAKE, (now_s, now_s))
+        return int(cursor.rowcount)
+
+
+def thin(connection: BaseDatabaseWrapper, now_s: int) -> int:
+    """Of samples that became a day old keep the last of every five minutes; how many went."""
+    with transaction.atomic(using=connection.alias, durable=True), connection.cursor() as cursor:
+        low = rollups.state(connection, THINNED)
+        cursor.execute(f"SELECT id, at_s FROM {_SAMPLE} WHERE id > %s ORDER BY id LIMIT %s", (low, THIN_ROWS))  # noqa: S608
+        old = [number for number, at_s in cursor.fetchall() if at_s < now_s - FULL_S - THIN_S]
+        if not old:
+            return 0
+        cursor.execute(_THIN, (low, old[-1], now_s - FULL_S - THIN_S))
+        rollups.set_state(connection, THINNED, old[-1])
+        return int(cursor.rowcount)
+
+
+def forecast_of(window: PoolWindow, now: float | None = None) -> Forecast | None:
+    """When a purse (a row read from the ledger) will run out; None where nobody can say. One query of a few ms."""
+    if window.capacity is None:
+        return None
+    now = time.time() if now is None else now
+    return forecast(
+        history(window, now),
+        now=now,
+        committed=window.committed,
+        capacity=window.capacity,
+        window_start=window.window_start,
+        window_end=window.window_end,
+    )
+
+
+def history(window: PoolWindow, now: float) -> list[tuple[int, int]]:
+    """(Unix seconds, charged) of a purse as far back as a forecast looks, at most a few hundred, oldest first."""
+    reach_s = time_constant_s(window.window_start, window.window_end) * _TAUS_READ
+    step_s = max(1, int(reach_s / _POINTS))
+    rows = PoolSample.objects.filter(
+        pool_id=window.pool_id, unit=window.unit, window_start=window.window_start, at_s__gte=int(now - reach_s)
+    ).order_by("at_s")
+    last: dict[int, tuple[int, int]] = {}
+    for at_s, committed in rows.values_list("at_s", "committed").iterator():
+        last[at_s // step_s] = (at_s, committed)
+    return list(last.values())
+
+
+_SAMPLE, _WINDOW = PoolSample._meta.db_table, PoolWindow._meta.db_table
+_LAST = (
+    f"(SELECT s.committed FROM {_SAMPLE} s WHERE s.pool_id = w.pool_id AND s.unit = w.unit "  # noqa: S608
+    "AND s.window_start = w.window_start ORDER BY s.at_s DESC LIMIT 1)"
+)
+_TAKE = (
+    f"INSERT INTO {_SAMPLE} (pool_id, unit, window_start, at_s, committed) "  # noqa: S608
+    f"SELECT w.pool_id, w.unit, w.window_start, %s, w.committed FROM {_WINDOW} w "
+    f"WHERE (w.window_end = 0 OR w.window_end > %s) AND w.committed <> COALESCE({_LAST}, 0) "
+    "ON CONFLICT (pool_id, unit, window_start, at_s) DO NOTHING"
+)
+_THIN = (
+    f"DELETE FROM {_SAMPLE} WHERE id > %s AND id <= %s AND at_s < %s AND EXISTS ("  # noqa: S608
+    f"SELECT 1 FROM {_SAMPLE} later WHERE later.pool_id = {_SAMPLE}.pool_id AND later.unit = {_SAMPLE}.unit "
+    f"AND later.window_start = {_SAMPLE}.window_start AND later.at_s > {_SAMPLE}.at_s "
+    f"AND later.at_s < {_SAMPLE}.at_s - {_SAMPLE}.at_s %% {THIN_S} + {THIN_S})"
+)
