@@ -13,19 +13,20 @@ from gateway.snapshot import Key
 
 # Every carrier goes through `credential`, so that no limit can be dodged by using another header.
 CARRIERS = frozenset({b"authorization", b"x-api-key", b"api-key", b"x-goog-api-key"})
-_READ = CARRIERS | {b"content-length", b"content-encoding", b"x-hoosh-pool"}
+_READ = CARRIERS | {b"content-length", b"content-encoding", b"x-hoosh-pool", b"idempotency-key"}
 REQUEST_ID = re.compile(rb"[A-Za-z0-9._:/+=@-]{1,128}\Z")
 
 
 class Head:
     """What the gateway reads of a request's headers, in one pass."""
 
-    __slots__ = ("coding", "length", "pool", "secret")
+    __slots__ = ("coding", "idempotency", "length", "pool", "secret")
 
     def __init__(self, headers: Headers) -> None:
         """Raises UnauthorizedError without a credential, BadRequestError when two differ."""
         secret: bytes | None = None
         self.coding = self.pool = b""
+        self.idempotency: bytes | None = None
         self.length = -1
         for name, value in headers:
             if name not in _READ:
@@ -36,6 +37,8 @@ class Head:
                 self.length = int(value) if value.isdigit() else -1
             elif name == b"x-hoosh-pool":
                 self.pool = value
+            elif name == b"idempotency-key":
+                self.idempotency = value
             else:
                 self.coding = value
         if not secret:

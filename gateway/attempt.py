@@ -10,11 +10,14 @@ import logging
 import time
 from typing import TYPE_CHECKING
 
+import msgspec
+
+from budgets.bound import AMOUNT_MAX, money_bound
 from budgets.journal import JournalError
-from budgets.prices import cost
-from budgets.records import Basis, HoldRecord, PoolRecord, UsageRecord
+from budgets.prices import PriceBound, cost
+from budgets.records import PRICE_FREE, PRICE_UNKNOWN, Basis, Draw, HoldRecord, UsageRecord
 from gateway.errors import GatewayError
-from gateway.snapshot import Candidate
+from gateway.snapshot import Candidate, Snapshot
 from providers.canonical import Usage
 from providers.routing import Step
 
@@ -27,7 +30,6 @@ log = logging.getLogger("hoosh.books")
 # delivered, and at most this step more: 64 events, or as much text as 64 tokens commonly are.
 MARK_EVENTS = 64
 MARK_BYTES = 256
-COST_MAX_PICO = 2**63 - 1  # what the journal and the ledger can hold: 9 million USD
 
 
 class AttemptFailedError(Exception):
@@ -40,48 +42,82 @@ class AttemptFailedError(Exception):
 
 
 class Attempt:
-    """One upstream call of a job. `held` tokens are reserved from before it is sent until `settle`."""
+    """One upstream call of a job. Its bound is reserved in every pool from before it is sent until `settle`."""
 
     __slots__ = (
+        "_held_at_ns",
         "_marked_bytes",
         "_marked_events",
         "_settled",
         "candidate",
         "cost_pico",
+        "draws",
         "error",
         "held",
+        "held_pico",
         "input_bound",
         "job",
         "limit",
         "number",
         "output_bound",
-        "pool",
+        "price",
         "sent",
+        "shortened",
         "status",
         "step",
         "tokens",
         "usage",
+        "window_start",
     )
 
     def __init__(
-        self, job: Job, candidate: Candidate, step: Step, pool: PoolRecord, *, input_bound: int, limit: int | None
+        self, job: Job, candidate: Candidate, step: Step, *, input_bound: int, limit: int | None, price: PriceBound
     ) -> None:
-        self.job, self.candidate, self.step, self.pool = job, candidate, step, pool
-        call = job.call
-        assert call is not None
+        self.job, self.candidate, self.step, self.price = job, candidate, step, price
         self.number = job.attempts
-        self.limit = limit
         self.input_bound = input_bound
-        self.output_bound = (limit or 0) * max(1, call.n)
-        self.held = input_bound + self.output_bound
         self.sent = False  # something of this call reached the upstream, as far as we know
+        self.shortened = False
         self.status = 0
         self.error = ""
         self.usage: Usage | None = None
         self.tokens = 0
         self.cost_pico = 0
+        self.draws: tuple[Draw, ...] = ()
+        self.window_start = 0
         self._settled = False
+        self._held_at_ns = 0
         self._marked_events = self._marked_bytes = 0
+        self._bound(limit)
+
+    def _bound(self, limit: int | None) -> None:
+        call, price = self.job.call, self.price
+        assert call is not None
+        self.limit = limit
+        self.output_bound = (limit or 0) * max(1, call.n)
+        self.held = self.input_bound + self.output_bound
+        self.held_pico = money_bound(
+            input_tokens=self.input_bound,
+            output_tokens=self.output_bound,
+            input_pico=price.input_pico,
+            output_pico=price.output_pico,
+            request_pico=price.request_pico,
+        )
+
+    def shorten(self, limit: int) -> None:
+        """Lower the output limit; before anything is held, and told in a header."""
+        self._bound(limit)
+        self.shortened = True
+
+    def begin(self, draws: tuple[Draw, ...]) -> None:
+        """Take over what was held for this call."""
+        self.draws = draws
+        self._held_at_ns = time.monotonic_ns()
+        pool_id = self.job.pool_id
+        for draw in draws:
+            if draw.pool_id == pool_id:
+                self.window_start = draw.window_start
+                break
 
     def sending(self) -> None:
         """There is a connection and the request is about to be written to it."""
@@ -93,7 +129,7 @@ class Attempt:
 
     def journal_hold(self) -> None:
         """Write `R`. Raises JournalError, then nothing may be sent."""
-        job = self.job
+        job, price = self.job, self.price
         assert job.key is not None
         assert job.call is not None
         key = job.key.record
@@ -105,14 +141,19 @@ class Attempt:
                 key_id=key.id,
                 agent_id=key.agent_id,
                 team_id=key.team_id,
-                pool_id=self.pool.id,
-                window_start=self.pool.window_start,
+                pool_id=job.pool_id,
+                window_start=self.window_start,
                 tokens=self.held,
                 input_bound=self.input_bound,
                 route_id=self.candidate.route.id,
                 provider_id=self.candidate.provider.id,
                 endpoint=job.endpoint.name,
                 model=job.call.model,
+                draws=self.draws,
+                price_id=price.price_id,
+                input_pico=min(price.input_pico, AMOUNT_MAX),
+                output_pico=min(price.output_pico, AMOUNT_MAX),
+                request_pico=min(price.request_pico, AMOUNT_MAX),
             )
         )
 
@@ -137,9 +178,10 @@ class Attempt:
             record = self._record(status, error, usage, basis)
         except Exception:
             # A fault of our own: this hold must not be missing from the pool for ever; the ledger charges it.
-            runtime.desk.settle(self.pool.id, self.held, self.tokens, self.pool.window_start)
+            runtime.desk.settle(self.draws, self.tokens, self.cost_pico)
             raise
         runtime.book(record, decision.shape)
+        runtime.desk.took((time.monotonic_ns() - self._held_at_ns) / 1e9)
 
     def _record(self, status: int, error: str, usage: Usage | None, basis: Basis) -> UsageRecord:
         job, snapshot, decision, call = self.job, self.job.snapshot, self.job.decision, self.job.call
@@ -149,20 +191,7 @@ class Attempt:
         assert job.key is not None
         key, route, provider = job.key.record, self.candidate.route, self.candidate.provider
         self.status, self.error, self.usage = status, error, usage
-        price = None
-        if usage is not None:
-            self.tokens = usage.input + usage.output
-            price = snapshot.prices.find(provider.name, provider.kind, self.step.model, job.started_at_us / 1e6)
-            if price is not None:
-                cost_pico = cost(
-                    price,
-                    input=usage.input,
-                    cached=usage.cached,
-                    cache_write=usage.cache_write,
-                    output=usage.output,
-                    reasoning=usage.reasoning,
-                )
-                self.cost_pico = min(cost_pico, COST_MAX_PICO)  # a mistyped price
+        price_id = self._price(snapshot, usage)
         return UsageRecord(
             rid=job.rid,
             attempt=self.number,
@@ -170,8 +199,8 @@ class Attempt:
             key_id=key.id,
             agent_id=key.agent_id,
             team_id=key.team_id,
-            pool_id=self.pool.id,
-            window_start=self.pool.window_start,
+            pool_id=job.pool_id,
+            window_start=self.window_start,
             route_id=route.id,
             provider_id=provider.id,
             endpoint=job.endpoint.name,
@@ -188,7 +217,7 @@ class Attempt:
             tokens=self.tokens,
             held=self.held,
             cost_pico=self.cost_pico,
-            price_id=price.id if price else 0,
+            price_id=price_id,
             basis=int(basis),
             latency_us=(time.monotonic_ns() - job.started_ns) // 1000,
             ttft_us=job.ttft_us,
@@ -196,7 +225,37 @@ class Attempt:
             shape=decision.shape.digest,
             attempts=self.number + 1,
             client_request_id=job.client_id.decode("ascii"),
+            input_audio_tokens=usage.input_audio if usage else 0,
+            output_audio_tokens=usage.output_audio if usage else 0,
+            input_image_tokens=usage.input_image if usage else 0,
+            draws=self.draws,
         )
+
+    def _price(self, snapshot: Snapshot, usage: Usage | None) -> int:
+        """Set what is charged, in tokens and in money; the id of the price row used."""
+        free = PRICE_FREE if self.price.price_id == PRICE_FREE else PRICE_UNKNOWN
+        if usage is None:
+            return free
+        self.tokens = usage.input + usage.output
+        provider, route, at = self.candidate.provider, self.candidate.route, self.job.started_at_us / 1e6
+        price = snapshot.prices.find(
+            provider.name, provider.kind, self.step.model, at, route=route.name, input_tokens=usage.input
+        )
+        if price is None:
+            return free
+        cost_pico = cost(
+            price,
+            input=usage.input,
+            cached=usage.cached,
+            cache_write=usage.cache_write,
+            output=usage.output,
+            reasoning=usage.reasoning,
+            input_audio=usage.input_audio,
+            output_audio=usage.output_audio,
+            input_image=usage.input_image,
+        )
+        self.cost_pico = min(cost_pico, AMOUNT_MAX)  # a mistyped price
+        return price.id
 
     def settle_nothing(self, *, status: int, error: str) -> None:
         """Book that the provider consumed nothing (refused, unreachable): the whole hold returns."""
@@ -212,6 +271,12 @@ class Attempt:
         text_in = call.prompt_tokens or ratios.tokens(model, output=False, text_bytes=len(call.body) - call.media_bytes)
         output = max(events, ratios.tokens(model, output=True, text_bytes=text_bytes))
         return Usage(input=min(text_in, self.input_bound), output=output, reported=False)
+
+    def believed(self, usage: Usage, *, events: int) -> tuple[Usage, Basis]:
+        """A reported usage, raised to what was delivered where it says less than that, which nobody can believe."""
+        if usage.output >= events:
+            return usage, Basis.REPORTED
+        return msgspec.structs.replace(usage, output=events, reported=False), Basis.ESTIMATED
 
     def learn(self, usage: Usage, *, text_bytes: int) -> None:
         """Let a reported usage improve the estimates for this model: each one at first, later every eighth."""

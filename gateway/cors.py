@@ -29,7 +29,8 @@ REQUEST_HEADERS = (
 REQUEST_HEADER_PREFIXES = (b"x-stainless-", b"x-hoosh-", b"anthropic-", b"openai-")
 EXPOSED_HEADERS = (
     b"x-request-id, x-hoosh-request, x-hoosh-config, x-hoosh-route, x-hoosh-tokens-available, "
-    b"x-hoosh-tokens-needed, retry-after, x-should-retry"
+    b"x-hoosh-tokens-needed, x-hoosh-usd-available, x-hoosh-usd-needed, x-hoosh-output-limit, "
+    b"x-hoosh-idempotent-replay, retry-after, x-should-retry"
 )
 _MAX_ASKED = 64  # names in one Access-Control-Request-Headers that are looked at
 _TOKEN = re.compile(rb"[a-z0-9!#$%&'*+.^_`|~-]{1,64}\Z")

@@ -5,6 +5,7 @@
     │   ├── BadRequestError            400
     │   ├── UnauthorizedError          401
     │   ├── ForbiddenError             403
+    │   │   └── PriceUnknownError      403  money is limited and nobody knows what the model costs
     │   ├── NotFoundError              404
     │   │   └── ModelNotFoundError     404, param "model"
     │   ├── MethodNotAllowedError      405
@@ -123,6 +124,19 @@ class ForbiddenError(ClientError):
     message_default = "This API key may not do that."
 
 
+class PriceUnknownError(ForbiddenError):
+    """A pool limits money and no price is known for what the call would be sent to: an operator must enter one."""
+
+    code = "price_unknown"
+
+    def __init__(self, provider: str, model: str) -> None:
+        super().__init__(
+            f"No price is known for the model '{model[:256]}' of the provider '{provider[:100]}', and a pool of this "
+            "request limits money. Have an operator enter a price.",
+            param="model",
+        )
+
+
 class NotFoundError(ClientError):
     """There is nothing at this path."""
 
@@ -199,7 +213,7 @@ class BudgetExceededError(LimitError):
     type = "insufficient_quota"
     code = "insufficient_quota"
     should_retry = False
-    message_default = "The token budget of this key's pool is used up. Ask an operator to raise it."
+    message_default = "A budget of this key is used up. Ask an operator to raise it."
 
 
 class RateLimitedError(LimitError):

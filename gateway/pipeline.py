@@ -2,8 +2,8 @@
 
 `serve` is one request. Everything it needs is in memory: one `Snapshot` taken at admission, the wallets behind
 `runtime.desk` and the append-only journal. No database, no lock, no thread. What a call costs is journaled before the
-caller sees the end of the answer, so nothing answered goes unbooked; see `gateway.attempt` for the books of one
-upstream call and `gateway.relay` for how its answer is delivered.
+caller sees the end of the answer, so nothing answered goes unbooked; see `gateway.holding` for what is reserved before
+a call, `gateway.attempt` for the books of one call and `gateway.relay` for how its answer is delivered.
 """
 
 from __future__ import annotations
@@ -13,27 +13,25 @@ import logging
 import time
 from typing import TYPE_CHECKING
 
-from budgets.bound import input_bound, output_limit
-from budgets.desk import NoLeaseError, PoolSpentError
-from budgets.journal import JournalError
-from gateway import relay
+from gateway import idempotency, relay
 from gateway.admission import Head, client_request_id, find_key
 from gateway.attempt import Attempt, AttemptFailedError
 from gateway.endpoints import Endpoint
 from gateway.errors import (
-    BadRequestError,
-    BudgetExceededError,
     ForbiddenError,
     GatewayError,
     GatewayUnavailableError,
     ModelNotFoundError,
     PayloadTooLargeError,
+    PriceUnknownError,
     UnsupportedMediaError,
+    UpstreamRefusedError,
     to_openai,
 )
 from gateway.exchange import Exchange
+from gateway.holding import choose_pools, hold
 from gateway.logs import AccessEntry
-from gateway.snapshot import Candidate, Key, Snapshot
+from gateway.snapshot import Key, Snapshot
 from providers.canonical import Call
 from providers.routing import Decision, Step
 
@@ -58,6 +56,9 @@ class Job:
         "head",
         "key",
         "last",
+        "pool_id",
+        "pool_ids",
+        "recorder",
         "rid",
         "rid_hex",
         "runtime",
@@ -69,7 +70,9 @@ class Job:
     )
 
     def __init__(self, runtime: Runtime, exchange: Exchange, endpoint: Endpoint) -> None:
-        self.runtime, self.exchange, self.endpoint = runtime, exchange, endpoint
+        self.runtime, self.endpoint = runtime, endpoint
+        self.exchange: Exchange = exchange
+        self.recorder: idempotency.RecordingExchange | None = None  # what stands before it where the answer is kept
         self.started_ns = time.monotonic_ns()
         self.started_at_us = time.time_ns() // 1000
         self.rid = runtime.new_id(self.started_at_us)
@@ -79,6 +82,8 @@ class Job:
         self.head: Head | None = None
         self.key: Key | None = None
         self.call: Call | None = None
+        self.pool_id = 0  # named, or the key's default
+        self.pool_ids: tuple[int, ...] = ()  # all it draws on
         self.decision: Decision | None = None
         self.deadline = 0.0
         self.attempts = 0
@@ -95,6 +100,8 @@ class Job:
             headers.append((b"x-hoosh-config", self.snapshot.version_header))
         if self.last is not None:
             headers.append((b"x-hoosh-route", self.last.candidate.header))
+            if self.last.shortened:
+                headers.append((b"x-hoosh-output-limit", b"%d" % (self.last.limit or 0)))
         return headers
 
 
@@ -107,10 +114,14 @@ async def serve(runtime: Runtime, exchange: Exchange, endpoint: Endpoint) -> Non
         admit(job)
         settings = job_snapshot(job).settings
         body = await exchange.read_body(settings.body_limit_bytes, settings.body_timeout_s)
-        job.call = endpoint.parse(body)
-        guard(job)
-        route(job)
-        await call_candidates(job)
+        replayed = await replay(job, body)
+        if replayed:
+            status = replayed
+        else:
+            job.call = endpoint.parse(body)
+            guard(job)
+            route(job)
+            await call_candidates(job)
     except GatewayError as error:
         status, code = error.status, error.code or error.type
         await refuse(job, error)
@@ -128,6 +139,8 @@ async def serve(runtime: Runtime, exchange: Exchange, endpoint: Endpoint) -> Non
     finally:
         runtime.jobs.discard(job)
         finish(job, status, code)
+        if job.recorder is not None:
+            job.recorder.close()
         job.last = job.task = None  # they point back to the job: without this every request is left to the collector
 
 
@@ -158,24 +171,21 @@ def admit(job: Job) -> None:
         )
 
 
+async def replay(job: Job, body: bytes) -> int:
+    """The status of the answer this request got before, which was told again; 0 = it shall run."""
+    assert job.head is not None
+    header = job.head.idempotency
+    return 0 if header is None else await idempotency.replay(job, header, body)
+
+
 def guard(job: Job) -> None:
-    """May this key ask for this, out of this pool?"""
-    call, key, snapshot = job.call, job.key, job_snapshot(job)
+    """May this key ask for this, out of these pools?"""
+    call, key = job.call, job.key
     assert call is not None
     assert key is not None
     if key.may_use is not None and not key.may_use(call.model):
         raise ModelNotFoundError(call.model)
-    assert job.head is not None
-    named = job.head.pool.decode("utf-8", "replace") or call.pool
-    if named is None:
-        return
-    pool = snapshot.pools_by_name.get(named)
-    if pool is None:
-        raise BadRequestError(f"There is no token pool named '{named[:100]}'.", param="pool", code="unknown_pool")
-    if pool.id != key.record.pool_id:
-        raise ForbiddenError(
-            f"This API key may not draw on the pool '{named[:100]}'.", code="pool_not_allowed", param="pool"
-        )
+    choose_pools(job, job_snapshot(job))
 
 
 def route(job: Job) -> None:
@@ -227,7 +237,11 @@ async def call_candidates(job: Job) -> None:
         job.exchange.keep_running = False  # a route before this one may have set it
         if job.exchange.gone:
             raise asyncio.CancelledError
-        attempt = await hold(job, candidate, step)
+        try:
+            attempt = await hold(job, snapshot, candidate, step)
+        except PriceUnknownError as unknown:
+            failure = failure or unknown
+            continue
         job.attempts += 1
         job.last = attempt
         try:
@@ -242,72 +256,13 @@ async def call_candidates(job: Job) -> None:
     raise failure or ModelNotFoundError(call.model, f"No route for '{call.model[:256]}' serves {call.endpoint}.")
 
 
-async def hold(job: Job, candidate: Candidate, step: Step) -> Attempt:
-    """Reserve the upper bound of one upstream call and journal the hold. Raises the refusal when it does not fit."""
-    runtime, snapshot, call, key = job.runtime, job_snapshot(job), job.call, job.key
-    assert call is not None
-    assert key is not None
-    pool = snapshot.pools.get(key.record.pool_id)
-    if pool is None or not pool.enabled:
-        raise ForbiddenError("The token pool of this API key is disabled.", code="pool_disabled")
-    card = snapshot.cards.find(step.model)
-    bound = input_bound(
-        body_bytes=len(call.body),
-        media_bytes=call.media_bytes,
-        messages=call.messages,
-        prompt_tokens=call.prompt_tokens,
-        images=call.images,
-        audios=call.audios,
-        files=call.files + call.others,
-        min_bytes_per_token=card.min_bytes_per_token,
-    )
-    limit: int | None = None
-    if job.endpoint.generates:
-        limit = output_limit(
-            asked=call.limit,
-            card_max=card.max_output_tokens,
-            default_cap=snapshot.settings.default_output_cap,
-            route_cap=candidate.route.output_cap,
-            available=runtime.desk.available(pool.id),
-        )
-    attempt = Attempt(job, candidate, step, pool, input_bound=bound, limit=limit)
-    if not runtime.desk.hold(pool.id, attempt.held):
-        try:
-            await runtime.desk.wait_hold(pool.id, attempt.held, snapshot.settings.hold_wait_s)
-        except PoolSpentError as spent:
-            raise budget_error(pool.name, spent) from None
-        except NoLeaseError as missing:
-            raise GatewayUnavailableError(
-                "The gateway cannot grant tokens right now.", code="no_lease", retry_after_s=1
-            ) from missing
-    try:
-        attempt.journal_hold()
-    except JournalError as exc:
-        runtime.desk.release(pool.id, attempt.held)
-        raise GatewayUnavailableError(
-            "The gateway cannot write its journal.", code="journal_unavailable", retry_after_s=5
-        ) from exc
-    return attempt
-
-
-def budget_error(pool: str, spent: PoolSpentError) -> BudgetExceededError:
-    """The 429 that carries the numbers."""
-    return BudgetExceededError(
-        f"The token pool '{pool}' has {spent.available} tokens left, this request may need up to {spent.wanted}. "
-        "Ask for a smaller output limit, shorten the prompt, or have an operator raise the pool.",
-        retry_after_s=spent.retry_after_s,
-        extra_headers=(
-            (b"x-hoosh-tokens-available", b"%d" % spent.available),
-            (b"x-hoosh-tokens-needed", b"%d" % spent.wanted),
-        ),
-    )
-
-
 async def refuse(job: Job, error: GatewayError) -> None:
     """Tell the caller, unless an answer has begun (then the relay has told it in band) or the caller has left."""
     if job.exchange.begun or job.exchange.gone:
         return
     job.runtime.metrics.refused(error.code or error.type)
+    if job.recorder is not None:
+        job.recorder.refused_by_provider = isinstance(error, UpstreamRefusedError)
     await job.exchange.respond(error.status, [*error.headers, *job.headers()], to_openai(error))
 
 

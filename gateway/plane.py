@@ -21,5 +21,8 @@ class ControlPlane(Protocol):
     def workers(self) -> list[dict[str, Any]]:
         """One entry per connected worker: index, owner, pid, version, status, status_age_s."""
 
+    def recall(self, pool_id: int, unit: int, window_start: int) -> None:
+        """Ask every worker to give back what it does not use of a purse."""
+
 
 current: ControlPlane | None = None

@@ -24,7 +24,7 @@ from gateway.errors import (
     from_transport,
     in_band,
 )
-from providers.canonical import UpstreamProblem
+from providers.canonical import UpstreamProblem, Usage
 from providers.upstream import Limits, StreamReply, UpstreamError
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ log = logging.getLogger("hoosh.relay")
 DONE = b"data: [DONE]\n\n"
 PING = b": ping\n\n"
 ERROR_BODY_MAX = 64 * 1024
+CLIENT_LEFT = 499
 EVENT_STREAM = b"text/event-stream"
 # Reasons after which another provider may do better; a request the provider found wrong is wrong everywhere.
 ELSEWHERE = frozenset({"credential", "rate_limit", "overloaded", "server", "protocol", "cut"})
@@ -50,6 +51,7 @@ async def unary(attempt: Attempt) -> None:
     assert call is not None
     adapter = candidate.adapter
     candidate.circuit.started(time.monotonic())
+    job.exchange.keep_running = candidate.route.on_disconnect == "drain"
     if candidate.pool is None:
         local: LocalAdapter = adapter  # type: ignore[assignment]
         status, headers, body = 200, [], await local.answer(call, attempt.limit)
@@ -76,12 +78,13 @@ async def unary(attempt: Attempt) -> None:
         attempt.learn(usage, text_bytes=answer.output_bytes)
     job.ttft_us = (time.monotonic_ns() - job.started_ns) // 1000
     try:
-        attempt.settle(status=200, usage=usage, basis=basis)
+        settle_read(attempt, usage, basis)
         if job.runtime.durable:
             await job.runtime.journal.durable()
     except JournalError as exc:
         raise AttemptFailedError(journal_error(), may_go_on=False) from exc
-    await job.exchange.respond(200, [(b"content-type", b"application/json"), *job.headers()], answer.body)
+    if not job.exchange.gone:
+        await job.exchange.respond(200, [(b"content-type", b"application/json"), *job.headers()], answer.body)
 
 
 def limits_for(attempt: Attempt) -> Limits:
@@ -222,7 +225,7 @@ async def stream(attempt: Attempt) -> None:
             )
             raise refused(attempt, problem)
     reader = adapter.open_stream(call, candidate.target(attempt.step.model))
-    job.exchange.keep_running = candidate.route.on_disconnect == "drain"
+    job.exchange.keep_running = candidate.route.on_disconnect != "cancel"
     pinger = Pinger(job.exchange)
     job.runtime.pingers.add(pinger)
     try:
@@ -235,6 +238,11 @@ async def stream(attempt: Attempt) -> None:
         source.close()
 
 
+def client_left() -> GatewayError:
+    """What is booked where nobody is left to be told anything."""
+    return GatewayError("The client left.", status=CLIENT_LEFT, code="client_left")
+
+
 def is_event_stream(headers: list[tuple[bytes, bytes]]) -> bool:
     """Whether a reply says it is server-sent events. An HTML error page with status 200 does not."""
     return any(name == b"content-type" and EVENT_STREAM in value.lower() for name, value in headers)
@@ -244,12 +252,16 @@ async def pump(attempt: Attempt, source: StreamReply | LocalStream, reader: Stre
     """Read, mark, write, until the end."""
     job = attempt.job
     exchange = job.exchange
+    route = attempt.candidate.route
+    last_event = 0  # of those read on after the client left
     while True:
         try:
             chunk = await source.read()
         except UpstreamError as exc:
             await broken(attempt, reader, from_transport(exc.kind), kind=exc.kind)
             return
+        if exchange.gone and not last_event and route.on_disconnect == "cap":
+            last_event = reader.events + route.disconnect_cap
         out = reader.feed(chunk) if chunk else reader.finish()
         if out or reader.done:
             if not job.ttft_us:
@@ -274,6 +286,10 @@ async def pump(attempt: Attempt, source: StreamReply | LocalStream, reader: Stre
             pinger.wrote()
         if reader.error is not None:
             await broken(attempt, reader, from_problem(reader.error), kind=reader.error.reason, problem=reader.error)
+            return
+        if last_event and reader.events >= last_event:
+            attempt.candidate.circuit.abandoned()
+            book_read(attempt, reader, client_left())
             return
         if attempt.output_bound and reader.events > attempt.output_bound:
             error = UpstreamBadReplyError(
@@ -300,7 +316,16 @@ def settle_stream(attempt: Attempt, reader: StreamReader) -> None:
         basis = Basis.ESTIMATED
     else:
         attempt.learn(usage, text_bytes=reader.delivered_bytes)
-    attempt.settle(status=200, usage=usage, basis=basis)
+        usage, basis = attempt.believed(usage, events=reader.events)
+    settle_read(attempt, usage, basis)
+
+
+def settle_read(attempt: Attempt, usage: Usage, basis: Basis) -> None:
+    """Book an answer that was read to its end, also if nobody was left to hear it. Raises JournalError."""
+    if attempt.job.exchange.gone:
+        attempt.settle(status=CLIENT_LEFT, error="client_left", usage=usage, basis=basis)
+    else:
+        attempt.settle(status=200, usage=usage, basis=basis)
 
 
 async def broken(
@@ -314,16 +339,22 @@ async def broken(
     if kind not in ("journal", "overrun"):
         note_failure(attempt, kind, error.message)
     job.runtime.metrics.attempt(candidate.provider.name, kind)
-    if reader.usage is not None:
-        try:
-            attempt.settle(status=error.status, error=error.code or "", usage=reader.usage, basis=Basis.REPORTED)
-        except JournalError:
-            log.warning("a cut stream could not be journaled", extra={"request_id": job.rid_hex})
-    else:
-        book_estimate(attempt, error, events=reader.events, text_bytes=reader.delivered_bytes)
+    book_read(attempt, reader, error)
     if not exchange.begun:
         raise AttemptFailedError(error, may_go_on=kind != "journal" and candidate.route.duplicates_allowed)
     await exchange.write(in_band(error))
+
+
+def book_read(attempt: Attempt, reader: StreamReader, error: GatewayError) -> None:
+    """Charge what was read of a stream that ended badly: as the provider reported it, or else by estimate."""
+    if reader.usage is None:
+        book_estimate(attempt, error, events=reader.events, text_bytes=reader.delivered_bytes)
+        return
+    usage, basis = attempt.believed(reader.usage, events=reader.events)
+    try:
+        attempt.settle(status=error.status, error=error.code or "", usage=usage, basis=basis)
+    except JournalError:
+        log.warning("a cut stream could not be journaled", extra={"request_id": attempt.job.rid_hex})
 
 
 async def cancelled(attempt: Attempt, reader: StreamReader) -> None:
@@ -333,9 +364,9 @@ async def cancelled(attempt: Attempt, reader: StreamReader) -> None:
     if job.aborted:
         error = GatewayUnavailableError("The gateway is restarting; the answer was cut.", code="shutting_down")
     else:
-        error = GatewayError("The client left.", status=499, code="client_left")
+        error = client_left()
         attempt.candidate.circuit.abandoned()
-    book_estimate(attempt, error, events=reader.events, text_bytes=reader.delivered_bytes)
+    book_read(attempt, reader, error)
     if job.aborted and job.exchange.begun:
         await job.exchange.write(in_band(error))
 

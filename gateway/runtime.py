@@ -22,6 +22,7 @@ from budgets.prices import PriceBook
 from budgets.records import KeyRecord, PoolRecord, PriceRecord, UsageRecord
 from gateway.app import PATTERN, Asgi, GatewayApp
 from gateway.estimate import Ratios
+from gateway.idempotency import Idempotency
 from gateway.logs import AccessLog
 from gateway.metrics import Metrics
 from gateway.pipeline import Job
@@ -66,6 +67,7 @@ class Runtime:
         self.metrics = Metrics()
         self.ratios = Ratios()
         self.desk = Desk(options.owner)
+        self.idempotency = Idempotency(options.owner, options.vault_path)
         self.connections = Connections()
         self.jobs: set[Job] = set()
         self.pingers: set[Pinger] = set()
@@ -111,6 +113,7 @@ class Runtime:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        self.idempotency.close()
         self._retry_unwritten()
         self.metrics.ready = False
         self.metrics.flush()
@@ -200,9 +203,9 @@ class Runtime:
             raise
         except Exception:
             # It can never be written: the ledger charges its hold when this worker's journal ends.
-            self.desk.settle(record.pool_id, record.held, record.tokens, record.window_start)
+            self.desk.settle(record.draws, record.tokens, record.cost_pico)
             raise
-        self.desk.settle(record.pool_id, record.held, record.tokens, record.window_start)
+        self.desk.settle(record.draws, record.tokens, record.cost_pico)
 
     # --- housekeeping ------------------------------------------------------------------------------------------------
 
@@ -245,7 +248,7 @@ class Runtime:
             except JournalError:
                 return
             self._unwritten.pop(0)
-            self.desk.settle(record.pool_id, record.held, record.tokens, record.window_start)
+            self.desk.settle(record.draws, record.tokens, record.cost_pico)
 
     # --- pushes from control -----------------------------------------------------------------------------------------
 
@@ -351,7 +354,7 @@ class Runtime:
             candidates=candidates,
             keys=self._keys,
             pools=self._pools,
-            pools_by_name={pool.name: pool for pool in self._pools.values()},
+            pools_by_name={pool.name: pool for pool in self._pools.values() if pool.enabled},
             cards=self._cards,
             prices=self._prices,
             models=await self._list_models(document),
@@ -435,4 +438,5 @@ class Runtime:
             "unwritten": len(self._unwritten),
             "requests": len(self.jobs),
             "circuits": circuits,
+            "idle": self.desk.idle(),
         }

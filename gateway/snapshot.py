@@ -24,6 +24,7 @@ from providers.upstream import Limits, Origin, Pool
 SLICE = 200  # rows built between two yields: well under 5 ms
 MODEL_TESTS = 4000  # models tried against a glob between two yields: about a millisecond
 CARDS_MAX = 4096
+LOCAL_CLASSES = frozenset({"loopback", "private", "unix"})
 IDLE_MAX = 4096  # per upstream; fewer than are in use at a peak means closing and dialling again all the time
 
 
@@ -59,6 +60,7 @@ class Candidate:
     limits: Limits
     circuit: Circuit
     header: bytes  # the x-hoosh-route value
+    free: bool  # a local provider: it costs nothing unless it has a price
     targets: dict[str, Target] = field(default_factory=dict)  # per upstream model, bounded by CARDS_MAX
 
     def target(self, model: str) -> Target:
@@ -77,6 +79,8 @@ class Key:
 
     record: KeyRecord
     may_use: Callable[[str], bool] | None  # None = every model
+    may_name: Callable[[str], bool] | None  # pools beside those of its team; None = none
+    pool_ids: tuple[int, ...]  # what it draws on where a request names no pool, ascending
     is_operator: bool
 
 
@@ -91,7 +95,7 @@ class Snapshot:
     candidates: Mapping[int, Candidate]  # by route id
     keys: Mapping[bytes, Key]  # by SHA-256 digest
     pools: Mapping[int, PoolRecord]
-    pools_by_name: Mapping[str, PoolRecord]
+    pools_by_name: Mapping[str, PoolRecord]  # those that are enabled
     cards: CardBook
     prices: PriceBook
     models: tuple[tuple[str, str], ...]  # (model id, provider name), sorted
@@ -200,6 +204,7 @@ class Builder:
             ),
             circuit=self._connections.circuit(provider.id, credential_id),
             header=header_safe(route.name),
+            free=kind.local and provider.address_class in LOCAL_CLASSES,
         )
 
 
@@ -211,10 +216,12 @@ def header_safe(text: str) -> bytes:
 
 
 def make_key(record: KeyRecord) -> Key:
-    """Prepare a key's model globs."""
+    """Prepare a key's globs and its chain."""
     return Key(
         record=record,
         may_use=any_matcher(record.models) if record.models else None,
+        may_name=any_matcher(record.pools_allowed) if record.pools_allowed else None,
+        pool_ids=tuple(sorted({*record.budget_ids, record.pool_id})),
         is_operator="operator" in record.scopes,
     )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from django.urls import path, re_path
 
-from gateway.api import schema, views
+from gateway.api import costs, schema, tokens, views
 
 __all__ = ["schema", "urlpatterns"]  # importing `schema` is what makes the key known to the API's description
 
@@ -12,6 +12,14 @@ urlpatterns = [
     path("v1/health/providers", views.ProvidersHealthView.as_view(), name="providers-health"),
     path("v1/admin/reload", views.ReloadView.as_view(), name="reload"),
     path("v1/requests/<str:request_id>", views.RequestView.as_view(), name="request"),
+    path("v1/tokens/check", tokens.CheckView.as_view(), name="tokens-check"),
+    path("v1/tokens/reserve", tokens.ReserveView.as_view(), name="tokens-reserve"),
+    path("v1/tokens/report", tokens.ReportView.as_view(), name="tokens-report"),
+    path("v1/tokens/pools", tokens.PoolsView.as_view(), name="tokens-pools"),
+    path("v1/costs", costs.CostsView.as_view(), name="costs"),
+    path("v1/costs/reset", costs.CostsResetView.as_view(), name="costs-reset"),
+    path("v1/cost/estimate", costs.CostEstimateView.as_view(), name="cost-estimate"),
+    path("v1/cost/recommend", costs.CostRecommendView.as_view(), name="cost-recommend"),
     path("api/schema/", views.SchemaView.as_view(), name="schema"),
     path("metrics", views.MetricsView.as_view(), name="metrics"),
     re_path(r"^v1(?:/.*)?$", views.UnknownPathView.as_view(), name="unknown"),

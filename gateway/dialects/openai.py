@@ -128,7 +128,7 @@ def _common(endpoint: str, doc: strict.Document, body: bytes) -> Call:
     pool = doc.get("pool")
     if pool is not None:
         if type(pool) is not str or not 0 < len(pool) <= MODEL_CHARACTERS or not pool.isprintable():
-            _refuse("pool", "must be the name of a token pool")
+            _refuse("pool", "must be the name of a pool")
         call.pool = pool
     stop = doc.get("stop")
     if (

@@ -20,10 +20,11 @@ import msgspec
 import uvicorn
 import uvloop
 
-from budgets.journal import COMPLETE, HEADER
+from budgets.chain import PurseKey
+from budgets.journal import COMPLETE, HEADER, HOLD
 from budgets.journal import KEY as RECORD_KEY
 from budgets.journal_reader import scan
-from budgets.records import KeyRecord, PoolRecord, PriceRecord, UsageRecord
+from budgets.records import HoldRecord, KeyRecord, PoolRecord, PriceRecord, UsageRecord
 from gateway.runtime import Runtime, RuntimeOptions
 from hoosh_site.strict_http import HttpLimits, strict_protocol
 from providers.config import CardDoc, ConfigDocument, PolicyDoc, ProviderDoc, RouteDoc, SettingsDoc, pack
@@ -33,31 +34,61 @@ OTHER_KEY = "hk-other-123456789abcdefghijklmnopqrstuvwxyzABCDEF"
 
 
 class Bank:
-    """Grants from pools of a fixed capacity, as control would."""
+    """Grants from purses of a fixed capacity to any number of workers, as control would."""
 
-    def __init__(self, capacities: dict[int, int], *, block: int = 1_000_000) -> None:
-        self.capacities, self.block = capacities, block
-        self.leased: dict[int, int] = dict.fromkeys(capacities, 0)
-        self.returned: dict[int, int] = dict.fromkeys(capacities, 0)
+    def __init__(self, capacities: dict[tuple[int, int], int], *, block: int = 1_000_000) -> None:
+        self.capacities, self.block = capacities, block  # by pool and unit, in every window
+        self.leased: dict[tuple[str, PurseKey], int] = {}
+        self.returned: dict[tuple[str, PurseKey], int] = {}
         self.silent = False
-        self.loop: asyncio.AbstractEventLoop | None = None
-        self.runtime: Runtime | None = None
+        self._workers: dict[str, tuple[asyncio.AbstractEventLoop, Runtime]] = {}
+        self._lock = threading.Lock()  # workers live in threads of their own
 
-    def ask(self, owner: str, pool: int, window: int, seen: int, want: int, need: int) -> None:
-        """Answer an ask on the loop's next turn."""
+    def attach(self, runtime: Runtime) -> None:
+        """Serve a worker; call on its loop."""
+        self._workers[runtime.options.owner] = (asyncio.get_running_loop(), runtime)
+        runtime.desk.send_ask, runtime.desk.send_return = self.ask, self.give_back
+        runtime.desk.connected()
+
+    def free(self, key: PurseKey) -> int:
+        """What is not leased."""
+        leased = sum(total for (_, at), total in self.leased.items() if at == key)
+        returned = sum(total for (_, at), total in self.returned.items() if at == key)
+        return self.capacities.get(key[:2], 0) - leased + returned
+
+    def ask(self, owner: str, pool: int, unit: int, window: int, seen: int, want: int, need: int) -> None:
+        """Answer an ask on the loop's next turn; what others have idle is called back when there is too little."""
         if self.silent:
             return
-        free = self.capacities.get(pool, 0) - self.leased.get(pool, 0) + self.returned.get(pool, 0)
-        grant = min(free, max(want, need, self.block))
-        self.leased[pool] = self.leased.get(pool, 0) + grant
-        assert self.loop is not None
-        assert self.runtime is not None
-        left = free - grant
-        self.loop.call_soon(self.runtime.desk.on_granted, pool, window, self.leased[pool], left > 0, left <= 0, left)
+        key = (pool, unit, window)
+        with self._lock:
+            free = self.free(key)
+            block = max(want, need, self.block)
+            # Near the edge as little as is needed, so that one worker does not get all there is.
+            grant = 0 if free < need else block if block <= free // 4 else min(free, max(need, free // 4))
+            total = self.leased[owner, key] = self.leased.get((owner, key), 0) + max(0, grant)
+            left = max(0, free - grant)
+        others = [worker for name, worker in self._workers.items() if name != owner]
+        out = sum(self._out(runtime, key) for _, runtime in others)
+        loop, runtime = self._workers[owner]
+        spent_out = grant <= 0 and left + out < max(1, need)
+        loop.call_soon(runtime.desk.on_granted, *key, total, left > 0, spent_out, left)
+        if need and grant <= 0:
+            for other_loop, other in others:
+                other_loop.call_soon_threadsafe(other.desk.on_recall, *key)
 
-    def give_back(self, owner: str, pool: int, window: int, total: int) -> None:
-        """Take returned tokens in."""
-        self.returned[pool] = total
+    def _out(self, runtime: Runtime, key: PurseKey) -> int:
+        wallets = [entry for entry in runtime.desk.status() if _key(entry) == key]
+        return sum(entry["free"] + entry["held"] for entry in wallets)
+
+    def give_back(self, owner: str, pool: int, unit: int, window: int, total: int) -> None:
+        """Take what was returned in."""
+        with self._lock:
+            self.returned[owner, (pool, unit, window)] = total
+
+
+def _key(entry: dict[str, Any]) -> PurseKey:
+    return (entry["pool_id"], entry["unit"], entry["window_start"])
 
 
 class GatewayServer:
@@ -82,6 +113,8 @@ class GatewayServer:
         cards: Sequence[CardDoc] = (),
         prices: Sequence[PriceRecord] = (),
         capacity: int = 100_000_000,
+        capacity_pico: int = 10**15,
+        bank: Bank | None = None,
         discovered: dict[int, list[str]] | None = None,
         forward: Callable[..., Any] | None = None,
     ) -> None:
@@ -95,7 +128,8 @@ class GatewayServer:
         self.pools = list(pools or [PoolRecord(id=1, name="default"), PoolRecord(id=2, name="other")])
         self.keys = list(keys or [key_record(1, KEY), key_record(2, OTHER_KEY, pool_id=2)])
         self.cards, self.prices, self.discovered = list(cards), list(prices), discovered or {}
-        self.bank = Bank({pool.id: capacity for pool in self.pools})
+        amounts = ((0, capacity), (1, capacity_pico))
+        self.bank = bank or Bank({(pool.id, unit): amount for pool in self.pools for unit, amount in amounts})
         self.version = 1
         self._forward = forward or not_found
         self._ready = threading.Event()
@@ -123,7 +157,7 @@ class GatewayServer:
             self._ready.set()
 
     async def _main(self) -> None:
-        self.loop = self.bank.loop = asyncio.get_running_loop()
+        self.loop = asyncio.get_running_loop()
         options = RuntimeOptions(
             owner=f"w0-test-{id(self):x}",
             index=0,
@@ -132,10 +166,9 @@ class GatewayServer:
             version="test",
             access_log=str(self.directory / "access.jsonl"),
         )
-        self.runtime = self.bank.runtime = Runtime(options)
+        self.runtime = Runtime(options)
         await self.runtime.start()
-        self.runtime.desk.send_ask, self.runtime.desk.send_return = self.bank.ask, self.bank.give_back
-        self.runtime.desk.connected()
+        self.bank.attach(self.runtime)
         self.push()
         while self.runtime.snapshot is None:
             await asyncio.sleep(0.005)
@@ -212,6 +245,11 @@ def canned(status: int, body: bytes, *, wait_s: float = 0.0, kind: str = "applic
         server.server_close()
 
 
+def held(server: GatewayServer) -> int:
+    """What is held of all purses of a worker."""
+    return sum(entry["held"] for entry in server.runtime.desk.status())
+
+
 def wait_for(test: Callable[[], Any], timeout_s: float = 5.0) -> Any:
     """Poll until the test passes; its value."""
     end = time.monotonic() + timeout_s
@@ -256,10 +294,16 @@ async def not_found(scope: Any, receive: Any, send: Any) -> None:
 
 def usage_rows(directory: Path) -> list[UsageRecord]:
     """The complete usage records in a test server's journal, oldest first."""
-    rows: list[UsageRecord] = []
+    return [msgspec.msgpack.decode(payload, type=UsageRecord) for payload in _payloads(directory, COMPLETE)]
+
+
+def hold_records(directory: Path) -> list[HoldRecord]:
+    """The hold records in a test server's journal, oldest first."""
+    return [msgspec.msgpack.decode(payload, type=HoldRecord) for payload in _payloads(directory, HOLD)]
+
+
+def _payloads(directory: Path, wanted: int) -> Iterator[bytes]:
     for path in sorted((directory / "journal").glob("*.j"), key=lambda p: p.name):
-        data = path.read_bytes()
-        for kind, payload, _start, _end in scan(data, HEADER.size):
-            if kind == COMPLETE:
-                rows.append(msgspec.msgpack.decode(payload[RECORD_KEY.size :], type=UsageRecord))
-    return rows
+        for kind, payload, _start, _end in scan(path.read_bytes(), HEADER.size):
+            if kind == wanted:
+                yield payload[RECORD_KEY.size :]

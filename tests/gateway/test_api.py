@@ -417,6 +417,8 @@ class OtherPathsTest(ApiCase):
         self.error(self.ask("/api/schema/"), 401)
         schema = self.ask("/api/schema/", self.text).json()
         paths = {"/v1/admin/reload", "/v1/health/providers", "/v1/requests/{request_id}"}
+        paths |= {f"/v1/tokens/{name}" for name in ("check", "reserve", "report", "pools")}
+        paths |= {"/v1/costs", "/v1/costs/reset", "/v1/cost/estimate", "/v1/cost/recommend"}
         assert set(schema["paths"]) - {"/api/schema/"} == paths
         assert "apiKey" in schema["components"]["securitySchemes"]
 

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from budgets.records import Basis
-from tests.gateway.harness import KEY, GatewayServer, canned, provider, route, usage_rows, wait_for
+from tests.gateway.harness import KEY, GatewayServer, canned, held, provider, route, usage_rows, wait_for
 from tests.upstream import FaultUpstream
 
 CHAT = "/v1/chat/completions"
@@ -60,7 +60,7 @@ def test_a_client_that_leaves_is_noticed_whatever_the_size_of_its_body(
         up.wait_for(lambda: up.inference[-1].closed_by_peer, timeout_s=2)
         (row,) = usage_rows(tmp_path)
         assert (row.status, row.error) == (499, "client_left")
-        assert server.runtime.desk.status()[0]["held"] == 0
+        assert held(server) == 0
 
 
 @pytest.mark.usefixtures("worker_binding")
@@ -118,7 +118,7 @@ def test_leaving_while_the_gateway_still_connects_charges_nothing(tmp_path: Path
                 time.sleep(0.2)
             wait_for(lambda: not server.runtime.jobs, timeout_s=2)
             (row,) = usage_rows(tmp_path)
-            assert server.runtime.desk.status()[0]["held"] == 0
+            assert held(server) == 0
     assert (row.status, row.error, row.tokens, row.basis) == (499, "client_left", 0, Basis.NONE)
 
 
@@ -153,3 +153,19 @@ def test_a_client_that_leaves_the_route_behind_a_draining_one_cancels_it(up: Fau
             up.wait_for(lambda: up.inference)
         up.wait_for(lambda: up.inference[-1].closed_by_peer, timeout_s=2)
         wait_for(lambda: not server.runtime.jobs, timeout_s=2)
+
+
+@pytest.mark.usefixtures("binding")
+def test_a_draining_route_reads_a_whole_answer_nobody_waits_for_and_charges_what_it_cost(
+    up: FaultUpstream, tmp_path: Path
+) -> None:
+    routes = [route(1, on_disconnect="drain")]
+    with GatewayServer(tmp_path, providers=[provider(1, up.url)], routes=routes) as server:
+        with socket.create_connection(("127.0.0.1", server.port), timeout=5) as client:
+            client.sendall(request("think-300ms"))
+            up.wait_for(lambda: up.inference)
+        (row,) = wait_for(lambda: usage_rows(tmp_path))
+        wait_for(lambda: not server.runtime.jobs)
+        assert held(server) == 0
+    assert (row.status, row.error, row.basis) == (499, "client_left", Basis.REPORTED)
+    assert row.output_tokens > 0

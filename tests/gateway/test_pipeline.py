@@ -21,6 +21,7 @@ from tests.gateway.harness import (
     OTHER_KEY,
     GatewayServer,
     canned,
+    held,
     key_record,
     provider,
     route,
@@ -455,7 +456,7 @@ def test_a_client_that_leaves_cancels_the_upstream_call_and_is_charged_for_the_p
         (row,) = wait_for(lambda: usage_rows(tmp_path))
         assert (row.status, row.error, row.basis) == (499, "client_left", Basis.ESTIMATED)
         assert row.input_tokens > 0
-        assert server.runtime.desk.status()[0]["held"] == 0
+        assert held(server) == 0
 
 
 @pytest.mark.usefixtures("binding")
@@ -468,7 +469,7 @@ def test_a_whole_answer_that_is_cut_by_a_stop_is_booked_as_that(up: FaultUpstrea
         server.call(server.runtime.abort_streams)
         client.join(5)
         (row,) = usage_rows(tmp_path)
-        assert server.runtime.desk.status()[0]["held"] == 0
+        assert held(server) == 0
     assert_error(replies[0], 503, "shutting_down")
     assert (row.status, row.error, row.basis) == (503, "shutting_down", Basis.ESTIMATED)
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,13 +14,13 @@ import httpx
 import pytest
 from cryptography.fernet import Fernet
 
-from budgets.records import PoolRecord, PriceRecord, UsageRecord
+from budgets.records import Draw, PoolRecord, PriceRecord, UsageRecord
 from gateway.runtime import Runtime, RuntimeOptions
 from gateway.snapshot import MODEL_TESTS, list_models
 from providers.config import ConfigDocument, CredentialDoc, PolicyDoc, SettingsDoc, pack
 from providers.routing import Shape
 from providers.vault import Vault
-from tests.gateway.harness import KEY, OTHER_KEY, GatewayServer, key_record, provider, route, usage_rows, wait_for
+from tests.gateway.harness import KEY, OTHER_KEY, GatewayServer, held, key_record, provider, route, usage_rows, wait_for
 from tests.upstream import FaultUpstream
 
 
@@ -118,7 +120,7 @@ def test_a_mistyped_price_costs_the_most_that_can_be_booked_and_no_hold_is_lost(
     with GatewayServer(tmp_path, providers=[provider(1, up.url)], routes=[route(1)], prices=prices) as server:
         assert ask(server, "ok").status_code == 200
         (row,) = usage_rows(tmp_path)
-        assert server.runtime.desk.status()[0]["held"] == 0
+        assert held(server) == 0
     assert row.cost_pico == 2**63 - 1
 
 
@@ -127,7 +129,7 @@ def record(**more: Any) -> UsageRecord:
     values.update(
         rid=b"r" * 16, endpoint="chat", model="m", upstream_model="m", error="", stream=False, shape=b"s" * 16
     )
-    values.update(stream=False, pool_id=1, tokens=30, held=100, client_request_id="")
+    values.update(pool_id=1, tokens=30, held=100, client_request_id="", draws=(Draw(1, 0, 0, 100),))
     return UsageRecord(**(values | more))
 
 
@@ -135,20 +137,68 @@ def test_a_record_that_cannot_be_written_at_all_raises_and_returns_its_hold(tmp_
     async def story() -> None:
         runtime = Runtime(RuntimeOptions("w0-test", 0, tmp_path / "journal", tmp_path / "vault.key", "test"))
         await runtime.start()
-        runtime.desk.on_granted(1, 0, 1000, True, False, 0)
-        assert runtime.desk.hold(1, 100)
+        runtime.desk.set_pools([PoolRecord(id=1, name="default")])
+        runtime.desk.on_granted(1, 0, 0, 1000, True, False, 0)
+        chain = runtime.desk.chain((1,))
+        assert runtime.desk.hold(chain, 100, 0)
         with pytest.raises(OverflowError):
             runtime.book(record(cost_pico=2**70), Shape(digest=b"s" * 16, payload=b"{}"))
         (wallet,) = runtime.desk.status()
         assert (wallet["held"], wallet["used"]) == (0, 30)
         assert runtime.journal_writable
-        assert runtime.desk.hold(1, 100)
+        assert runtime.desk.hold(chain, 100, 0)
         runtime.book(record(), Shape(digest=b"s" * 16, payload=b"{}"))
         assert runtime.desk.status()[0]["held"] == 0
         await runtime.stop()
 
     asyncio.run(story())
     assert [row.tokens for row in usage_rows(tmp_path)] == [30]
+
+
+FULL_DISK = """
+import asyncio, pathlib, resource, signal, sys
+from budgets.journal import JournalError
+from budgets.records import PoolRecord
+from gateway.runtime import Runtime, RuntimeOptions
+from providers.routing import Shape
+from tests.gateway.test_runtime import record
+
+directory = pathlib.Path(sys.argv[1])
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+_soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+async def story():
+    runtime = Runtime(RuntimeOptions("w0-test", 0, directory / "journal", directory / "vault.key", "test"))
+    await runtime.start()
+    runtime.desk.set_pools([PoolRecord(id=1, name="default", units=(0, 1))])
+    for unit in (0, 1):
+        runtime.desk.on_granted(1, unit, 0, 10_000, True, False, 0)
+    draws = runtime.desk.hold(runtime.desk.chain((1,)), 100, 900)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
+    shape = Shape(digest=b"s" * 16, payload=b"{}")
+    try:
+        runtime.book(record(draws=draws, tokens=30, cost_pico=70), shape)
+        raise SystemExit("it was written")
+    except JournalError:
+        pass
+    assert [entry["held"] for entry in runtime.desk.status()] == [100, 900], "nothing is given back unbooked"
+    assert not runtime.journal_writable and runtime.status()["unwritten"] == 1
+    resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+    async with asyncio.timeout(5):
+        while not runtime.journal_writable:
+            await asyncio.sleep(0.05)
+    assert [(entry["held"], entry["used"]) for entry in runtime.desk.status()] == [(0, 30), (0, 70)]
+    await runtime.stop()
+
+asyncio.run(story())
+"""
+
+
+def test_a_record_the_disk_refused_is_written_later_and_until_then_its_hold_stays(tmp_path: Path) -> None:
+    done = subprocess.run([sys.executable, "-c", FULL_DISK, str(tmp_path)], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    (row,) = usage_rows(tmp_path)
+    assert (row.tokens, row.cost_pico, len(row.draws)) == (30, 70, 2)
 
 
 def test_round_robin_stays_even_while_one_route_is_out(up: FaultUpstream, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ import pytest
 
 from budgets.records import Basis
 from providers.config import SettingsDoc
-from tests.gateway.harness import KEY, GatewayServer, provider, route, usage_rows, wait_for
+from tests.gateway.harness import KEY, GatewayServer, held, provider, route, usage_rows, wait_for
 from tests.upstream import FaultUpstream, text_of
 
 CHAT = "/v1/chat/completions"
@@ -114,7 +114,7 @@ def test_a_stream_that_fails_midway_ends_with_an_error_event_and_a_cut(
         reply, data, clean = read(server, body(model, max_tokens=6))
         found = events(data)
         (row,) = wait_for(lambda: usage_rows(tmp_path))
-        assert server.runtime.desk.status()[0]["held"] == 0
+        assert held(server) == 0
     assert reply.status_code == 200
     assert not clean
     assert "[DONE]" not in found
@@ -151,7 +151,7 @@ def test_a_failure_before_the_first_event_is_a_plain_error(
 ) -> None:
     with GatewayServer(tmp_path, providers=[provider(1, up.url)], routes=[route(1)]) as server:
         reply, data, clean = read(server, body(model))
-        assert server.runtime.desk.status()[0]["held"] == 0
+        assert held(server) == 0
     assert reply.status_code == status, data
     assert clean
     assert json.loads(data)["error"]["message"]
@@ -216,7 +216,7 @@ def test_a_client_that_leaves_cancels_upstream_and_pays_what_was_delivered(
                     break
         up.wait_for(lambda: up.inference[-1].closed_by_peer, timeout_s=1)
         (row,) = wait_for(lambda: usage_rows(tmp_path))
-        assert server.runtime.desk.status()[0]["held"] == 0
+        assert held(server) == 0
     assert (row.status, row.error) == (499, "client_left")
     assert 3 <= row.output_tokens < 100
 
@@ -230,7 +230,34 @@ def test_a_route_may_drain_the_upstream_when_the_client_leaves(up: FaultUpstream
             next(reply.iter_raw())
         (row,) = wait_for(lambda: usage_rows(tmp_path))
     assert row.output_tokens == 30
-    assert row.basis == Basis.REPORTED
+    assert (row.basis, row.status, row.error) == (Basis.REPORTED, 499, "client_left")
+
+
+@pytest.mark.usefixtures("binding")
+def test_a_route_may_read_on_for_so_many_tokens_and_then_cancel(up: FaultUpstream, tmp_path: Path) -> None:
+    routes = [route(1, on_disconnect="cap", disconnect_cap=20)]
+    with GatewayServer(tmp_path, providers=[provider(1, up.url)], routes=routes) as server:
+        with httpx.stream(
+            "POST", server.url + CHAT, json=body("gap-20", max_tokens=400), headers={"x-api-key": KEY}
+        ) as reply:
+            next(reply.iter_raw())
+        (row,) = wait_for(lambda: usage_rows(tmp_path))
+        up.wait_for(lambda: up.inference[-1].closed_by_peer, timeout_s=1)
+        assert held(server) == 0
+    assert (row.status, row.error, row.basis) == (499, "client_left", Basis.ESTIMATED)
+    assert 20 <= row.output_tokens < 60, "what was read is charged, and no more is read"
+
+
+@pytest.mark.usefixtures("binding")
+def test_an_answer_that_ends_before_the_cap_is_charged_as_reported(up: FaultUpstream, tmp_path: Path) -> None:
+    routes = [route(1, on_disconnect="cap", disconnect_cap=1000)]
+    with GatewayServer(tmp_path, providers=[provider(1, up.url)], routes=routes) as server:
+        with httpx.stream(
+            "POST", server.url + CHAT, json=body("gap-20", max_tokens=30), headers={"x-api-key": KEY}
+        ) as reply:
+            next(reply.iter_raw())
+        (row,) = wait_for(lambda: usage_rows(tmp_path))
+    assert (row.output_tokens, row.basis, row.status) == (30, Basis.REPORTED, 499)
 
 
 @pytest.mark.usefixtures("binding")
