@@ -12,14 +12,17 @@ from typing import TypeVar
 
 from django.core.exceptions import ValidationError
 from django.db import models, transaction
-from django.db.models import F, Q
+from django.db.models import F, ProtectedError, Q
+from django.utils import timezone
 
 from audit.changes import changed_fields, recordable
 from audit.record import record
 from budgets import validation
+from budgets.limits import PoolLimits
 from budgets.models.access import Agent, ApiKey, Pool, Price, Sequence, Team
-from budgets.prices import PICO_PER_USD
-from budgets.records import KeyRecord, PoolRecord, PriceRecord
+from budgets.models.fields import pico
+from budgets.prices import IMPORT_SOURCE, PICO_PER_USD
+from budgets.records import KeyRecord, PoolRecord, PriceRecord, Unit
 
 ACCESS, PRICES = "access", "prices"
 DEFAULT_POOL = "default"
@@ -34,31 +37,53 @@ Row = TypeVar("Row", bound=Team | Agent | Pool | ApiKey)
 
 
 def save_team(team: Team, *, actor: str) -> Team:
-    """Create or change a team. Disabling one stops the keys of all its agents."""
+    """Create or change a team. Disabling one stops the keys of all its agents, and all of them draw on its budget."""
     return write(team, what="team", actor=actor)
 
 
 def save_agent(agent: Agent, *, actor: str) -> Agent:
-    """Create or change an agent. Disabling one stops its keys."""
+    """Create or change an agent. Disabling one stops its keys, and all of them draw on its budget."""
     return write(agent, what="agent", actor=actor)
 
 
 def save_pool(pool: Pool, *, actor: str, managed_by: str | None = None) -> Pool:
-    """Create or change a pool. The ledger learns the capacity from `pool_capacities`.
+    """Create or change a pool. The ledger learns of it from `pool_limits`.
 
+    Another kind of window, or other days by another time zone, begin a window now: none that was is opened again.
     `managed_by` is for the importer and the first run; a pool changed by anybody else is the operator's from then on.
     """
     if managed_by is not None:
         pool.managed_by = managed_by
     elif pool.managed_by == FIRST_RUN:
         pool.managed_by = ""
+    before = Pool.objects.filter(pk=pool.pk).first() if pool.pk else None
+    if before is not None:
+        pool.window_since = before.window_since
+        if _calendar(before) != _calendar(pool):
+            pool.window_since = int(timezone.now().timestamp())
     return write(pool, what="pool", actor=actor)
 
 
+def _calendar(pool: Pool) -> tuple[str, str]:
+    lifetime = pool.window == Pool.Window.LIFETIME  # has no days: its time zone says nothing
+    return pool.window, "" if lifetime else pool.time_zone
+
+
+def pool_users(pool: Pool) -> list[str]:
+    """What draws on a pool, in words: keys (revoked ones count), teams and agents. Empty: it may be deleted."""
+    counts = (
+        ("API keys (revoked ones count)", ApiKey.objects.filter(Q(pool=pool) | Q(own_pool=pool)).count()),
+        ("teams", Team.objects.filter(pool=pool).count()),
+        ("agents", Agent.objects.filter(pool=pool).count()),
+    )
+    return [f"{count} {what}" for what, count in counts if count]
+
+
 def delete_pool(pool: Pool, *, actor: str) -> None:
-    """Delete a pool no key draws on; its balances stay in the ledger. `ValidationError` while keys use it."""
-    if pool.keys.exists():
-        raise ValidationError("API keys draw on this pool (revoked ones count). Disable it instead.")
+    """Delete a pool nothing draws on; its balances stay in the ledger. `ValidationError` while something does."""
+    users = pool_users(pool)
+    if users:
+        raise ValidationError(f"This pool is drawn on: {', '.join(users)}. Disable it instead.")
     _delete(pool, "pool", actor, ACCESS)
 
 
@@ -70,9 +95,11 @@ def delete_agent(agent: Agent, *, actor: str) -> None:
 
 
 def delete_team(team: Team, *, actor: str) -> None:
-    """Delete a team without agents. `ValidationError` otherwise."""
+    """Delete a team without agents and projects. `ValidationError` otherwise."""
     if team.agents.exists():
         raise ValidationError("This team has agents. Disable it instead.")
+    if team.pools.exists():
+        raise ValidationError("Pools are projects of this team. Make them nobody's first.")
     _delete(team, "team", actor, ACCESS)
 
 
@@ -116,10 +143,13 @@ def bump(name: str) -> int:
 
 
 def _delete(row: models.Model, what: str, actor: str, sequence: str) -> None:
-    with transaction.atomic():
-        bump(sequence)
-        record(f"{what}.deleted", actor=actor, target=str(row)[:200], data={"id": row.pk})
-        row.delete()
+    try:
+        with transaction.atomic():
+            bump(sequence)
+            record(f"{what}.deleted", actor=actor, target=str(row)[:200], data={"id": row.pk})
+            row.delete()
+    except ProtectedError as exc:  # something took it into use just now
+        raise ValidationError(f"The {what} is in use. Disable it instead.") from exc
 
 
 def default_pool(actor: str) -> Pool:
@@ -146,47 +176,74 @@ def sequences() -> dict[str, int]:
     return {ACCESS: 0, PRICES: 0} | dict(Sequence.objects.values_list("name", "value"))
 
 
-def changes_since(seq: int) -> tuple[int, list[KeyRecord], list[PoolRecord]]:
-    """Keys and pools changed after `seq` (0 = all of them), and the number to ask with next time.
+def changes_since(seq: int) -> tuple[int, list[KeyRecord], list[PoolLimits]]:
+    """The number to ask with next time, the keys changed after `seq` (0 = all of them), and all pools.
 
-    A key also counts as changed when its agent or team did; revoked keys are told as disabled.
+    A key also counts as changed when its agent or team did; revoked keys are told as disabled. Where nothing at all
+    changed, both lists are empty.
     """
     now = sequences()[ACCESS]  # first: what changes while rows are read is told again next time, never lost
     if now <= seq:
         return now, [], []
     keys = ApiKey.objects.select_related("agent__team").order_by("id")
-    pools = Pool.objects.order_by("id")
     if seq > 0:
         keys = keys.filter(Q(seq__gt=seq) | Q(agent__seq__gt=seq) | Q(agent__team__seq__gt=seq))
-        pools = pools.filter(seq__gt=seq)
-    return now, [key_record(key) for key in keys], [pool_record(pool) for pool in pools]
+    return now, [key_record(key) for key in keys], pool_limits()  # after the keys: no key names a pool not told of
 
 
 def key_record(key: ApiKey) -> KeyRecord:
     """An API key as workers know it."""
+    agent, team = key.agent, key.agent.team
     return KeyRecord(
         id=key.pk,
         digest=bytes.fromhex(key.digest),
         prefix=key.prefix,
         name=key.name,
         agent_id=key.agent_id,
-        team_id=key.agent.team_id,
+        team_id=agent.team_id,
         pool_id=key.pool_id,
         scopes=validation.split(key.scopes),
         models=validation.split(key.models_allowed),
         expires_at=key.expires_at.timestamp() if key.expires_at else None,
-        enabled=key.revoked_at is None and key.agent.enabled and key.agent.team.enabled,
+        enabled=key.revoked_at is None and agent.enabled and team.enabled,
+        budget_ids=tuple(sorted({budget for budget in (team.pool_id, agent.pool_id, key.own_pool_id) if budget})),
+        pools_allowed=validation.split(key.pools_allowed),
     )
 
 
 def pool_record(pool: Pool) -> PoolRecord:
-    """A pool as workers know it."""
-    return PoolRecord(id=pool.pk, name=pool.name, mode=pool.mode, enabled=pool.enabled)
+    """A pool as workers know it, but for its window: that is the feed's to say."""
+    limited = zip(Unit, _capacities(pool), strict=True)
+    return PoolRecord(
+        id=pool.pk,
+        name=pool.name,
+        mode=pool.mode,
+        enabled=pool.enabled,
+        units=tuple(int(unit) for unit, capacity in limited if capacity is not None),
+        shorten=pool.shorten,
+        team_id=pool.team_id or 0,
+    )
 
 
-def pool_capacities() -> list[tuple[int, int]]:
-    """(pool id, capacity in tokens) of every pool, for the ledger's windows."""
-    return list(Pool.objects.order_by("id").values_list("id", "capacity_tokens"))
+def pool_limits() -> list[PoolLimits]:
+    """Every pool with what its windows in the ledger come from."""
+    return [
+        PoolLimits(
+            record=pool_record(pool),
+            window=pool.window,
+            time_zone=pool.time_zone,
+            since=pool.window_since,
+            capacities=_capacities(pool),
+            alerts=",".join(map(str, sorted({int(percent) for percent in validation.split(pool.alert_percents)}))),
+            carry_over=pool.carry_over,
+        )
+        for pool in Pool.objects.order_by("id")
+    ]
+
+
+def _capacities(pool: Pool) -> tuple[int | None, int | None]:
+    """By unit: tokens, pico-USD."""
+    return pool.capacity_tokens, None if pool.capacity_usd is None else pico(pool.capacity_usd)
 
 
 def prices() -> list[PriceRecord]:
@@ -207,6 +264,12 @@ def price_record(row: Price) -> PriceRecord:
         reasoning=_maybe_per_token(row.reasoning_usd_per_mtok),
         request=int(row.request_usd * PICO_PER_USD),
         valid_from=row.valid_from.timestamp(),
+        input_audio=_maybe_per_token(row.input_audio_usd_per_mtok),
+        output_audio=_maybe_per_token(row.output_audio_usd_per_mtok),
+        input_image=_maybe_per_token(row.input_image_usd_per_mtok),
+        route=row.route,
+        from_tokens=row.from_tokens,
+        imported=row.source.startswith(IMPORT_SOURCE),
     )
 
 

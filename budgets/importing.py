@@ -15,8 +15,8 @@ from typing import Any
 from django.core.exceptions import ValidationError
 from django.utils import timezone
 
-from budgets import access, keys
-from budgets.models.access import ApiKey, Pool, Price
+from budgets import access, keys, validation
+from budgets.models.access import ApiKey, Pool, Price, Team
 
 OWNER = "import"
 OWNER_GONE = "import-gone"  # revoked because the file no longer names the token; comes back with it
@@ -30,19 +30,34 @@ _AMOUNTS = (
     "output_usd_per_mtok",
     "reasoning_usd_per_mtok",
     "request_usd",
+    "input_audio_usd_per_mtok",
+    "output_audio_usd_per_mtok",
+    "input_image_usd_per_mtok",
 )
-_POOL_KEYS = frozenset({"name", "capacity_tokens", "enabled", "note"})
-_PRICE_KEYS = frozenset({"provider", "pattern", "valid_from", "source", *_AMOUNTS})
+_PRICE_IDENTITY = ("provider", "pattern", "route", "from_tokens", "valid_from", *_AMOUNTS)
+_PRICE_KEYS = frozenset({"source", *_PRICE_IDENTITY})
+_POOL_TEXTS = ("window", "time_zone", "mode", "note")
+_POOL_SWITCHES = ("carry_over", "shorten", "enabled")
+_POOL_KEYS = frozenset(
+    {"name", "capacity_tokens", "capacity_usd", "unlimited", "alert_percents", "team", *_POOL_TEXTS, *_POOL_SWITCHES}
+)
 
 
 @dataclass(frozen=True, slots=True)
 class WantedPool:
-    """A pool the file asks for."""
+    """A pool the file asks for: the values of its row that the file speaks of, and its team's name ("" = nobody's).
+
+    What the file cannot say is left as it is. `team` None: the file knows no teams.
+    """
 
     name: str
-    capacity_tokens: int
-    enabled: bool = True
-    note: str = ""
+    values: Mapping[str, Any]
+    team: str | None = None
+
+
+def plain_pool(name: str, capacity_tokens: int) -> WantedPool:
+    """A pool of a file that knows a limit of tokens and nothing else."""
+    return WantedPool(name, {"capacity_tokens": capacity_tokens, "enabled": True, "note": ""})
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,27 +107,57 @@ def _pools(wanted: Sequence[WantedPool], actor: str, outcome: Outcome, *, adopt:
         if known is not None and known.managed_by not in (OWNER, access.FIRST_RUN) and not adopt:
             outcome.warnings.append(f"The pool “{pool.name}” was made by an operator; it is left as it is.")
             continue
-        verb = "created" if known is None else "changed"
         row = Pool(name=pool.name) if known is None else known
-        before = (row.capacity_tokens, row.enabled, row.note)
-        row.capacity_tokens, row.enabled, row.note = after = (pool.capacity_tokens, pool.enabled, pool.note)
-        _at(f"pool “{pool.name}”", access.save_pool, row, actor=actor, managed_by=OWNER)
-        if verb == "created" or before != after:
-            outcome.changes.append(f"pool “{pool.name}” {verb}: {pool.capacity_tokens:,} tokens")
+        place = f"pool “{pool.name}”"
+        wanted_values = dict(pool.values)
+        if pool.team is not None:
+            wanted_values["team"] = _team(place, pool.team, actor, outcome)
+        before = {name: getattr(row, name) for name in wanted_values}
+        for name, value in wanted_values.items():
+            setattr(row, name, value)
+        _at(place, access.save_pool, row, actor=actor, managed_by=OWNER)
+        if known is None or before != {name: getattr(row, name) for name in before}:
+            verb = "created" if known is None else "changed"
+            outcome.changes.append(f"{place} {verb}: {_limits(row)}")
+
+
+def _default(name: str) -> Any:
+    """What a field of a new pool is."""
+    return getattr(Pool(), name)
+
+
+def _team(place: str, name: str, actor: str, outcome: Outcome) -> Team | None:
+    if not name:
+        return None
+    team = Team.objects.filter(name=name).first()
+    if team is None:
+        team = _at(f"{place}: team", access.save_team, Team(name=name), actor=actor)
+        outcome.changes.append(f"team “{name}” created")
+    return team
+
+
+def _limits(row: Pool) -> str:
+    """A pool's limits in words."""
+    limits = [f"{row.capacity_tokens:,} tokens"] if row.capacity_tokens is not None else []
+    limits += [f"{row.capacity_usd.normalize():,f} USD"] if row.capacity_usd is not None else []
+    each = "" if row.window == Pool.Window.LIFETIME else f" every {row.window}"
+    return (" and ".join(limits) or "no limit") + each
 
 
 def _retire_pool(row: Pool, actor: str, outcome: Outcome) -> None:
     if row.name == access.DEFAULT_POOL:
+        for name in (*_POOL_TEXTS, *_POOL_SWITCHES, "capacity_usd", "alert_percents", "team"):
+            setattr(row, name, _default(name))
         row.capacity_tokens = access.DEFAULT_CAPACITY_TOKENS
         access.save_pool(row, actor=actor, managed_by=access.FIRST_RUN)
         outcome.changes.append(f"pool “{row.name}” back at {row.capacity_tokens:,} tokens")
-    elif not row.keys.exists():
+    elif not access.pool_users(row):
         outcome.changes.append(f"pool “{row.name}” removed")
         access.delete_pool(row, actor=actor)
     elif row.enabled:
         row.enabled = False
         access.save_pool(row, actor=actor, managed_by=OWNER)
-        outcome.changes.append(f"pool “{row.name}” disabled, since keys use it")
+        outcome.changes.append(f"pool “{row.name}” disabled, since it is drawn on")
 
 
 def _tokens(wanted: Sequence[WantedToken], actor: str, outcome: Outcome, *, may_revoke: bool) -> None:
@@ -155,7 +200,7 @@ def _prices(wanted: Sequence[Price], actor: str, outcome: Outcome) -> None:
     for price in wanted:
         origin = f"price of {price.provider} {price.pattern}"
         _at(origin, price.full_clean)  # before it is looked for: the database cannot be asked for every number
-        same = {name: getattr(price, name) for name in ("provider", "pattern", "valid_from", *_AMOUNTS)}
+        same = {name: getattr(price, name) for name in _PRICE_IDENTITY}
         if not Price.objects.filter(**same).exists():
             _at(origin, access.add_price, price, actor=actor)
             outcome.changes.append(f"price “{price}” added")
@@ -173,21 +218,38 @@ def _at(origin: str, write: Any, *arguments: Any, **options: Any) -> Any:
 
 def tables() -> dict[str, Any]:
     """Pools and prices: {"pool": […], "price": […]}. Keys are no configuration and never leave."""
-    return {
-        "pool": [
-            {"name": row.name, "capacity_tokens": row.capacity_tokens, "enabled": row.enabled}
-            | ({"note": row.note} if row.note else {})
-            for row in Pool.objects.order_by("name")
-        ],
-        "price": [_price_table(row) for row in Price.objects.order_by("provider", "pattern", "valid_from", "id")],
-    }
+    pools = Pool.objects.select_related("team").order_by("name")
+    prices = Price.objects.order_by("provider", "pattern", "route", "valid_from", "from_tokens", "id")
+    return {"pool": [_pool_table(row) for row in pools], "price": [_price_table(row) for row in prices]}
+
+
+def _pool_table(row: Pool) -> dict[str, Any]:
+    """What is needed to make the row again; what is as it is by default is left out, but for the mode."""
+    table: dict[str, Any] = {"name": row.name}
+    if row.capacity_tokens is None and row.capacity_usd is None:
+        table["unlimited"] = True
+    if row.capacity_tokens is not None:
+        table["capacity_tokens"] = row.capacity_tokens
+    if row.capacity_usd is not None:
+        table["capacity_usd"] = str(row.capacity_usd)
+    table |= {"mode": row.mode, "enabled": row.enabled}
+    for name in ("window", "time_zone", "carry_over", "shorten", "note"):
+        if getattr(row, name) != _default(name):
+            table[name] = getattr(row, name)
+    if row.alert_percents != _default("alert_percents"):
+        table["alert_percents"] = [int(percent) for percent in validation.split(row.alert_percents)]
+    if row.team is not None:
+        table["team"] = row.team.name
+    return table
 
 
 def _price_table(row: Price) -> dict[str, Any]:
+    narrower = {name: getattr(row, name) for name in ("route", "from_tokens") if getattr(row, name)}
     amounts = {name: str(getattr(row, name)) for name in _AMOUNTS if getattr(row, name) is not None}
     return {
         "provider": row.provider,
         "pattern": row.pattern,
+        **narrower,
         "valid_from": row.valid_from,
         "source": row.source,
         **amounts,
@@ -218,30 +280,56 @@ def _unknown(where: str, table: Mapping[str, Any], known: Iterable[str], reasons
 
 def _read_pool(where: str, table: Mapping[str, Any], reasons: list[str]) -> WantedPool:
     _unknown(where, table, _POOL_KEYS, reasons)
-    name, capacity = table.get("name"), table.get("capacity_tokens")
-    enabled, note = table.get("enabled", True), table.get("note", "")
-    if not isinstance(name, str) or not isinstance(capacity, int) or isinstance(capacity, bool):
-        reasons.append(f"{where} needs a name and capacity_tokens, a whole number.")
-        return WantedPool("", 0)
-    if not isinstance(enabled, bool) or not isinstance(note, str):
-        reasons.append(f"{where}: enabled is true or false, note a text.")
-        return WantedPool(name, capacity)
-    return WantedPool(name, capacity, enabled, note)
+    name, team = table.get("name"), table.get("team", "")
+    if not isinstance(name, str) or not isinstance(team, str):
+        reasons.append(f"{where} needs a name, and the name of its team must be a text.")
+        return WantedPool("", {})
+    values: dict[str, Any] = {"capacity_tokens": None, "capacity_usd": None}
+    if "capacity_tokens" in table:
+        values["capacity_tokens"] = _whole(f"{where}.capacity_tokens", table["capacity_tokens"], reasons)
+    if "capacity_usd" in table:
+        values["capacity_usd"] = _amount(f"{where}.capacity_usd", table["capacity_usd"], reasons)
+    if table.get("unlimited", False) is not (values["capacity_tokens"] is None and values["capacity_usd"] is None):
+        reasons.append(f"{where} needs capacity_tokens, capacity_usd or, with neither, unlimited = true.")
+    for key, kind, what in (
+        *((key, str, "a text") for key in _POOL_TEXTS),
+        *((key, bool, "true or false") for key in _POOL_SWITCHES),
+    ):
+        value = table.get(key, _default(key))
+        if not isinstance(value, kind):
+            reasons.append(f"{where}.{key} must be {what}.")
+        values[key] = value
+    percents = table.get("alert_percents")
+    if percents is None:
+        values["alert_percents"] = _default("alert_percents")
+    elif isinstance(percents, list) and all(type(percent) is int for percent in percents):
+        values["alert_percents"] = ",".join(map(str, percents))
+    else:
+        reasons.append(f"{where}.alert_percents must be a list of whole numbers.")
+    return WantedPool(name, values, team)
 
 
 def _read_price(where: str, table: Mapping[str, Any], reasons: list[str]) -> Price:
     _unknown(where, table, _PRICE_KEYS, reasons)
     price = Price(valid_from=_moment(f"{where}.valid_from", table.get("valid_from"), reasons))
-    for name in ("provider", "pattern", "source"):
+    for name in ("provider", "pattern", "route", "source"):
         value = table.get(name, getattr(price, name))
         if not isinstance(value, str):
             reasons.append(f"{where}.{name} must be a text.")
         else:
             setattr(price, name, value)
+    price.from_tokens = _whole(f"{where}.from_tokens", table.get("from_tokens", 0), reasons)
     for name in _AMOUNTS:
         if name in table:
             setattr(price, name, _amount(f"{where}.{name}", table[name], reasons))
     return price
+
+
+def _whole(place: str, value: object, reasons: list[str]) -> int:
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value
+    reasons.append(f"{place} must be a whole number.")
+    return 0
 
 
 def _moment(place: str, value: object, reasons: list[str]) -> dt.datetime:

@@ -39,10 +39,16 @@ def create_key(
     *,
     actor: str,
     models_allowed: Iterable[str] = (),
+    own_pool: Pool | None = None,
+    pools_allowed: Iterable[str] = (),
     expires_at: dt.datetime | None = None,
     managed_by: str = "",
 ) -> tuple[ApiKey, str]:
-    """Make a key. Returns the row and the text, which exists nowhere else: show it once."""
+    """Make a key that draws on `pool` where a request names none, and always on `own_pool` and the budgets above it.
+
+    `pools_allowed` are globs over names of further pools a request may name. Returns the row and the text, which
+    exists nowhere else: show it once.
+    """
     if expires_at is not None and expires_at <= timezone.now():
         raise ValidationError({"expires_at": "The key would already be expired."})
     text = new_text()
@@ -52,8 +58,10 @@ def create_key(
         name=name,
         prefix=text[:_VISIBLE],
         digest=digest_of(text),
+        own_pool=own_pool,
         scopes=",".join(scopes),
         models_allowed=",".join(models_allowed),
+        pools_allowed=",".join(pools_allowed),
         expires_at=expires_at,
         managed_by=managed_by,
     )
@@ -95,7 +103,7 @@ def _foreign_prefix(text: str) -> str:
 
 
 def update_key(key: ApiKey, *, actor: str) -> ApiKey:
-    """Change a key's name, agent, pool, scopes, models or expiry."""
+    """Change a key's name, agent, pools, scopes, models or expiry."""
     return access.write(key, what="key", actor=actor)
 
 
@@ -120,6 +128,8 @@ def rotate_key(key: ApiKey, *, actor: str, overlap: dt.timedelta = dt.timedelta(
             [key.scopes],
             actor=actor,
             models_allowed=[key.models_allowed] if key.models_allowed else (),
+            own_pool=key.own_pool,
+            pools_allowed=[key.pools_allowed] if key.pools_allowed else (),
             expires_at=key.expires_at,
         )
         if key.expires_at is None or key.expires_at > until:

@@ -6,8 +6,12 @@ import re
 
 from django.core.exceptions import ValidationError
 
+from budgets import windows
+
 SCOPES = ("inference", "operator")
 CAPACITY_LIMIT = 10**15  # tokens; sums of many pools stay far inside 64 bits
+CAPACITY_LIMIT_USD = 4_000_000  # a limit and as much again carried over stay inside 64 bits of pico-USD
+PERCENT_LIMIT = 1000
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 
@@ -32,6 +36,23 @@ def patterns(value: str) -> None:
     """A comma-separated list of globs."""
     for entry in split(value):
         pattern(entry)
+
+
+def time_zone(value: str) -> None:
+    """A name of the time-zone database."""
+    try:
+        windows.zone(value)
+    except ValueError as exc:
+        raise ValidationError(str(exc), code="time_zone") from exc
+
+
+def percents(value: str) -> None:
+    """A comma-separated list of whole percents above zero."""
+    for entry in split(value):
+        if not (entry.isascii() and entry.isdigit() and 1 <= int(entry) <= PERCENT_LIMIT):
+            raise ValidationError(
+                f"Percents are whole numbers from 1 to {PERCENT_LIMIT}, comma-separated.", code="percents"
+            )
 
 
 def scopes(value: str) -> None:

@@ -12,21 +12,21 @@ import contextlib
 import logging
 import os
 import signal
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, Protocol
 
+import msgspec
+
+from budgets.windows import WindowSpec
 from gateway import plane as registry
 from hoosh_site import child
 from hoosh_site.feed import DatabaseSource, Feed, Source
-from hoosh_site.link import Ask, Granted, LinkServer, Recall, Return
+from hoosh_site.link import Ask, Granted, IdemAnswer, IdemBegin, IdemEnd, LinkServer, Recall, Return
 
 log = logging.getLogger("hoosh.control")
 
-LIFETIME_WINDOW = 0
-SYNC_POOLS_S = 2.0  # what revocations may have to wait for a ledger that does not answer
 NICE = 10  # a page being rendered must not take the workers' time
 BEAT_S = 1.0
 
@@ -44,31 +44,74 @@ class LedgerWriter(Protocol):
         self,
         owner: str,
         pool_id: int,
+        unit: int,
         window_start: int,
         seen_total: int,
         want: int,
         reply: Callable[[int, bool, bool, int], None],
         need: int = 0,
     ) -> None:
-        """Lease tokens; `reply(total, more, spent_out, available)` is called in the writer's thread."""
+        """Lease from a purse; `reply(total, more, spent_out, available)` is called in the writer's thread."""
 
-    def give_back(self, owner: str, pool_id: int, window_start: int, returned_total: int) -> None:
-        """Take back tokens of a lease."""
+    def give_back(self, owner: str, pool_id: int, unit: int, window_start: int, returned_total: int) -> None:
+        """Take back a part of a lease."""
 
-    def sync_pool(self, pool_id: int, window_start: int, capacity: int) -> Future[None]:
-        """Make or change the window of a pool."""
+    def sync_windows(self, specs: Sequence[WindowSpec]) -> Future[None]:
+        """Make windows or change them, all of them or none."""
+
+
+class RepliesStore(Protocol):
+    """What the plane needs of `budgets.idempotency.IdempotencyStore`. Neither method waits."""
+
+    def begin(
+        self,
+        owner: str,
+        key_id: int,
+        digest: str,
+        request_digest: str,
+        rid: str,
+        reply: Callable[[str, int, str, bytes | None], object],
+    ) -> None:
+        """Register a request; `reply(state, status, content_type, body)` may be called in the writer's thread."""
+
+    def end(
+        self,
+        owner: str,
+        key_id: int,
+        digest: str,
+        rid: str,
+        keep: bool,
+        status: int,
+        content_type: str,
+        body: bytes | None,
+    ) -> None:
+        """Keep or forget it."""
 
 
 class ControlPlane:
     """Writer, feed, line to the workers and probes. `start` and `stop` belong to one loop; the rest to any thread."""
 
     def __init__(
-        self, *, writer: LedgerWriter, source: Source, link_path: Path, probe: Callable[[], Any] | None = None
+        self,
+        *,
+        writer: LedgerWriter,
+        source: Source,
+        link_path: Path,
+        idempotency: RepliesStore,
+        probe: Callable[[], Any] | None = None,
     ) -> None:
         """`probe` is a coroutine function that runs until it is cancelled; None: no probes."""
         self.writer = writer
-        self.link = LinkServer(link_path, hello=lambda: self.feed.hello(), on_ask=self._ask, on_return=self._return)
-        self.feed = Feed(source, self.link.broadcast_threadsafe, sync_pools=self._sync_pools)
+        self.link = LinkServer(
+            link_path,
+            hello=lambda: self.feed.hello(),
+            on_ask=self._ask,
+            on_return=self._return,
+            on_idem_begin=self._idem_begin,
+            on_idem_end=self._idem_end,
+        )
+        self._idempotency = idempotency
+        self.feed = Feed(source, self.link.broadcast_threadsafe, sync_windows=writer.sync_windows)
         self._probe = probe
         self._probing: asyncio.Task[None] | None = None
 
@@ -104,28 +147,31 @@ class ControlPlane:
         """One entry per connected worker: index, owner, pid, version, status, status_age_s."""
         return self.link.workers()
 
-    def recall(self, pool_id: int, window_start: int) -> None:
-        """Ask every worker to give back free tokens of a pool."""
-        self.link.broadcast_threadsafe([Recall(pool_id, window_start)])
-
-    def _sync_pools(self, capacities: Mapping[int, int]) -> None:
-        waiting = [self.writer.sync_pool(pool, LIFETIME_WINDOW, size) for pool, size in capacities.items()]
-        ends_at = time.monotonic() + SYNC_POOLS_S
-        try:
-            for future in waiting:
-                future.result(max(0.0, ends_at - time.monotonic()))
-        finally:
-            for future in waiting:
-                future.cancel()
+    def recall(self, pool_id: int, unit: int, window_start: int) -> None:
+        """Ask every worker to give back what is free of a purse."""
+        self.link.broadcast_threadsafe([Recall(pool_id, window_start, unit)])
 
     def _ask(self, ask: Ask, reply: Callable[[Granted], None]) -> None:
         def answered(total: int, more: bool, spent_out: bool, available: int) -> None:
-            reply(Granted(ask.pool_id, ask.window_start, total, more, spent_out, available))
+            reply(Granted(ask.pool_id, ask.window_start, total, more, spent_out, available, ask.unit))
 
-        self.writer.grant(ask.owner, ask.pool_id, ask.window_start, ask.seen_total, ask.want, answered, need=ask.need)
+        self.writer.grant(
+            *(ask.owner, ask.pool_id, ask.unit, ask.window_start, ask.seen_total, ask.want), answered, need=ask.need
+        )
 
     def _return(self, message: Return) -> None:
-        self.writer.give_back(message.owner, message.pool_id, message.window_start, message.returned_total)
+        self.writer.give_back(
+            message.owner, message.pool_id, message.unit, message.window_start, message.returned_total
+        )
+
+    def _idem_begin(self, begin: IdemBegin, reply: Callable[[IdemAnswer], None]) -> None:
+        def answered(state: str, status: int, content_type: str, body: bytes | None) -> None:
+            reply(IdemAnswer(begin.number, state, status, content_type, body))
+
+        self._idempotency.begin(begin.owner, begin.key_id, begin.digest, begin.request_digest, begin.rid, answered)
+
+    def _idem_end(self, end: IdemEnd) -> None:
+        self._idempotency.end(*msgspec.structs.astuple(end))
 
 
 def plane() -> registry.ControlPlane | None:
@@ -137,16 +183,20 @@ def build_plane() -> ControlPlane:
     """The plane of this installation. Needs Django to be set up."""
     from django.conf import settings
 
+    from budgets import jobs
+    from budgets.idempotency import IdempotencyStore
     from budgets.settle import Writer
     from gateway import probes
 
     async def probe() -> None:
         await probes.run_forever(lambda: built.wake())
 
+    writer = Writer(settings.HOOSH_JOURNAL_DIR, on_recall=lambda *purse: built.recall(*purse), jobs=jobs.default_jobs())
     built = ControlPlane(
-        writer=Writer(settings.HOOSH_JOURNAL_DIR, on_recall=lambda pool_id, start: built.recall(pool_id, start)),
+        writer=writer,
         source=DatabaseSource(),
         link_path=settings.HOOSH_LINK_SOCKET,
+        idempotency=IdempotencyStore(writer),
         probe=probe,
     )
     return built

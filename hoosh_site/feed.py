@@ -1,7 +1,7 @@
-"""Control's eye on the database: what changed since the last look is pushed to every worker.
+"""Control's eye on the database and the clock: what changed since the last look is pushed to every worker.
 
-`Feed` is a thread that polls each 250 ms (a handful of small queries) and at once when woken. It keeps what it has
-pushed, so that a worker that connects later is told the same without another query.
+`Feed` is a thread that polls each 250 ms (a handful of small queries), at once when woken and when a pool's window
+ends. It keeps what it has pushed, so that a worker that connects later is told the same without another query.
 """
 
 from __future__ import annotations
@@ -10,11 +10,13 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Protocol
 
+from budgets.limits import LedgerWindows, PoolLimits
 from budgets.records import KeyRecord, PoolRecord, PriceRecord
 from hoosh_site.link import AccessPush, CardsPush, ConfigPush, FromControl, HealthPush, SecretsPush
+from hoosh_site.pool_windows import PoolWindows, Sync
 from providers.config import CardDoc
 
 log = logging.getLogger("hoosh.feed")
@@ -47,14 +49,11 @@ class Source(Protocol):
     def down(self) -> list[int]:
         """Ids of providers whose probes fail."""
 
-    def access_since(self, seq: int) -> tuple[int, list[KeyRecord], list[PoolRecord]]:
-        """Keys and pools changed after `seq` (0 = all), and the number to ask with next time."""
+    def access_since(self, seq: int) -> tuple[int, list[KeyRecord], list[PoolLimits]]:
+        """The number to ask with next time, keys changed after `seq` (0 = all), and every pool there is."""
 
-    def capacities(self) -> list[tuple[int, int]]:
-        """(pool id, capacity in tokens) of every pool."""
-
-    def windows(self) -> dict[int, int]:
-        """Capacities by pool id as the ledger has them already."""
+    def windows(self, pool_ids: Collection[int]) -> Mapping[int, LedgerWindows]:
+        """What the ledger has of these pools; those it has nothing of may be left out."""
 
     def reimport(self) -> None:
         """Import the configuration file again if it changed."""
@@ -109,23 +108,17 @@ class DatabaseSource:
 
         return probes.down_providers()
 
-    def access_since(self, seq: int) -> tuple[int, list[KeyRecord], list[PoolRecord]]:
+    def access_since(self, seq: int) -> tuple[int, list[KeyRecord], list[PoolLimits]]:
         """See `Source`."""
         from budgets import access
 
         return access.changes_since(seq)
 
-    def capacities(self) -> list[tuple[int, int]]:
+    def windows(self, pool_ids: Collection[int]) -> Mapping[int, LedgerWindows]:
         """See `Source`."""
-        from budgets import access
+        from budgets import newest_windows
 
-        return access.pool_capacities()
-
-    def windows(self) -> dict[int, int]:
-        """See `Source`."""
-        from budgets.models import PoolWindow
-
-        return dict(PoolWindow.objects.filter(window_start=0).values_list("pool_id", "capacity"))
+        return newest_windows.of_pools(pool_ids)
 
     def reimport(self) -> None:
         """See `Source`."""
@@ -151,24 +144,23 @@ class Feed(threading.Thread):
         source: Source,
         push: Callable[[Sequence[FromControl]], None],
         *,
-        sync_pools: Callable[[Mapping[int, int]], None] = lambda capacities: None,
+        sync_windows: Sync,
+        clock: Callable[[], float] = time.time,
         period_s: float = PERIOD_S,
     ) -> None:
-        """`push(messages)` is called in this thread. `sync_pools` is given capacities by pool id that are new or
-        changed and must have put them into the ledger when it returns: then workers hear of the pools. It may raise:
-        then everything is pushed all the same, and the capacities are tried again every two seconds."""
+        """`push(messages)` is called in this thread. `sync_windows(specs)` gives a future that is done when the ledger
+        has these windows: then workers hear of them. If it fails, or takes too long, they hear of everything else and
+        it is tried again. `clock` gives the Unix seconds by which windows begin and end."""
         super().__init__(name="feed", daemon=True)
         self.polled = threading.Event()  # set after the first look that succeeded
-        self._source, self._push, self._sync_pools, self._period_s = source, push, sync_pools, period_s
+        self._source, self._push, self._period_s = source, push, period_s
+        self._windows = PoolWindows(source.windows, sync_windows, clock=clock, failed=source.failed)
         self._orders: queue.SimpleQueue[str] = queue.SimpleQueue()  # its put is safe in signal handlers
         self._lock = threading.Lock()
         self._counters: dict[str, int] = {}
         self._access_seq = -1
         self._keys: dict[int, KeyRecord] = {}
         self._pools: dict[int, PoolRecord] = {}
-        self._capacities: dict[int, int] | None = None  # as the ledger has them; None: not known
-        self._wanted: dict[int, int] = {}  # as the site has them
-        self._sync_at = 0.0  # when to try again to put them into the ledger; 0: nothing to do
         self._said: dict[type, FromControl] = {}
         self._slow_at = 0.0
         self._complaint = ""
@@ -210,6 +202,7 @@ class Feed(threading.Thread):
 
     def look(self, *, everything: bool = True) -> None:
         """One poll. Without `everything` the parts that only probes change are looked at every two seconds only."""
+        self._roll()
         source = self._source
         slow = everything or time.monotonic() >= self._slow_at
         if slow:
@@ -235,8 +228,6 @@ class Feed(threading.Thread):
             self._said = {**said, **{type(message): message for message in news if message not in access}}
         if news:
             self._push(news)
-        if self._sync_at and time.monotonic() >= self._sync_at:
-            self._sync_ledger()
 
     def _cards(self, counters: dict[str, int], *, slow: bool) -> list[FromControl]:
         known = self._said.get(CardsPush)
@@ -248,44 +239,36 @@ class Feed(threading.Thread):
             return [CardsPush(known.cards, known.prices, models)] if models != known.models else []
         return [CardsPush(self._source.cards(), self._source.prices(), self._source.discovered())]
 
+    def _roll(self) -> None:
+        """Tell of windows that have begun, whatever else cannot be read just now."""
+        self._windows.look()
+        old, pools = self._pools, self._windows.records()
+        if pools is old or self._access_seq < 0 or old.keys() - pools.keys():  # the last: after a look that failed
+            return
+        changed = [pool for pool in pools.values() if old.get(pool.id) != pool]
+        with self._lock:
+            self._pools = pools
+        if changed:
+            self._push([AccessPush(self._access_seq, False, [], changed)])
+
     def _access(self, counter: int) -> tuple[list[FromControl], Callable[[], None]]:
         """What changed, and what makes it known here; call that under the lock once nothing can fail any more."""
         if counter == self._access_seq:
             return [], lambda: None
         full = self._access_seq < 0 or counter < self._access_seq  # a smaller number: the database was restored
-        seq, keys, pools = self._source.access_since(0 if full else self._access_seq)
-        self._wanted = capacities = dict(self._source.capacities())
-        self._sync_ledger()
-        pools = [pool for pool in pools if pool.id in capacities]
+        seq, keys, limits = self._source.access_since(0 if full else self._access_seq)
+        self._windows.set_pools(limits)
+        self._windows.look()
         old_keys, old_pools = ({}, {}) if full else (self._keys, self._pools)
-        all_keys = {**old_keys, **{key.id: key for key in keys}}
-        all_pools = {**old_pools, **{pool.id: pool for pool in pools}}
-        gone = all_pools.keys() - capacities.keys()
-        for pool_id in gone:
-            del all_pools[pool_id]
+        all_keys, pools = {**old_keys, **{key.id: key for key in keys}}, self._windows.records()
 
         def accept() -> None:
-            self._keys, self._pools, self._access_seq = all_keys, all_pools, seq
+            self._keys, self._pools, self._access_seq = all_keys, pools, seq
 
-        if gone:  # a change cannot say that a pool is no more, a full list can
-            return [AccessPush(seq, True, list(all_keys.values()), list(all_pools.values()))], accept
-        return [AccessPush(seq, full, keys, pools)], accept
-
-    def _sync_ledger(self) -> None:
-        """Put new capacities into the ledger. While that is away, workers still hear of revocations and the rest."""
-        wanted = self._wanted
-        try:
-            known = self._source.windows() if self._capacities is None else self._capacities
-            changed = {pool_id: capacity for pool_id, capacity in wanted.items() if known.get(pool_id) != capacity}
-            if changed:
-                self._sync_pools(changed)
-        except Exception as exc:
-            if not self._sync_at:
-                log.error("pools_not_in_ledger", extra={"reason": f"{type(exc).__name__}: {exc}"}, exc_info=exc)
-            self._sync_at = time.monotonic() + SLOW_PERIOD_S
-            self._source.failed()
-        else:
-            self._capacities, self._sync_at = wanted, 0.0
+        if old_pools.keys() - pools.keys():  # a change cannot say that a pool is no more, a full list can
+            return [AccessPush(seq, True, list(all_keys.values()), list(pools.values()))], accept
+        changed = [pool for pool in pools.values() if old_pools.get(pool.id) != pool]
+        return [AccessPush(seq, full, keys, changed)], accept
 
     def _reimport(self) -> None:
         # A broken file must not keep the workers from what is in the database.
@@ -298,7 +281,7 @@ class Feed(threading.Thread):
     def _next_order(self) -> str:
         """What to do after at most one period: "" (nothing was asked), "look", "reimport" or "stop"."""
         try:
-            orders = {self._orders.get(timeout=self._period_s)}
+            orders = {self._orders.get(timeout=self._windows.wait_s(self._period_s))}
         except queue.Empty:
             return ""
         while not self._orders.empty():

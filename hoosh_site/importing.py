@@ -133,7 +133,7 @@ def _theirs(tables: Mapping[str, Any], environ: Mapping[str, str], report: Repor
     report.warnings = list(plan.warnings)
     if not plan.tokens and plan.tokens_known:
         report.warnings.append("The file names no token. Here every call needs a key: see `manage.py create_key`.")
-    pools = [WantedPool(pool.name, pool.capacity_tokens) for pool in plan.pools]
+    pools = [budgets_importing.plain_pool(pool.name, pool.capacity_tokens) for pool in plan.pools]
     tokens = [WantedToken(token.text, token.origin) for token in plan.tokens if token.text is not None]
     return _File(wanted.from_plan(plan), pools, tokens, [], report, plan.tokens_known)
 

@@ -43,8 +43,8 @@ class Register(msgspec.Struct, tag="register"):
 
 
 class Ask(msgspec.Struct, tag="ask"):
-    """Worker: more tokens, please. `seen_total` is the absolute total granted so far as the worker knows it; `need` is
-    what a waiting request lacks (0: asked ahead)."""
+    """Worker: more of one purse, please. `seen_total` is the absolute total granted so far as the worker knows it;
+    `need` is what a waiting request lacks (0: asked ahead). Amounts are in the unit (`budgets.records.Unit`)."""
 
     owner: str
     pool_id: int
@@ -52,15 +52,43 @@ class Ask(msgspec.Struct, tag="ask"):
     seen_total: int
     want: int
     need: int = 0
+    unit: int = 0
 
 
 class Return(msgspec.Struct, tag="return"):
-    """Worker: tokens of its lease given back, as an absolute total, so that a repetition does no harm."""
+    """Worker: a part of its lease given back, as an absolute total, so that a repetition does no harm."""
 
     owner: str
     pool_id: int
     window_start: int
     returned_total: int
+    unit: int = 0
+
+
+class IdemBegin(msgspec.Struct, tag="idem_begin"):
+    """Worker: a request that carries an `Idempotency-Key` has come. `digest` is of the key, `request_digest` of the
+    path and body (SHA-256, hexadecimal); `number` names the question in this worker."""
+
+    owner: str
+    number: int
+    key_id: int
+    digest: str
+    request_digest: str
+    rid: str
+
+
+class IdemEnd(msgspec.Struct, tag="idem_end"):
+    """Worker: that request has ended. Without `keep` it is forgotten, so that it may be sent again; `body` None = the
+    answer is too large to be replayed."""
+
+    owner: str
+    key_id: int
+    digest: str
+    rid: str
+    keep: bool
+    status: int
+    content_type: str
+    body: bytes | None
 
 
 class Status(msgspec.Struct, tag="status"):
@@ -116,17 +144,30 @@ class Granted(msgspec.Struct, tag="granted"):
     more: bool
     spent_out: bool
     available: int
+    unit: int = 0
 
 
 class Recall(msgspec.Struct, tag="recall"):
-    """Control: another worker needs tokens of this pool; give back what is free."""
+    """Control: another worker needs some of this purse; give back what is free."""
 
     pool_id: int
     window_start: int
+    unit: int = 0
 
 
-FromWorker = Register | Ask | Return | Status
-FromControl = ConfigPush | SecretsPush | AccessPush | CardsPush | HealthPush | Granted | Recall
+class IdemAnswer(msgspec.Struct, tag="idem_answer"):
+    """Control: the answer to `IdemBegin`. `state`: "new" (go on, and say how it ended), "running", "mismatch" (another
+    request carried the key), "done" (replay what follows) or "unavailable" (nobody knows)."""
+
+    number: int
+    state: str
+    status: int = 0
+    content_type: str = ""
+    body: bytes | None = None
+
+
+FromWorker = Register | Ask | Return | IdemBegin | IdemEnd | Status
+FromControl = ConfigPush | SecretsPush | AccessPush | CardsPush | HealthPush | Granted | Recall | IdemAnswer
 
 _encode = msgspec.msgpack.Encoder().encode
 _from_worker = msgspec.msgpack.Decoder(FromWorker)
@@ -232,6 +273,10 @@ class _Peer(asyncio.Protocol):
             self.transport.abort()
 
 
+def _unavailable(begin: IdemBegin, reply: Callable[[IdemAnswer], None]) -> None:
+    reply(IdemAnswer(begin.number, "unavailable"))
+
+
 class LinkServer:
     """Control's side. All methods but `broadcast_threadsafe` belong to the loop that called `start`."""
 
@@ -242,9 +287,13 @@ class LinkServer:
         hello: Callable[[], Iterable[FromControl]],
         on_ask: Callable[[Ask, Callable[[Granted], None]], None],
         on_return: Callable[[Return], None] = lambda message: None,
+        on_idem_begin: Callable[[IdemBegin, Callable[[IdemAnswer], None]], None] = _unavailable,
+        on_idem_end: Callable[[IdemEnd], None] = lambda message: None,
     ) -> None:
-        """`hello` gives what a new worker is told first; `on_ask(ask, reply)` may call `reply` from any thread."""
+        """`hello` gives what a new worker is told first. `on_ask(ask, reply)` and `on_idem_begin(begin, reply)` may
+        call `reply` from any thread, and an ask's more than once."""
         self._path, self._hello, self._on_ask, self._on_return = path, hello, on_ask, on_return
+        self._on_idem_begin, self._on_idem_end = on_idem_begin, on_idem_end
         self._peers: set[_Peer] = set()
         self._server: asyncio.Server | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -308,14 +357,18 @@ class LinkServer:
             self._on_ask(message, lambda granted: self._reply(peer, granted))
         elif isinstance(message, Return):
             self._on_return(message)
+        elif isinstance(message, IdemBegin):
+            self._on_idem_begin(message, lambda answer: self._reply(peer, answer))
+        elif isinstance(message, IdemEnd):
+            self._on_idem_end(message)
         else:
             peer.status = message.data
             peer.status_at = self._loop.time() if self._loop is not None else 0.0
 
-    def _reply(self, peer: _Peer, granted: Granted) -> None:
+    def _reply(self, peer: _Peer, answer: Granted | IdemAnswer) -> None:
         if self._loop is not None:
             with contextlib.suppress(RuntimeError):  # the loop is closing: the worker asks control's successor again
-                self._loop.call_soon_threadsafe(peer.send, granted)
+                self._loop.call_soon_threadsafe(peer.send, answer)
 
 
 class LinkClient:

@@ -155,11 +155,10 @@ CHANNEL_LAYERS = {"default": {"BACKEND": "channels.layers.InMemoryChannelLayer"}
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 
 # --- databases: site and ledger are two files on SQLite, one database on PostgreSQL ------------------------------
-_SQLITE_OPTIONS = {
-    "timeout": 20,
-    "transaction_mode": "IMMEDIATE",
-    "init_command": "PRAGMA journal_mode=WAL;PRAGMA synchronous=FULL;",
-}
+_SQLITE_INIT = "PRAGMA journal_mode=WAL;PRAGMA synchronous=FULL;"
+_SQLITE_OPTIONS = {"timeout": 20, "transaction_mode": "IMMEDIATE", "init_command": _SQLITE_INIT}
+# In a file made with it, the room of deleted rows can be given back to the file system.
+_LEDGER_OPTIONS = {**_SQLITE_OPTIONS, "init_command": f"PRAGMA auto_vacuum=INCREMENTAL;{_SQLITE_INIT}"}
 
 
 def _databases() -> dict[str, dict[str, object]]:
@@ -187,6 +186,7 @@ def _databases() -> dict[str, dict[str, object]]:
         },
         "ledger": {
             **sqlite,
+            "OPTIONS": _LEDGER_OPTIONS,
             "NAME": HOOSH_DATA_DIR / "ledger.sqlite3",
             "TEST": {"NAME": HOOSH_DATA_DIR / "test-ledger.sqlite3"},
         },
@@ -195,6 +195,11 @@ def _databases() -> dict[str, dict[str, object]]:
 
 DATABASES = _databases()
 HOOSH_LEDGER_DB = "ledger" if "ledger" in DATABASES else "default"
+# How long usage rows are kept, and how many at most (0 = no such limit): a SQLite file is to stay below 10 GB.
+HOOSH_USAGE_DAYS = env.integer("HOOSH_USAGE_DAYS", 30, minimum=1, maximum=3650)
+_USAGE_ROWS = 20_000_000 if HOOSH_LEDGER_DB == "ledger" else 0
+HOOSH_USAGE_ROWS = env.integer("HOOSH_USAGE_ROWS", _USAGE_ROWS, minimum=0, maximum=10**12)
+HOOSH_DISK_FREE_MB = env.integer("HOOSH_DISK_FREE_MB", 512, minimum=0, maximum=10**9)  # less free: less is kept
 DATABASE_ROUTERS = ["budgets.router.LedgerRouter"]
 
 # --- sign-in, cookies, headers ----------------------------------------------------------------------------------

@@ -39,6 +39,9 @@ from hoosh_site.link import (
     ConfigPush,
     Granted,
     HealthPush,
+    IdemAnswer,
+    IdemBegin,
+    IdemEnd,
     LinkClient,
     Recall,
     Register,
@@ -59,15 +62,15 @@ KEEP_ALIVE_S = 75  # above every client pool's own limit, so that clients close 
 class DeskLike(Protocol):
     """The part of `budgets.desk.Desk` that the line to control moves."""
 
-    send_ask: Callable[[str, int, int, int, int, int], object] | None
-    send_return: Callable[[str, int, int, int], object] | None
+    send_ask: Callable[[str, int, int, int, int, int, int], object] | None
+    send_return: Callable[[str, int, int, int, int], object] | None
 
     def on_granted(
-        self, pool_id: int, window_start: int, total: int, more: bool, spent_out: bool, available: int
+        self, pool_id: int, unit: int, window_start: int, total: int, more: bool, spent_out: bool, available: int
     ) -> None:
         """Control's answer to an ask."""
 
-    def on_recall(self, pool_id: int, window_start: int) -> None:
+    def on_recall(self, pool_id: int, unit: int, window_start: int) -> None:
         """Give back what is free."""
 
     def connected(self) -> None:
@@ -77,6 +80,20 @@ class DeskLike(Protocol):
         """The line is down."""
 
 
+class IdempotencyLike(Protocol):
+    """The part of `gateway.idempotency` that the line to control moves. Both callables are false while there is no
+    line; their arguments are the fields of `IdemBegin` and `IdemEnd` in order."""
+
+    send_begin: Callable[[str, int, int, str, str, str], bool] | None
+    send_end: Callable[[str, int, str, str, bool, int, str, bytes | None], bool] | None
+
+    def on_answer(self, number: int, state: str, status: int, content_type: str, body: bytes | None) -> None:
+        """Control's answer to `send_begin` of that number."""
+
+    def disconnected(self) -> None:
+        """The line is down: what has no answer yet gets none."""
+
+
 class RuntimeLike(Protocol):
     """What a worker needs of `gateway.runtime.Runtime`."""
 
@@ -84,7 +101,11 @@ class RuntimeLike(Protocol):
 
     @property
     def desk(self) -> DeskLike:
-        """Where tokens are held."""
+        """Where tokens and money are held."""
+
+    @property
+    def idempotency(self) -> IdempotencyLike:
+        """What is known of requests that carry an `Idempotency-Key`."""
 
     @property
     def ready(self) -> bool:
@@ -140,8 +161,13 @@ class WorkerOptions:
 
 
 def connect(runtime: RuntimeLike, path: Path, register: Register) -> LinkClient:
-    """A client whose messages move `runtime` and its desk. Call `start` on it inside the loop."""
-    desk = runtime.desk
+    """A client whose messages move `runtime`, its desk and its idempotency. Call `start` on it inside the loop."""
+    desk, idempotency = runtime.desk, runtime.idempotency
+
+    def down() -> None:
+        desk.disconnected()
+        idempotency.disconnected()
+
     client = LinkClient(
         path,
         register=register,
@@ -152,17 +178,22 @@ def connect(runtime: RuntimeLike, path: Path, register: Register) -> LinkClient:
             CardsPush: lambda push: runtime.on_cards(push.cards, push.prices, push.models),
             HealthPush: lambda push: runtime.on_health(push.down),
             Granted: lambda push: desk.on_granted(
-                push.pool_id, push.window_start, push.total, push.more, push.spent_out, push.available
+                push.pool_id, push.unit, push.window_start, push.total, push.more, push.spent_out, push.available
             ),
-            Recall: lambda push: desk.on_recall(push.pool_id, push.window_start),
+            Recall: lambda push: desk.on_recall(push.pool_id, push.unit, push.window_start),
+            IdemAnswer: lambda push: idempotency.on_answer(
+                push.number, push.state, push.status, push.content_type, push.body
+            ),
         },
         on_up=desk.connected,
-        on_down=desk.disconnected,
+        on_down=down,
     )
-    desk.send_ask = lambda owner, pool, window, seen, want, need: client.send(
-        Ask(owner, pool, window, seen, want, need)
+    desk.send_ask = lambda owner, pool, unit, window, seen, want, need: client.send(
+        Ask(owner, pool, window, seen, want, need, unit)
     )
-    desk.send_return = lambda owner, pool, window, total: client.send(Return(owner, pool, window, total))
+    desk.send_return = lambda owner, pool, unit, window, total: client.send(Return(owner, pool, window, total, unit))
+    idempotency.send_begin = lambda *fields: client.send(IdemBegin(*fields))
+    idempotency.send_end = lambda *fields: client.send(IdemEnd(*fields))
     return client
 
 

@@ -23,12 +23,33 @@ class StubDesk:
     send_ask = send_return = None
     line = "never"
 
-    def on_granted(self, *values: Any) -> None: ...
+    def __init__(self) -> None:
+        self.told: list[tuple[Any, ...]] = []
 
-    def on_recall(self, *values: Any) -> None: ...
+    def on_granted(self, *values: Any) -> None:
+        self.told.append(values)
+
+    def on_recall(self, *values: Any) -> None:
+        self.told.append(values)
 
     def connected(self) -> None:
         self.line = "up"
+
+    def disconnected(self) -> None:
+        self.line = "down"
+
+
+class StubIdempotency:
+    """Remembers what it was answered."""
+
+    send_begin = send_end = None
+    line = "never"
+
+    def __init__(self) -> None:
+        self.answers: list[tuple[Any, ...]] = []
+
+    def on_answer(self, *values: Any) -> None:
+        self.answers.append(values)
 
     def disconnected(self) -> None:
         self.line = "down"
@@ -41,6 +62,7 @@ class StubRuntime:
 
     def __init__(self) -> None:
         self.desk = StubDesk()
+        self.idempotency = StubIdempotency()
         self.config_version = 0
         self.keys: set[int] = set()
         self.access_seen = self.draining = self.stopped = False

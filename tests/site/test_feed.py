@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Sequence
+from concurrent.futures import Future
 from typing import Any
 
 import pytest
 
+from budgets.limits import LedgerWindows, PoolLimits
 from budgets.records import KeyRecord, PoolRecord, PriceRecord
+from budgets.windows import WindowSpec
 from hoosh_site.feed import Feed
 from hoosh_site.link import AccessPush, CardsPush, ConfigPush, HealthPush, SecretsPush
 from providers.config import CardDoc
@@ -24,8 +27,9 @@ class Tables:
         self.models: dict[int, list[str]] = {}
         self.sick: list[int] = []
         self.keys: list[tuple[int, KeyRecord]] = []
-        self.pools: list[tuple[int, PoolRecord, int]] = []
-        self.ledger: dict[int, int] = {}
+        self.pools: list[PoolLimits] = []
+        self.ledger: dict[int, LedgerWindows] = {}
+        self.asked: list[set[int]] = []
         self.imports = 0
         self.broken = self.broken_config = self.broken_windows = False
         self.broken_file = False
@@ -56,17 +60,14 @@ class Tables:
     def down(self) -> list[int]:
         return list(self.sick)
 
-    def access_since(self, seq: int) -> tuple[int, list[KeyRecord], list[PoolRecord]]:
-        keys = [key for at, key in self.keys if at > seq]
-        return self.numbers["access"], keys, [pool for at, pool, _ in self.pools if at > seq]
+    def access_since(self, seq: int) -> tuple[int, list[KeyRecord], list[PoolLimits]]:
+        return self.numbers["access"], [key for at, key in self.keys if at > seq], list(self.pools)
 
-    def capacities(self) -> list[tuple[int, int]]:
-        return [(pool.id, capacity) for _, pool, capacity in self.pools]
-
-    def windows(self) -> dict[int, int]:
+    def windows(self, pool_ids: Collection[int]) -> dict[int, LedgerWindows]:
         if self.broken_windows:
             raise RuntimeError("the ledger is away")
-        return dict(self.ledger)
+        self.asked.append(set(pool_ids))
+        return {pool_id: self.ledger[pool_id] for pool_id in pool_ids if pool_id in self.ledger}
 
     def reimport(self) -> None:
         self.imports += 1
@@ -84,24 +85,48 @@ class Bench:
         self.tables = Tables()
         self.pushed: list[Any] = []
         self.order: list[str] = []
-        self.synced: list[dict[int, int]] = []
+        self.synced: list[list[WindowSpec]] = []
         self.ledger_away = False
-        self.feed = Feed(self.tables, self._push, sync_pools=self._sync, period_s=0.02)
+        self.now = 1_000_000_000
+        self.feed = Feed(self.tables, self._push, sync_windows=self._sync, clock=lambda: self.now, period_s=0.02)
 
     def _push(self, messages: Sequence[Any]) -> None:
         self.pushed += messages
         self.order.append("push")
 
-    def _sync(self, capacities: Mapping[int, int]) -> None:
+    def _sync(self, specs: Sequence[WindowSpec]) -> Future[None]:
+        future: Future[None] = Future()
         if self.ledger_away:
-            raise RuntimeError("the ledger is away")
-        self.synced.append(dict(capacities))
+            future.set_exception(RuntimeError("the ledger is away"))
+            return future
+        self.synced.append(list(specs))
         self.order.append("sync")
+        future.set_result(None)
+        return future
+
+    def capacities(self) -> list[dict[int, int | None]]:
+        """The limits of tokens by pool of each sync."""
+        return [{spec.pool_id: spec.capacity for spec in specs if spec.unit == 0} for specs in self.synced]
 
     def look(self, *, everything: bool = True) -> list[Any]:
         self.pushed = []
         self.feed.look(everything=everything)
         return self.pushed
+
+
+def pool(number: int, name: str, tokens: int) -> PoolLimits:
+    """A lifetime pool with a limit of tokens."""
+    return PoolLimits(PoolRecord(number, name), "lifetime", "UTC", 0, (tokens, None), "80,100", False)
+
+
+def in_ledger(*limits: PoolLimits) -> dict[int, LedgerWindows]:
+    """The lifetime windows of these pools, as the ledger has them."""
+    return {
+        each.record.id: LedgerWindows(
+            tuple(WindowSpec(each.record.id, unit, 0, 0, each.capacities[unit], each.alerts) for unit in (0, 1)), None
+        )
+        for each in limits
+    }
 
 
 def key(number: int, *, enabled: bool = True) -> KeyRecord:
@@ -149,7 +174,7 @@ def test_a_worker_that_connects_later_hears_the_merged_state() -> None:
     bench = Bench()
     bench.tables.version = (1, b"doc")
     bench.tables.numbers["access"], bench.tables.keys = 1, [(1, key(1)), (1, key(2))]
-    bench.tables.pools = [(1, PoolRecord(1, "default"), 10)]
+    bench.tables.pools = [pool(1, "default", 10)]
     bench.look()
     bench.tables.numbers["access"], bench.tables.keys = 2, [(2, key(2, enabled=False))]
     bench.look()
@@ -160,15 +185,27 @@ def test_a_worker_that_connects_later_hears_the_merged_state() -> None:
 def test_a_pools_window_is_in_the_ledger_before_workers_hear_of_it() -> None:
     bench = Bench()
     bench.tables.numbers["access"] = 1
-    bench.tables.pools = [(1, PoolRecord(1, "default"), 10), (1, PoolRecord(2, "known"), 20)]
-    bench.tables.ledger = {2: 20}
+    bench.tables.pools = [pool(1, "default", 10), pool(2, "known", 20)]
+    bench.tables.ledger = in_ledger(pool(2, "known", 20))
     bench.look()
-    assert bench.synced == [{1: 10}]
+    assert bench.synced == [[WindowSpec(1, 0, 0, 0, 10, "80,100"), WindowSpec(1, 1, 0, 0, None, "80,100")]]
     assert bench.order == ["sync", "push"]
     bench.tables.numbers["access"] = 2
-    bench.tables.pools = [(2, PoolRecord(1, "default"), 15), (1, PoolRecord(2, "known"), 20)]
+    bench.tables.pools[0] = pool(1, "default", 15)
     bench.look()
-    assert bench.synced == [{1: 10}, {1: 15}]
+    assert bench.capacities() == [{1: 10}, {1: 15}]
+    assert bench.tables.asked == [{1, 2}]
+
+
+def test_a_change_of_a_pool_reaches_the_ledger_and_the_workers_in_one_look() -> None:
+    bench = Bench()
+    bench.tables.numbers["access"], bench.tables.pools = 1, [pool(1, "default", 10), pool(2, "other", 10)]
+    bench.look()
+    record = PoolRecord(1, "new", mode="soft", enabled=False, units=(0, 1), shorten=True, team_id=4)
+    changed = pool(1, "", 0)._replace(record=record, capacities=(7, 9), alerts="50", carry_over=True)
+    bench.tables.numbers["access"], bench.tables.pools[0] = 2, changed
+    assert bench.look() == [AccessPush(2, False, [], [record])]
+    assert bench.synced[1:] == [[WindowSpec(1, 0, 0, 0, 7, "50"), WindowSpec(1, 1, 0, 0, 9, "50")]]
 
 
 def test_a_restored_database_is_read_from_the_start() -> None:
@@ -225,7 +262,7 @@ def test_without_the_ledger_everything_is_pushed_and_capacities_are_tried_again(
         bench.look()
     bench.ledger_away, bench.tables.broken_windows = True, at_start
     bench.tables.numbers["access"], bench.tables.keys = 1, [(1, key(1, enabled=False))]
-    bench.tables.pools = [(1, PoolRecord(1, "default"), 10)]
+    bench.tables.pools = [pool(1, "default", 10)]
     bench.tables.version, bench.tables.sick = (1, b"doc"), [3]
     news = bench.look()
     assert AccessPush(1, at_start, [key(1, enabled=False)], [PoolRecord(1, "default")]) in news
@@ -238,13 +275,13 @@ def test_without_the_ledger_everything_is_pushed_and_capacities_are_tried_again(
     while not bench.synced and time.monotonic() < ends_at:
         time.sleep(0.05)
         assert bench.look(everything=False) == []
-    assert bench.synced == [{1: 10}]
+    assert bench.capacities() == [{1: 10}]
 
 
 def test_a_pool_that_was_deleted_disappears_from_the_workers_in_a_full_push() -> None:
     bench = Bench()
     bench.tables.numbers["access"], bench.tables.keys = 1, [(1, key(1)), (1, key(2))]
-    bench.tables.pools = [(1, PoolRecord(1, "default"), 10), (1, PoolRecord(2, "old"), 20)]
+    bench.tables.pools = [pool(1, "default", 10), pool(2, "old", 20)]
     bench.look()
     bench.tables.numbers["access"], bench.tables.keys = 2, [(2, key(2, enabled=False))]
     bench.tables.pools.pop()
@@ -253,3 +290,28 @@ def test_a_pool_that_was_deleted_disappears_from_the_workers_in_a_full_push() ->
     assert told in bench.feed.hello()
     bench.tables.numbers["access"], bench.tables.keys = 3, [(3, key(3))]
     assert bench.look() == [AccessPush(3, False, [key(3)], [])]
+
+
+def test_a_look_that_fails_half_way_forgets_no_deletion() -> None:
+    bench = Bench()
+    bench.tables.numbers["access"], bench.tables.pools = 1, [pool(1, "default", 10), pool(2, "old", 20)]
+    bench.look()
+    bench.tables.numbers["access"] = 2
+    bench.tables.pools.pop()
+    bench.tables.broken_config = True
+    with pytest.raises(RuntimeError):
+        bench.look()
+    bench.tables.broken_config = False
+    assert bench.look() == [AccessPush(2, True, [], [PoolRecord(1, "default")])]
+
+
+def test_windows_begin_while_the_sites_database_is_away() -> None:
+    bench = Bench()
+    bench.tables.numbers["access"], bench.tables.pools = 1, [pool(1, "p", 10)._replace(window="hour")]
+    bench.look()
+    bench.tables.broken = True
+    bench.now += 3600
+    with pytest.raises(RuntimeError):
+        bench.look()
+    (told,) = bench.pushed
+    assert (told.full, told.keys, told.pools[0].window_start) == (False, [], bench.now - bench.now % 3600)

@@ -204,6 +204,12 @@ class CreateKeyTests(TestCase):
         self.assertEqual((row.scopes, row.models_allowed, row.expires_at), ("operator", "a*,b", None))
         self.assertIsNotNone(ApiKey.objects.get(pk=self.create("--expires-days", "1")["id"]).expires_at)
 
+    def test_a_key_may_be_given_a_budget_and_further_pools(self) -> None:
+        access.default_pool("t")
+        own = access.save_pool(Pool(name="own"), actor="t")
+        row = ApiKey.objects.get(pk=self.create("--budget", "own", "--pools", "lab-*, x")["id"])
+        self.assertEqual((row.pool.name, row.own_pool, row.pools_allowed), ("default", own, "lab-*,x"))
+
     def test_the_text_alone_goes_to_standard_output(self) -> None:
         access.default_pool("t")
         out, err = StringIO(), StringIO()
@@ -215,7 +221,14 @@ class CreateKeyTests(TestCase):
         with self.assertRaisesMessage(CommandError, "manage.py init"):
             self.create()
         access.default_pool("t")
-        for options in (["--pool", "nope"], ["--scope", "root"], ["--expires-days", "-1"], ["--models", "a\nb"]):
+        for options in (
+            ["--pool", "nope"],
+            ["--budget", "nope"],
+            ["--pools", "a\nb"],
+            ["--scope", "root"],
+            ["--expires-days", "-1"],
+            ["--models", "a\nb"],
+        ):
             with self.assertRaises(CommandError):
                 self.create("--team", "new", *options)
         self.assertEqual(ApiKey.objects.count(), 0)

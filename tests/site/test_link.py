@@ -24,6 +24,9 @@ from hoosh_site.link import (
     Frames,
     Granted,
     HealthPush,
+    IdemAnswer,
+    IdemBegin,
+    IdemEnd,
     LinkClient,
     LinkError,
     LinkServer,
@@ -33,7 +36,9 @@ from hoosh_site.link import (
     SecretsPush,
     Status,
 )
+from hoosh_site.worker import connect
 from providers.config import CardDoc
+from tests.site.stub_worker import StubRuntime
 
 ME = Register("w-1", 0, 4242, "0.1.0")
 KEY = KeyRecord(1, b"\x00" * 32, "hk-abcdefgh", "first", 1, 1, 1)
@@ -49,7 +54,7 @@ async def line(
         path = Path(directory) / "run" / "link.sock"
         server = LinkServer(path, hello=hello, on_ask=on_ask or (lambda ask, reply: None))
         await server.start()
-        kinds = (ConfigPush, SecretsPush, AccessPush, CardsPush, HealthPush, Granted, Recall)
+        kinds = (ConfigPush, SecretsPush, AccessPush, CardsPush, HealthPush, Granted, Recall, IdemAnswer)
         client = LinkClient(path, register=ME, callbacks=dict.fromkeys(kinds, told.append))
         client.start()
         await until(lambda: bool(server.workers()))
@@ -89,7 +94,11 @@ def test_a_frame_over_the_limit_is_an_error() -> None:
         CardsPush([CardDoc("gpt-*", context_tokens=5)], [PriceRecord(1, "*", "gpt-*", input=150_000)], {1: ["a"]}),
         HealthPush([3]),
         Granted(1, 0, 500, True, False, 7),
+        Granted(1, 3600, 10**18, False, True, 0, unit=1),
         Recall(1, 0),
+        Recall(1, 3600, 1),
+        IdemAnswer(4, "done", 200, "text/event-stream", b"\x00\xff"),
+        IdemAnswer(4, "new"),
     ],
     ids=lambda message: type(message).__name__,
 )
@@ -156,6 +165,71 @@ def test_a_return_reaches_the_ledgers_side() -> None:
         return got
 
     assert asyncio.run(run()) == [Return("w-1", 1, 0, 77)]
+
+
+def test_a_worker_and_control_speak_of_the_same_purse_and_the_same_request() -> None:
+    async def run() -> tuple[StubRuntime, list[Any]]:
+        got: list[Any] = []
+
+        def grant(ask: Ask, reply: Callable[[Granted], None]) -> None:
+            got.append(ask)
+            reply(Granted(ask.pool_id, ask.window_start, 5, True, False, 9, ask.unit))
+
+        def begin(message: IdemBegin, reply: Callable[[IdemAnswer], None]) -> None:
+            got.append(message)
+            asyncio.get_running_loop().run_in_executor(None, reply, IdemAnswer(message.number, "running"))
+
+        with tempfile.TemporaryDirectory() as directory:
+            path = Path(directory) / "link.sock"
+            server = LinkServer(
+                path, hello=list, on_ask=grant, on_return=got.append, on_idem_begin=begin, on_idem_end=got.append
+            )
+            await server.start()
+            runtime: Any = StubRuntime()
+            client = connect(runtime, path, ME)
+            assert runtime.idempotency.send_begin("w-1", 3, 7, "d", "r", "rid") is False  # nobody there yet
+            client.start()
+            await until(lambda: client.connected)
+            runtime.desk.send_ask("w-1", 7, 1, 3600, 100, 50, 3)
+            runtime.desk.send_return("w-1", 7, 1, 3600, 40)
+            assert runtime.idempotency.send_begin("w-1", 3, 7, "d", "r", "rid")
+            assert runtime.idempotency.send_end("w-1", 7, "d", "rid", True, 200, "text/plain", b"body")
+            await until(lambda: len(got) == 4 and bool(runtime.idempotency.answers) and bool(runtime.desk.told))
+            server.broadcast([Recall(7, 3600, 1)])
+            await until(lambda: len(runtime.desk.told) == 2)
+            await server.stop()
+            await until(lambda: runtime.idempotency.line == "down")
+            await client.close()
+        return runtime, got
+
+    runtime, got = asyncio.run(run())
+    assert got == [
+        Ask("w-1", 7, 3600, 100, 50, need=3, unit=1),
+        Return("w-1", 7, 3600, 40, unit=1),
+        IdemBegin("w-1", 3, 7, "d", "r", "rid"),
+        IdemEnd("w-1", 7, "d", "rid", True, 200, "text/plain", b"body"),
+    ]
+    assert runtime.desk.told == [(7, 1, 3600, 5, True, False, 9), (7, 1, 3600)]
+    assert runtime.idempotency.answers == [(3, "running", 0, "", None)]
+    assert runtime.desk.line == "down"
+
+
+def test_without_a_store_nobody_is_told_that_a_request_is_new() -> None:
+    async def run() -> list[Any]:
+        async with line() as (_, client, told):
+            client.send(IdemBegin("w-1", 3, 7, "d", "r", "rid"))
+            client.send(IdemEnd("w-1", 7, "d", "rid", False, 0, "", None))
+            await until(lambda: bool(told))
+            return told
+
+    assert asyncio.run(run()) == [IdemAnswer(3, "unavailable")]
+
+
+def test_a_worker_of_before_units_asks_for_tokens() -> None:
+    body = msgspec.msgpack.encode(
+        {"type": "ask", "owner": "w", "pool_id": 1, "window_start": 0, "seen_total": 2, "want": 3}
+    )
+    assert msgspec.msgpack.decode(body, type=Ask) == Ask("w", 1, 0, 2, 3, need=0, unit=0)
 
 
 def test_the_client_finds_a_control_that_comes_back_and_is_told_everything_again() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from django.test import TestCase
 from django.utils import timezone
 
 from audit.record import record
-from budgets.models import Pool, Usage
+from budgets.models import Lease, Pool, PoolAlert, PoolWindow, Usage
 from gateway import plane
 from providers.models import Provider, ProviderProbe
 
@@ -66,6 +67,9 @@ class SectionsTest(TestCase):
         ("<h2>API keys</h2>", {"view_apikey"}),
         ("wide-pool", {"view_pool"}),
         ("failed-model", {"view_usage"}),
+        ("No price is known for 1 of the last 1 requests", {"view_usage"}),
+        ("Last alerts of pools", {"view_poolalert"}),
+        ("w-quarantined", {"view_lease"}),
         ("thing.happened", {"view_outboxentry"}),
         ("Add a route", {"add_route"}),
         ("Create an API key", {"add_apikey"}),
@@ -77,8 +81,11 @@ class SectionsTest(TestCase):
         provider = Provider.objects.create(name="lonely-provider", kind="ollama")
         ProviderProbe.objects.create(provider=provider, ok=False, checked_at=timezone.now())
         Pool.objects.create(name="wide-pool")
+        PoolAlert.objects.create(pool_id=987, percent=80, committed=8, capacity=10)
+        window = PoolWindow.objects.create(pool_id=987, capacity=9, leased=5)
+        Lease.objects.create(owner="w-quarantined", window=window, granted=5, remaining=5, state="quarantined")
         ids = dict.fromkeys(("key_id", "agent_id", "team_id", "pool_id"), 1)
-        Usage.objects.create(rid="r", model="failed-model", status=502, at=timezone.now(), **ids)
+        Usage.objects.create(rid="r", model="failed-model", status=502, tokens=5, at=timezone.now(), **ids)
         record("thing.happened")
 
     def page(self, *names: str) -> str:
@@ -95,7 +102,23 @@ class SectionsTest(TestCase):
             for sign, names in self.SIGNS:
                 self.assertEqual(sign in html, name in names, (name, sign))
 
+    def test_the_pools_nearest_a_limit_of_either_unit_come_first(self) -> None:
+        for name, unit, committed in (("half", 0, 50), ("nine tenths", 1, 90), ("over", 0, 120), ("idle", 1, 0)):
+            pool = Pool.objects.create(name=name, capacity_tokens=100)
+            PoolWindow.objects.create(
+                pool_id=pool.pk, unit=unit, capacity=100, committed=committed, overrun=max(0, committed - 100)
+            )
+        Pool.objects.create(name="boundless", capacity_tokens=None)
+        html = self.page("view_pool")
+        names = re.findall(r">(half|nine tenths|over|idle|wide-pool|boundless)</a>", html)
+        self.assertEqual(names, ["over", "nine tenths", "half", "idle", "wide-pool", "boundless"])
+
     def test_without_any_permission_the_page_is_empty(self) -> None:
         html = self.page()
-        for sign in (*(sign for sign, _ in self.SIGNS), "State of the gateway", "<h2>Pools</h2>", "Last events"):
+        for sign in (
+            *(sign for sign, _ in self.SIGNS),
+            "State of the gateway",
+            "Pools nearest their limit",
+            "Last events",
+        ):
             self.assertNotIn(sign, html)
