@@ -57,6 +57,9 @@ class LiveSite(Protocol):
     def provider_names(self) -> dict[int, str]:
         """The providers there are, by id."""
 
+    def route_names(self) -> dict[int, str]:
+        """The routes there are, by id."""
+
 
 def live_site(page: ModelAdmin[Any]) -> LiveSite:
     """The site a page belongs to, seen as what it offers."""
@@ -255,7 +258,7 @@ class KeysetChangeList(ChangeList):
         rows = self.queryset.order_by(*(f"-{name}" for name in keyset))
         before = request.GET.get(BEFORE, "")
         if before:
-            rows = rows.filter(_behind(keyset, before))
+            rows = rows.filter(_behind(self.model, keyset, before))
         found = list(rows[: self.list_per_page + 1])
         shown = found[: self.list_per_page]
         self.result_list = shown
@@ -281,23 +284,36 @@ def _cursor(keyset: tuple[str, ...], row: models.Model) -> str:
     return "-".join(str((value - _EPOCH) // _MICROSECOND if isinstance(value, datetime) else value) for value in values)
 
 
-def _behind(keyset: tuple[str, ...], cursor: str) -> models.Q:
+def _behind(model: type[models.Model], keyset: tuple[str, ...], cursor: str) -> models.Q:
     """Rows after the cursor: `id < I`, or `at <= A and (at < A or id < I)`, a range for an index on `at`."""
-    parts = [part for text in cursor.split("-") if (part := number(text)) is not None]
-    if len(parts) != len(keyset) or cursor.count("-") != len(keyset) - 1:
+    texts = cursor.split("-", len(keyset) - 1)
+    parts = [_part(model, name, text) for name, text in zip(keyset, texts, strict=False)]
+    if len(parts) != len(keyset):
         raise IncorrectLookupParameters
     last = models.Q(**{f"{keyset[-1]}__lt": parts[-1]})
     if len(keyset) == 1:
         return last
+    return models.Q(**{f"{keyset[0]}__lte": parts[0]}) & (models.Q(**{f"{keyset[0]}__lt": parts[0]}) | last)
+
+
+def _part(model: type[models.Model], name: str, text: str) -> object:
+    field = model._meta.get_field(name)
+    if isinstance(field, models.CharField):  # an id that is a text sorts as one
+        return text
+    value = number(text)
+    if value is None:
+        raise IncorrectLookupParameters
     try:
-        at = _EPOCH + parts[0] * _MICROSECOND
+        return _EPOCH + value * _MICROSECOND if isinstance(field, models.DateTimeField) else value
     except OverflowError as exc:
         raise IncorrectLookupParameters from exc
-    return models.Q(**{f"{keyset[0]}__lte": at}) & (models.Q(**{f"{keyset[0]}__lt": at}) | last)
 
 
 class KeysetAdmin(ReadOnlyAdmin[_Model]):
-    """A read-only log of any size. `keyset` is ("id",) or a time field and "id"; an index must serve it."""
+    """A read-only log of any size. `keyset` is ("id",) or a time field and "id"; an index must serve it.
+
+    An id may be a text when later rows have greater ones.
+    """
 
     keyset: tuple[str, ...] = ("id",)
     show_full_result_count = False

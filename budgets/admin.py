@@ -1,21 +1,16 @@
-"""Admin pages of teams, agents, keys, pools and prices. Writing is `budgets.access` and `budgets.keys`.
+"""Admin pages of teams, agents and keys. Writing is `budgets.access` and `budgets.keys`.
 
-The usage pages are in `budgets.admin_usage`.
+Registered from here as well: pools, prices, usage, the ledger and orders to it.
 """
 
 from __future__ import annotations
 
-from decimal import Decimal
 from typing import Any
 
-from django import forms
 from django.contrib import admin, messages
-from django.contrib.admin.views.main import ChangeList
-from django.core.cache import cache
 from django.core.exceptions import PermissionDenied, ValidationError
-from django.db.models import Count, Exists, OuterRef, Q, QuerySet
+from django.db.models import Count, Q, QuerySet
 from django.http import Http404, HttpRequest, HttpResponse, HttpResponseRedirect
-from django.template.loader import render_to_string
 from django.template.response import TemplateResponse
 from django.urls import URLPattern, path, reverse
 from django.utils import timezone
@@ -25,34 +20,57 @@ from django.utils.html import format_html
 from django.utils.safestring import SafeString
 from django.views.decorators.http import require_POST
 
-from audit.admin_tools import EDITABLE_ROWS, LiveAdmin, badge, number, operator
+from audit.admin_tools import BULK_LIMIT, EDITABLE_ROWS, LiveAdmin, badge, number, operator
 from budgets import access, keys, validation
+from budgets.admin_cells import pool_link, quiet
+from budgets.admin_ledger import LeaseAdmin, LedgerEntryAdmin, PoolAlertAdmin, PoolWindowAdmin, ReservationAdmin
+from budgets.admin_orders import LedgerOrderAdmin
+from budgets.admin_pools import PoolAdmin
+from budgets.admin_prices import PriceAdmin
 from budgets.admin_usage import UsageAdmin
-from budgets.balances import Balance, balances
-from budgets.forms import ApiKeyForm, PriceForm
-from budgets.models import Agent, ApiKey, Pool, Price, Team
+from budgets.forms import SUBMISSION, ApiKeyForm, claim_submission
+from budgets.models import Agent, ApiKey, Team
 
-__all__ = ["AgentAdmin", "ApiKeyAdmin", "PoolAdmin", "PriceAdmin", "TeamAdmin", "UsageAdmin"]
+__all__ = [
+    "AgentAdmin",
+    "ApiKeyAdmin",
+    "LeaseAdmin",
+    "LedgerEntryAdmin",
+    "LedgerOrderAdmin",
+    "PoolAdmin",
+    "PoolAlertAdmin",
+    "PoolWindowAdmin",
+    "PriceAdmin",
+    "ReservationAdmin",
+    "TeamAdmin",
+    "UsageAdmin",
+]
 
 GIVE_OPERATOR = "providers.change_gatewaysettings"  # the permission behind the scope "operator"
-SUBMISSION = "submission"  # names one showing of the add form, so that sending it twice makes one key
-_SUBMISSION_KEPT_S = 86_400
+_SENT_BEFORE = "its key was created and shown then. Find it in the list."
 
 
 @admin.register(Team)
 class TeamAdmin(LiveAdmin[Team]):
     """Teams. Disabling one stops the keys of all its agents within a second."""
 
-    list_display = ("name", "enabled", "agent_count")
+    list_display = ("name", "enabled", "budget", "agent_count")
     list_editable = ("enabled",)
     list_per_page = EDITABLE_ROWS
     ordering = ("name",)  # counting agents drops the model's own order
     search_fields = ("name",)
-    fields = ("name", "enabled", "note")
+    list_select_related = ("pool",)
+    autocomplete_fields = ("pool",)
+    fields = ("name", "enabled", "pool", "note")
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Team]:
         """With the number of agents."""
         return super().get_queryset(request).annotate(agents_found=Count("agents"))
+
+    @admin.display(description="budget", ordering="pool__name")
+    def budget(self, team: Team) -> SafeString:
+        """The pool all its requests draw on."""
+        return _budget(team)
 
     @admin.display(description="agents")
     def agent_count(self, team: Any) -> SafeString:
@@ -73,20 +91,25 @@ class TeamAdmin(LiveAdmin[Team]):
 class AgentAdmin(LiveAdmin[Agent]):
     """Apps and agents of teams."""
 
-    list_display = ("name", "team", "enabled", "key_count")
+    list_display = ("name", "team", "enabled", "budget", "key_count")
     list_editable = ("enabled",)
     list_per_page = EDITABLE_ROWS
     list_filter = ("enabled", "team")
     ordering = ("team__name", "name")  # counting keys drops the model's own order
-    list_select_related = ("team",)
+    list_select_related = ("team", "pool")
     search_fields = ("name", "team__name")
-    autocomplete_fields = ("team",)
-    fields = ("team", "name", "enabled", "note")
+    autocomplete_fields = ("team", "pool")
+    fields = ("team", "name", "enabled", "pool", "note")
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Agent]:
         """With the number of keys that still work."""
         alive = Q(keys__revoked_at__isnull=True, keys__isnull=False)
         return super().get_queryset(request).annotate(keys_found=Count("keys", filter=alive))
+
+    @admin.display(description="budget", ordering="pool__name")
+    def budget(self, agent: Agent) -> SafeString:
+        """The pool all its requests draw on."""
+        return _budget(agent)
 
     @admin.display(description="keys")
     def key_count(self, agent: Any) -> SafeString:
@@ -103,76 +126,8 @@ class AgentAdmin(LiveAdmin[Agent]):
         access.delete_agent(row, actor=actor)
 
 
-class PoolChangeList(ChangeList):
-    """The list of pools, each with its balance from the ledger."""
-
-    def get_results(self, request: HttpRequest) -> None:
-        """Read the page, then its balances: one further query."""
-        super().get_results(request)
-        self.result_list = list(self.result_list)
-        known = balances(pool.pk for pool in self.result_list)
-        for pool in self.result_list:
-            pool.balance = known.get(pool.pk) or Balance(pool.capacity_tokens)
-
-
-@admin.register(Pool)
-class PoolAdmin(LiveAdmin[Pool]):
-    """Budgets: what they may spend, what is spent, what workers hold."""
-
-    list_display = ("name", "bar", "available", "leased", "committed", "capacity", "enabled")
-    list_filter = ("enabled",)
-    search_fields = ("name",)
-    fields = ("name", "capacity_tokens", "mode", "enabled", "note")
-    change_form_template = "admin/budgets/pool/change_form.html"
-
-    def get_changelist(self, request: HttpRequest, **kwargs: Any) -> type[ChangeList]:
-        """The list that knows balances."""
-        return PoolChangeList
-
-    @admin.display(description="balance")
-    def bar(self, pool: Any) -> str:
-        """Spent and leased parts as a bar."""
-        return render_to_string("admin/hoosh/bar.html", {"bar": pool.balance})
-
-    @admin.display(description="available")
-    def available(self, pool: Any) -> SafeString:
-        """Tokens promised to nobody."""
-        return _number(pool.balance.available)
-
-    @admin.display(description="leased")
-    def leased(self, pool: Any) -> SafeString:
-        """Tokens at workers."""
-        return _number(pool.balance.leased)
-
-    @admin.display(description="spent")
-    def committed(self, pool: Any) -> SafeString:  # type: ignore[override]
-        """Tokens charged."""
-        return _number(pool.balance.committed)
-
-    @admin.display(description="capacity", ordering="capacity_tokens")
-    def capacity(self, pool: Pool) -> SafeString:
-        """The limit an operator set."""
-        return _number(pool.capacity_tokens)
-
-    def change_view(
-        self, request: HttpRequest, object_id: str, form_url: str = "", extra_context: dict[str, Any] | None = None
-    ) -> HttpResponse:
-        """The form with the balance above it."""
-        pool_id = number(object_id)
-        balance = balances([pool_id]).get(pool_id) if pool_id is not None else None
-        return super().change_view(request, object_id, form_url, {"balance": balance, **(extra_context or {})})
-
-    def write(self, row: Pool, actor: str) -> None:
-        """Create or change a pool."""
-        access.save_pool(row, actor=actor)
-
-    def erase(self, row: Pool, actor: str) -> None:
-        """Delete a pool no key draws on."""
-        access.delete_pool(row, actor=actor)
-
-
-def _number(value: int) -> SafeString:
-    return format_html('<span class="hoosh-number">{}</span>', f"{value:,}")
+def _budget(row: Team | Agent) -> SafeString:
+    return pool_link(row.pool_id, row.pool) if row.pool_id else quiet("-")
 
 
 class KeyStateFilter(admin.SimpleListFilter):
@@ -203,11 +158,11 @@ class ApiKeyAdmin(LiveAdmin[ApiKey]):
     list_filter = (KeyStateFilter, "pool", "agent__team")
     list_select_related = ("agent__team", "pool")
     search_fields = ("name", "prefix", "agent__name")
-    autocomplete_fields = ("agent", "pool")
+    autocomplete_fields = ("agent", "pool", "own_pool")
     actions = ("revoke",)
     change_form_template = "admin/budgets/apikey/change_form.html"
     readonly_fields = ("visible_prefix", "state", "created_at")
-    _editable = ("name", "agent", "pool", "scopes", "models_allowed", "expires_at")
+    _pools = ("pool", "own_pool", "pools_allowed")
 
     def get_form(self, request: HttpRequest, obj: ApiKey | None = None, change: bool = False, **kwargs: Any) -> Any:
         """The form, which knows whether this user may give every scope."""
@@ -215,9 +170,13 @@ class ApiKeyAdmin(LiveAdmin[ApiKey]):
         form.may_give_operator = request.user.has_perm(GIVE_OPERATOR)
         return form
 
-    def get_fields(self, request: HttpRequest, obj: ApiKey | None = None) -> tuple[str, ...]:
+    def get_fieldsets(self, request: HttpRequest, obj: ApiKey | None = None) -> Any:
         """A new key has no state yet."""
-        return (*self._editable, "visible_prefix", "state", "created_at") if obj else self._editable
+        state = ("visible_prefix", "state", "created_at") if obj else ()
+        return (
+            (None, {"fields": ("name", "agent", "scopes", "models_allowed", "expires_at", *state)}),
+            ("Budgets", {"fields": self._pools}),
+        )
 
     def get_urls(self) -> list[URLPattern]:
         """The buttons of the form."""
@@ -283,7 +242,7 @@ class ApiKeyAdmin(LiveAdmin[ApiKey]):
         if change:
             super().save_model(request, obj, form, change)
             return
-        _claim_submission(request)
+        claim_submission(request, _SENT_BEFORE)
         made, text = keys.create_key(
             obj.agent,
             obj.pool,
@@ -292,6 +251,8 @@ class ApiKeyAdmin(LiveAdmin[ApiKey]):
             actor=operator(request),
             models_allowed=validation.split(obj.models_allowed),
             expires_at=obj.expires_at,
+            own_pool=obj.own_pool,
+            pools_allowed=validation.split(obj.pools_allowed),
         )
         obj.pk, obj.prefix = made.pk, made.prefix
         request._hoosh_key_text = text  # type: ignore[attr-defined]
@@ -317,18 +278,36 @@ class ApiKeyAdmin(LiveAdmin[ApiKey]):
         keys.update_key(row, actor=actor)
 
     @admin.action(description="Revoke", permissions=("change",))
-    def revoke(self, request: HttpRequest, queryset: QuerySet[ApiKey]) -> None:
-        """Stop the chosen keys for good."""
+    def revoke(self, request: HttpRequest, queryset: QuerySet[ApiKey]) -> HttpResponse | None:
+        """Stop the chosen keys for good, after a question."""
+        if request.POST.get("post") != "yes":
+            return self._ask(request, list(queryset.select_related("agent__team")[:BULK_LIMIT]))
         count = self.each(request, queryset, lambda key, actor: keys.revoke_key(key, actor=actor))
         self.message_user(request, f"{count} key(s) revoked; workers refuse them within a second.", messages.SUCCESS)
+        return None
 
-    @method_decorator(require_POST)
     def revoke_view(self, request: HttpRequest, key_id: int) -> HttpResponse:
-        """Stop one key for good."""
-        key = keys.revoke_key(self._key(request, key_id), actor=operator(request))
+        """Ask, then stop one key for good."""
+        key = self._key(request, key_id)
+        if request.method != "POST":
+            return self._ask(request, [key], single=True)
+        keys.revoke_key(key, actor=operator(request))
         self.committed(request)
         self.message_user(request, f"“{key.name}” is revoked; workers refuse it within a second.", messages.SUCCESS)
         return HttpResponseRedirect(reverse("admin:budgets_apikey_change", args=(key.pk,)))
+
+    def _ask(self, request: HttpRequest, chosen: list[ApiKey], *, single: bool = False) -> HttpResponse:
+        context = {
+            **self.admin_site.each_context(request),
+            "title": "Revoke this key?" if single else f"Revoke {len(chosen)} key(s)?",
+            "opts": self.opts,
+            "keys": chosen,
+            "single": single,
+            "back": reverse("admin:budgets_apikey_change", args=(chosen[0].pk,))
+            if single
+            else reverse("admin:budgets_apikey_changelist"),
+        }
+        return TemplateResponse(request, "admin/budgets/apikey/revoke.html", context)
 
     @method_decorator(require_POST)
     def rotate_view(self, request: HttpRequest, key_id: int) -> HttpResponse:
@@ -337,7 +316,7 @@ class ApiKeyAdmin(LiveAdmin[ApiKey]):
         if not self.has_add_permission(request) or not _may_rotate(request, old):
             raise PermissionDenied
         try:
-            _claim_submission(request)
+            claim_submission(request, _SENT_BEFORE)
             made, text = keys.rotate_key(old, actor=operator(request))
         except ValidationError as exc:
             self.message_user(request, " ".join(exc.messages), messages.ERROR)
@@ -357,81 +336,3 @@ class ApiKeyAdmin(LiveAdmin[ApiKey]):
 def _may_rotate(request: HttpRequest, key: ApiKey) -> bool:
     """The new key's text is shown: with the scope "operator" only to who could have made such a key."""
     return "operator" not in validation.split(key.scopes) or request.user.has_perm(GIVE_OPERATOR)
-
-
-def _claim_submission(request: HttpRequest) -> None:
-    """Let each showing of a form make one key: a reload or a double click sends it again."""
-    submission = request.POST.get(SUBMISSION, "")[:64]
-    if submission and not cache.add(f"hoosh.submission.{submission}", True, _SUBMISSION_KEPT_S):
-        raise ValidationError("This form was sent before: its key was created and shown then. Find it in the list.")
-
-
-@admin.register(Price)
-class PriceAdmin(LiveAdmin[Price]):
-    """Dated prices. A row is never changed: a new price is a new row."""
-
-    form = PriceForm
-    list_display = ("pattern", "provider", "input_usd_per_mtok", "output_usd_per_mtok", "valid_from", "state", "source")
-    list_filter = ("provider",)
-    search_fields = ("pattern", "provider")
-    ordering = ("provider", "pattern", "-valid_from")
-    show_full_result_count = False
-    change_form_template = "admin/budgets/price/change_form.html"
-    fieldsets = (
-        (None, {"fields": ("provider", "pattern", "valid_from", "source")}),
-        (
-            "USD per million tokens",
-            {
-                "fields": (
-                    ("input_usd_per_mtok", "output_usd_per_mtok"),
-                    ("cached_read_usd_per_mtok", "cache_write_usd_per_mtok"),
-                    "reasoning_usd_per_mtok",
-                )
-            },
-        ),
-        ("Per request", {"fields": ("request_usd",)}),
-    )
-
-    def get_queryset(self, request: HttpRequest) -> QuerySet[Price]:
-        """With whether a newer row has taken over."""
-        newer = Price.objects.filter(
-            provider=OuterRef("provider"),
-            pattern=OuterRef("pattern"),
-            valid_from__gt=OuterRef("valid_from"),
-            valid_from__lte=timezone.now(),
-        )
-        return super().get_queryset(request).annotate(is_superseded=Exists(newer))
-
-    @admin.display(description="state")
-    def state(self, price: Any) -> SafeString:
-        """Whether this row is what is charged now."""
-        if price.valid_from > timezone.now():
-            return badge("later", "warn")
-        return badge("past") if price.is_superseded else badge("in force", "good")
-
-    def has_change_permission(self, request: HttpRequest, obj: Price | None = None) -> bool:
-        """Usage rows name price rows: they stay as they were."""
-        return False
-
-    def has_delete_permission(self, request: HttpRequest, obj: Price | None = None) -> bool:
-        """Usage rows name price rows: they stay."""
-        return False
-
-    def get_changeform_initial_data(self, request: HttpRequest) -> dict[str, Any]:
-        """Start from the row named by `?from=`, if any, and from now."""
-        start: dict[str, Any] = {"valid_from": timezone.now().replace(microsecond=0), "source": "operator"}
-        source = number(request.GET.get("from", ""))
-        price = Price.objects.filter(pk=source).first() if source is not None else None
-        if price is not None:
-            values = forms.model_to_dict(price, fields=PriceForm.Meta.fields)
-            start = {**{name: _plain(value) for name, value in values.items()}, **start}
-        return start
-
-    def write(self, row: Price, actor: str) -> None:
-        """Add a price."""
-        access.add_price(row, actor=actor)
-
-
-def _plain(value: object) -> object:
-    """A decimal as people write it: 2.5 rather than 2.500000 or 0E-9."""
-    return f"{value.normalize():f}" if isinstance(value, Decimal) else value

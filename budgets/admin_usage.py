@@ -9,19 +9,39 @@ from __future__ import annotations
 import json
 from datetime import datetime, timedelta
 from typing import Any
+from urllib.parse import urlencode
 
 from django.contrib import admin
 from django.contrib.admin.views.main import ChangeList
 from django.db.models import QuerySet
 from django.http import HttpRequest, HttpResponse
+from django.urls import reverse
 from django.utils import timezone
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
 
 from audit.admin_tools import KeysetAdmin, KeysetChangeList, badge, live_site, number
+from budgets import amounts
+from budgets.admin_cells import money, pool_link
 from budgets.models import Agent, ApiKey, DecisionShape, Pool, Price, Usage
+from budgets.records import PRICE_FREE, PRICE_UNKNOWN, Basis
 
 _DAY = timedelta(days=1)
+BASIS_WORDS: dict[int, str] = {
+    Basis.REPORTED: "reported by the provider",
+    Basis.ESTIMATED: "estimated from the bytes, because the provider reported nothing usable",
+    Basis.BOUND: "the whole hold, because nobody knows how it ended",
+    Basis.DELIVERED: "what was announced as delivered before it was cut off",
+    Basis.NONE: "nothing was used",
+}
+# Parts of the input and of the output; what is left of either is plain text.
+_INPUT_PARTS = (
+    ("cached_tokens", "read from the provider's cache"),
+    ("cache_write_tokens", "written to the provider's cache"),
+    ("input_audio_tokens", "audio"),
+    ("input_image_tokens", "images"),
+)
+_OUTPUT_PARTS = (("reasoning_tokens", "reasoning"), ("output_audio_tokens", "audio"))
 
 
 class StatusFilter(admin.SimpleListFilter):
@@ -162,9 +182,9 @@ class UsageAdmin(KeysetAdmin[Usage]):
         return format_html('<span class="hoosh-number">{}</span>', f"{usage.tokens:,}")
 
     @admin.display(description="cost")
-    def cost(self, usage: Usage) -> str:
-        """What it cost, in USD."""
-        return f"${usage.cost_usd:.6f}"
+    def cost(self, usage: Usage) -> SafeString:
+        """What it cost, in USD; in words where it cost nothing because of the price."""
+        return cost_cell(usage)
 
     @admin.display(description="latency")
     def latency(self, usage: Usage) -> SafeString:
@@ -192,6 +212,49 @@ def milliseconds(duration_us: int) -> str:
     return f"{duration_us / 1000:,.1f} ms" if duration_us < 10_000 else f"{duration_us // 1000:,} ms"
 
 
+def cost_cell(usage: Usage) -> SafeString:
+    """The cost with six places, or why there is none."""
+    if usage.price_id == PRICE_FREE:
+        return badge("free (local)")
+    if usage.price_id == PRICE_UNKNOWN and usage.tokens:
+        return badge("no price known", "bad")
+    return money(usage.cost_usd)
+
+
+def token_classes(usage: Usage) -> list[tuple[str, int, list[tuple[str, int]]]]:
+    """Input and output with the parts of each that are not nothing."""
+    found = []
+    for name, total, parts in (
+        ("Input", usage.input_tokens, _INPUT_PARTS),
+        ("Output", usage.output_tokens, _OUTPUT_PARTS),
+    ):
+        found.append((name, total, [(words, getattr(usage, part)) for part, words in parts if getattr(usage, part)]))
+    return found
+
+
+def _price_of(usage: Usage, providers: dict[int, str]) -> dict[str, str]:
+    """What a price for this row would begin with."""
+    return {
+        "provider": providers.get(usage.provider_id, "*"),
+        "pattern": usage.upstream_model or usage.model,
+    }
+
+
+def pools_charged(usage: Usage) -> list[tuple[Any, str]]:
+    """Every pool that was charged, as a link, with the window in the pool's zone."""
+    places = [(usage.pool_id, usage.window_start)]
+    if usage.pools:
+        pairs = [text.split("@") for text in usage.pools.split()]
+        whole = [(number(pair[0]), number(pair[1])) for pair in pairs if len(pair) == 2]  # the last may be cut off
+        places = [(pool_id, start) for pool_id, start in whole if pool_id is not None and start is not None]
+    pools = Pool.objects.in_bulk({pool_id for pool_id, _ in places})
+    found = []
+    for pool_id, start in places:
+        pool = pools.get(pool_id)
+        found.append((pool_link(pool_id, pool), amounts.span(start, 0, pool.time_zone if pool else "UTC")))
+    return found
+
+
 def _detail(usage: Usage, providers: dict[int, str]) -> dict[str, Any]:
     shape = DecisionShape.objects.filter(pk=usage.shape).first() if usage.shape else None
     try:
@@ -207,8 +270,13 @@ def _detail(usage: Usage, providers: dict[int, str]) -> dict[str, Any]:
         "provider": providers.get(usage.provider_id) or _number_of(usage.provider_id),
         "key": ApiKey.objects.filter(pk=usage.key_id).first(),
         "agent": Agent.objects.select_related("team").filter(pk=usage.agent_id).first(),
-        "pool": Pool.objects.filter(pk=usage.pool_id).first(),
-        "price": Price.objects.filter(pk=usage.price_id).first() if usage.price_id else None,
+        "pools": pools_charged(usage),
+        "price": Price.objects.filter(pk=usage.price_id).first() if usage.price_id > 0 else None,
+        "is_free": usage.price_id == PRICE_FREE,
+        "is_unpriced": usage.price_id == PRICE_UNKNOWN and usage.tokens > 0,
+        "add_price": f"{reverse('admin:budgets_price_add')}?{urlencode(_price_of(usage, providers))}",
+        "basis": BASIS_WORDS.get(usage.basis, str(usage.basis)),
+        "classes": token_classes(usage),
         "attempts": Usage.objects.filter(rid=usage.rid).order_by("attempt"),
         "decision": decision if isinstance(decision, dict) else None,
     }

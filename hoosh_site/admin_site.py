@@ -18,6 +18,7 @@ from django.core.exceptions import BadRequest
 from django.db import transaction
 from django.http import HttpRequest
 from django.template.response import TemplateResponse
+from django.urls import path, reverse
 
 from audit.admin_tools import ProbeOutcome, number
 
@@ -36,9 +37,29 @@ _MODELS = (
     "Agent",
     "ApiKey",
     "Pool",
-    "Price",
+    "Costs",
     "Usage",
+    "Price",
+    "PoolAlert",
+    "PoolWindow",
+    "LedgerEntry",
+    "LedgerOrder",
+    "Lease",
+    "Reservation",
 )
+_YEARS = frozenset({"year", "iso_year"})
+_YEAR = re.compile(r"0*[1-9]\d{0,3}")
+
+
+# A page without a model, as the menu wants it.
+_COSTS = {
+    "name": "Costs",
+    "object_name": "Costs",
+    "model": None,
+    "perms": {"view": True},
+    "view_only": True,
+    "add_url": None,
+}
 
 
 def _place(name: str, order: tuple[str, ...]) -> tuple[int, str]:
@@ -46,13 +67,25 @@ def _place(name: str, order: tuple[str, ...]) -> tuple[int, str]:
 
 
 def _refuse_unusable(request: HttpRequest) -> None:
-    """Refuse a NUL in the query string, which PostgreSQL takes nowhere, and rows of a list that are no ids."""
+    """Refuse a NUL in the query string, which PostgreSQL takes nowhere, years that no calendar has, and rows of a list
+    that are no ids."""
     for name, values in request.GET.lists():
         if "\0" in name or any("\0" in value for value in values):
             raise BadRequest("The query string has a NUL character.")
+    for name, values in request.GET.lists():
+        years = [year for value in values for year in value.split(",")] if _YEARS & set(name.split("__")) else []
+        if not all(_YEAR.fullmatch(year) for year in years):
+            raise BadRequest("There is no such year.")
     rows = [str(value) for name, value in request.POST.items() if _ROW_OF_A_LIST.fullmatch(name)]
     if any(number(value) is None for value in (*rows, *request.POST.getlist(ACTION_CHECKBOX_NAME))):
         raise BadRequest("A chosen or edited row has no number.")
+
+
+class _Page:
+    """A page that is no model's, seen as what its views need of one."""
+
+    def __init__(self, site: AdminSite) -> None:
+        self.admin_site = site
 
 
 class HooshAdminSite(AdminSite):
@@ -68,8 +101,21 @@ class HooshAdminSite(AdminSite):
         apps: list[Any] = list(self._build_app_dict(request, app_label).values())
         apps.sort(key=lambda app: _place(app["app_label"], _APPS))
         for app in apps:
+            if app["app_label"] == "budgets" and request.user.has_perm("budgets.view_usage"):
+                app["models"].append(_COSTS | {"admin_url": reverse("admin:costs", current_app=self.name)})
             app["models"].sort(key=lambda model: _place(model["object_name"], _MODELS))
         return apps
+
+    def get_urls(self) -> list[Any]:
+        """The pages of models, and the page of costs, which has none."""
+        from budgets.admin_reports import costs_view, period_view
+
+        page = _Page(self)
+        return [
+            path("costs/", self.admin_view(functools.partial(costs_view, page)), name="costs"),
+            path("costs/period/", self.admin_view(functools.partial(period_view, page)), name="costs_period"),
+            *super().get_urls(),
+        ]
 
     def admin_view(self, view: Callable[..., Any], cacheable: bool = False) -> Any:
         """Every page behind the sign-in, with what no page can use refused before it."""
@@ -122,6 +168,12 @@ class HooshAdminSite(AdminSite):
         from providers.models import Provider
 
         return dict(Provider.objects.values_list("id", "name"))
+
+    def route_names(self) -> dict[int, str]:
+        """The routes there are, by id."""
+        from providers.models import Route
+
+        return dict(Route.objects.values_list("id", "name"))
 
 
 class HooshAdminConfig(AdminConfig):

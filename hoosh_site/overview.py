@@ -14,8 +14,10 @@ from django.urls import reverse
 from django.utils import timezone
 
 from audit.models import OutboxEntry
-from budgets.balances import Balance, balances
-from budgets.models import ApiKey, Pool, Usage
+from budgets.admin_orders import quarantined_owners
+from budgets.balances import PoolBalance, balances
+from budgets.models import ApiKey, Pool, PoolAlert, Usage
+from budgets.records import PRICE_UNKNOWN
 from gateway import plane
 from providers import publish
 from providers.compile import Problem
@@ -28,7 +30,7 @@ if TYPE_CHECKING:
 
 _RECENT = 200  # usage rows looked at
 _SHOWN = 6
-_POOLS_READ = 200
+_POOLS_READ = 1000
 _TROUBLED = 10
 _EXPIRES_SOON = timedelta(days=7)
 
@@ -48,7 +50,7 @@ class PoolState:
 
     pk: int
     name: str
-    balance: Balance
+    balance: PoolBalance
 
 
 @dataclass(slots=True)
@@ -73,6 +75,9 @@ class Overview:
     pools: list[PoolState] = field(default_factory=list)
     recent_requests: int = 0
     recent_failures: int = 0
+    recent_unpriced: int = 0  # of the last requests: used tokens no price is known for
+    alerts: Sequence[tuple[PoolAlert, str]] = ()  # the last ones, each with its pool's name
+    quarantined: Sequence[tuple[str, list[str]]] = ()  # dead workers whose leases wait for a decision
     failures: Sequence[Usage] = ()
     events: Sequence[OutboxEntry] = ()
     steps: Sequence[Step] = ()
@@ -140,16 +145,27 @@ def _keys(found: Overview) -> None:
 
 def _pools(found: Overview) -> None:
     rows = list(Pool.objects.filter(enabled=True)[:_POOLS_READ])
-    known = balances(row.pk for row in rows)
-    states = [PoolState(row.pk, row.name, known.get(row.pk) or Balance(row.capacity_tokens)) for row in rows]
+    known = balances(rows)
+    states = [PoolState(row.pk, row.name, known[row.pk]) for row in rows]
     states.sort(key=lambda state: (-state.balance.used_permille, state.name))
     found.pools = states[:_SHOWN]
+
+
+def _alerts(found: Overview) -> None:
+    rows = list(PoolAlert.objects.order_by("-id")[:_SHOWN])
+    names = dict(Pool.objects.filter(pk__in={row.pool_id for row in rows}).values_list("pk", "name"))
+    found.alerts = [(row, names.get(row.pool_id) or f"#{row.pool_id}") for row in rows]
+
+
+def _leases(found: Overview) -> None:
+    found.quarantined = quarantined_owners()
 
 
 def _requests(found: Overview) -> None:
     recent = list(Usage.objects.order_by("-at", "-id")[:_RECENT])
     failed = [usage for usage in recent if usage.error or usage.status >= 400]
     found.recent_requests, found.recent_failures = len(recent), len(failed)
+    found.recent_unpriced = sum(1 for usage in recent if usage.price_id == PRICE_UNKNOWN and usage.tokens)
     found.failures = failed[:_SHOWN]
 
 
@@ -178,6 +194,8 @@ _SECTIONS: dict[str, tuple[Callable[[Overview], None], tuple[str, ...]]] = {
     "providers": (_providers, ("providers.view_provider",)),
     "keys": (_keys, ("budgets.view_apikey",)),
     "pools": (_pools, ("budgets.view_pool",)),
+    "alerts": (_alerts, ("budgets.view_poolalert",)),
+    "leases": (_leases, ("budgets.view_lease",)),
     "requests": (_requests, ("budgets.view_usage",)),
     "events": (_events, ("audit.view_outboxentry",)),
 }

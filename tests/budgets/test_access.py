@@ -12,7 +12,9 @@ from django.utils import timezone
 
 from audit.models import OutboxEntry
 from budgets import access, keys
+from budgets.limits import PoolLimits
 from budgets.models import Agent, ApiKey, Pool, Price, Team
+from budgets.records import PoolRecord
 
 pytestmark = pytest.mark.database
 
@@ -34,13 +36,13 @@ class FeedTests(TestCase):
         one, two = key("one"), key("two")
         seq, found, pools = access.changes_since(0)
         self.assertEqual([record.id for record in found], [one.pk, two.pk])
-        self.assertEqual([pool.name for pool in pools], ["default"])
+        self.assertEqual([pool.record.name for pool in pools], ["default"])
         self.assertEqual(access.changes_since(seq), (seq, [], []))
         keys.revoke_key(two, actor="a")
         later, found, pools = access.changes_since(seq)
         self.assertGreater(later, seq)
         self.assertEqual([(record.id, record.enabled) for record in found], [(two.pk, False)])
-        self.assertEqual(pools, [])
+        self.assertEqual([pool.record.name for pool in pools], ["default"])  # always all of them
 
     def test_nothing_new_costs_one_query(self) -> None:
         key()
@@ -93,10 +95,71 @@ class FeedTests(TestCase):
         self.assertEqual(record.valid_from, 1_767_225_600.0)
         self.assertEqual(access.sequences()["prices"], 1)
 
-    def test_capacities_are_those_of_all_pools(self) -> None:
-        first = access.default_pool("a")
-        second = access.save_pool(Pool(name="p", capacity_tokens=5, enabled=False), actor="a")
-        self.assertEqual(access.pool_capacities(), [(first.pk, 10_000_000), (second.pk, 5)])
+    def test_a_price_row_carries_its_route_its_tier_and_its_media(self) -> None:
+        row = Price(
+            pattern="m",
+            route="r 1",
+            from_tokens=200_000,
+            input_audio_usd_per_mtok=Decimal(100),
+            output_audio_usd_per_mtok=Decimal("0.5"),
+            valid_from=timezone.now(),
+        )
+        access.add_price(row, actor="a")
+        record = access.prices()[0]
+        self.assertEqual((record.route, record.from_tokens), ("r 1", 200_000))
+        self.assertEqual((record.input_audio, record.output_audio, record.input_image), (100_000_000, 500_000, None))
+
+    def test_a_pool_is_fed_with_all_that_its_windows_come_from(self) -> None:
+        team = access.save_team(Team(name="t"), actor="a")
+        pool = Pool(
+            name="p",
+            capacity_tokens=5,
+            capacity_usd=Decimal("0.000001"),
+            window="week",
+            time_zone="Asia/Kathmandu",
+            mode="soft",
+            carry_over=True,
+            alert_percents=" 100, 050,80",
+            shorten=True,
+            team=team,
+            enabled=False,
+        )
+        access.save_pool(pool, actor="a")
+        record = PoolRecord(pool.pk, "p", "soft", False, 0, 0, (0, 1), True, team.pk)
+        wanted = PoolLimits(record, "week", "Asia/Kathmandu", 0, (5, 1_000_000), "50,80,100", True)
+        self.assertEqual(access.pool_limits(), [wanted])
+
+    def test_a_unit_without_a_limit_is_none_of_the_pools_units(self) -> None:
+        for tokens, usd, units in (
+            (1, None, (0,)),
+            (None, Decimal(0), (1,)),
+            (None, None, ()),
+            (0, Decimal(2), (0, 1)),
+        ):
+            pool = access.save_pool(Pool(name=f"p {units}", capacity_tokens=tokens, capacity_usd=usd), actor="a")
+            limits = next(each for each in access.pool_limits() if each.record.id == pool.pk)
+            self.assertEqual(limits.record.units, units)
+            self.assertEqual(limits.capacities, (tokens, None if usd is None else int(usd * 10**12)))
+
+    def test_a_key_draws_on_the_budgets_above_it_each_once_and_in_order(self) -> None:
+        made = key()
+        pools = [access.save_pool(Pool(name=f"p{number}"), actor="a") for number in range(3)]
+        made.own_pool, made.pools_allowed = pools[0], "lab-*, p1"
+        keys.update_key(made, actor="a")
+        agent, team = made.agent, made.agent.team
+        agent.pool, team.pool = pools[2], pools[0]
+        for row, save, wanted in (
+            (agent, access.save_agent, (pools[0].pk, pools[2].pk)),
+            (team, access.save_team, (pools[0].pk, pools[2].pk)),
+        ):
+            seq = access.sequences()["access"]
+            save(row, actor="a")
+            (record,) = access.changes_since(seq)[1]
+            self.assertEqual(record.budget_ids, wanted)
+            self.assertEqual((record.pool_id, record.pools_allowed), (made.pool_id, ("lab-*", "p1")))
+        pools[2].enabled = False  # workers refuse: a budget is not left out for being disabled
+        access.save_pool(pools[2], actor="a")
+        self.assertEqual(access.changes_since(0)[1][0].budget_ids, (pools[0].pk, pools[2].pk))
 
 
 class WriteTests(TestCase):
@@ -131,6 +194,55 @@ class WriteTests(TestCase):
         with self.assertRaises(ValidationError):
             access.save_agent(Agent(team=one, name="x"), actor="a")
 
+    def test_money_and_zones_out_of_range_are_refused_by_field(self) -> None:
+        for fields in (
+            {"capacity_usd": Decimal("0.0000001")},
+            {"capacity_usd": Decimal(4_000_001)},
+            {"capacity_usd": Decimal(-1)},
+            {"capacity_usd": Decimal("NaN")},
+            {"time_zone": "Mars/Olympus"},
+            {"time_zone": "../etc/passwd"},
+            {"window": "year"},
+            {"mode": "lax"},
+            {"alert_percents": "80,0"},
+            {"alert_percents": "80;100"},
+        ):
+            with self.assertRaises(ValidationError) as caught:
+                access.save_pool(Pool(**{"name": "p", **fields}), actor="a")
+            self.assertEqual(list(caught.exception.message_dict), list(fields), fields)
+
+    def test_a_hard_pool_without_any_limit_only_counts(self) -> None:
+        pool = access.save_pool(Pool(name="p", capacity_tokens=None), actor="a")
+        self.assertEqual((pool.mode, access.pool_record(pool).units), ("hard", ()))
+
+    def test_another_kind_of_window_or_other_days_begin_a_window_now(self) -> None:
+        pool = access.save_pool(Pool(name="p"), actor="a")
+        for changes, begins in (
+            ({"time_zone": "Asia/Tokyo"}, False),  # a lifetime has no days
+            ({"window": "day"}, True),
+            ({"capacity_tokens": 3, "mode": "soft", "name": "q", "carry_over": True}, False),
+            ({"time_zone": "Europe/Berlin"}, True),
+            ({"window": "lifetime"}, True),
+        ):
+            Pool.objects.update(window_since=7)
+            pool = Pool.objects.get()
+            for name, value in changes.items():
+                setattr(pool, name, value)
+            now = int(timezone.now().timestamp())
+            access.save_pool(pool, actor="a")
+            since = Pool.objects.get().window_since
+            self.assertEqual(since if not begins else now <= since <= now + 5, True if begins else 7, changes)
+
+    def test_a_row_that_was_read_before_a_change_does_not_undo_when_its_window_began(self) -> None:
+        pool = access.save_pool(Pool(name="p"), actor="a")
+        stale = Pool.objects.get()
+        pool.window = "day"
+        access.save_pool(pool, actor="a")
+        stale.window, stale.note = "day", "n"
+        access.save_pool(stale, actor="b")
+        self.assertEqual(Pool.objects.get().window_since, pool.window_since)
+        self.assertGreater(pool.window_since, 0)
+
     def test_what_keys_depend_on_is_not_deleted(self) -> None:
         made = key()
         for delete, row in (
@@ -144,6 +256,32 @@ class WriteTests(TestCase):
         access.delete_pool(unused, actor="bob")
         self.assertFalse(Pool.objects.filter(name="unused").exists())
         self.assertTrue(OutboxEntry.objects.filter(action="pool.deleted", actor="bob").exists())
+
+    def test_a_pool_is_not_deleted_while_a_team_an_agent_or_a_key_has_it_as_budget(self) -> None:
+        made = key()
+        pool = access.save_pool(Pool(name="budget"), actor="a")
+        for row, attribute, save in (
+            (made, "own_pool", keys.update_key),
+            (made.agent, "pool", access.save_agent),
+            (made.agent.team, "pool", access.save_team),
+        ):
+            setattr(row, attribute, pool)
+            save(row, actor="a")
+            self.assertEqual(len(access.pool_users(pool)), 1)
+            with self.assertRaisesMessage(ValidationError, "drawn on"):
+                access.delete_pool(pool, actor="a")
+            setattr(row, attribute, None)
+            save(row, actor="a")
+        access.delete_pool(pool, actor="a")
+
+    def test_a_team_with_projects_is_not_deleted(self) -> None:
+        team = access.save_team(Team(name="t"), actor="a")
+        pool = access.save_pool(Pool(name="p", team=team), actor="a")
+        with self.assertRaisesMessage(ValidationError, "projects"):
+            access.delete_team(team, actor="a")
+        pool.team = None
+        access.save_pool(pool, actor="a")
+        access.delete_team(team, actor="a")
 
     def test_a_price_is_never_changed(self) -> None:
         price = access.add_price(Price(pattern="*", valid_from=timezone.now()), actor="a")

@@ -13,9 +13,7 @@ from django.utils import timezone
 
 from audit.models import OutboxEntry
 from budgets import access, keys
-from budgets.balances import Balance
 from budgets.models import Agent, ApiKey, DecisionShape, Pool, PoolWindow, Price, Team, Usage
-from hoosh_site.templatetags import figures
 from providers.models import Provider
 from tests.admin_case import AdminTestCase
 
@@ -135,8 +133,14 @@ class KeyPagesTest(BudgetCase):
         for number in range(3):
             self.add(submission=str(number), name=f"k{number}")
         first, *others = ApiKey.objects.order_by("name")
-        self.post("budgets_apikey_revoke", {}, first.pk)
-        self.act("budgets_apikey_changelist", "revoke", others)
+        asked = self.page("budgets_apikey_revoke", first.pk)
+        assert "for good" in asked
+        assert first.prefix in asked
+        html = self.clean_html(self.act("budgets_apikey_changelist", "revoke", others))
+        assert "Revoke 2 key(s)?" in html
+        assert not ApiKey.objects.filter(revoked_at__isnull=False).exists(), "a question changes nothing"
+        assert self.post("budgets_apikey_revoke", {}, first.pk).status_code == 302
+        self.act("budgets_apikey_changelist", "revoke", others, post="yes")
         assert not ApiKey.objects.filter(revoked_at__isnull=True).exists()
         assert OutboxEntry.objects.filter(action="key.revoked", actor="ada").count() == 3
         assert self.post("budgets_apikey_delete", {"post": "yes"}, first.pk).status_code == 403
@@ -217,8 +221,8 @@ class KeyPagesTest(BudgetCase):
     def test_viewers_neither_revoke_nor_rotate_and_buttons_answer_posts_only(self):
         self.add()
         key = ApiKey.objects.get()
+        assert self.client.get(self.url("budgets_apikey_rotate", key.pk)).status_code == 405
         for button in ("revoke", "rotate"):
-            assert self.client.get(self.url(f"budgets_apikey_{button}", key.pk)).status_code == 405
             assert self.post(f"budgets_apikey_{button}", {}, 999).status_code == 404
         self.allow(self.bob, "view_apikey")
         html = self.page("budgets_apikey_change", key.pk)
@@ -226,6 +230,7 @@ class KeyPagesTest(BudgetCase):
         assert ">Rotate<" not in html
         for button in ("revoke", "rotate"):
             assert self.post(f"budgets_apikey_{button}", {}, key.pk).status_code == 403
+        assert self.client.get(self.url("budgets_apikey_revoke", key.pk)).status_code == 403
         self.allow(self.bob, "view_apikey", "change_apikey")
         assert self.post("budgets_apikey_rotate", {}, key.pk).status_code == 403
         assert ApiKey.objects.get().revoked_at is None
@@ -242,6 +247,35 @@ class TeamAndPoolPagesTest(BudgetCase):
         assert Agent.objects.get(name="bot").team == team
         self.page("budgets_team_changelist")
         self.page("budgets_agent_changelist")
+
+    def test_budgets_are_given_to_teams_agents_and_keys(self):
+        team = self.agent.team
+        assert self.post("budgets_team_change", {"name": team.name, "pool": self.pool.pk}, team.pk).status_code == 302
+        form = {"team": team.pk, "name": "notebook", "enabled": "on", "pool": self.pool.pk}
+        assert self.post("budgets_agent_change", form, self.agent.pk).status_code == 302
+        other = access.save_pool(Pool(name="other"), actor="test")
+        form = key_form(self.agent, self.pool, own_pool=other.pk, pools_allowed="apollo*, b")
+        assert self.post("budgets_apikey_add", form).status_code == 200
+        key = ApiKey.objects.get()
+        assert (key.own_pool, key.pools_allowed) == (other, "apollo*,b")
+        assert access.key_record(key).budget_ids == (self.pool.pk, other.pk)
+        assert self.post("budgets_apikey_change", form | {"own_pool": ""}, key.pk).status_code == 302
+        assert ApiKey.objects.get().own_pool is None
+        for name in ("team", "agent"):
+            assert f"/budgets/pool/{self.pool.pk}/change/" in self.page(f"budgets_{name}_changelist")
+
+    def test_lists_ask_a_fixed_number_of_questions(self):
+        expected = {"team": 5, "agent": 6, "apikey": 7}
+        for name, count in expected.items():
+            self.page(f"budgets_{name}_changelist")
+            with self.queries(count):
+                self.page(f"budgets_{name}_changelist")
+        for number in range(9):
+            agent = access.agent_named("Research", f"a{number}", actor="test")
+            keys.create_key(agent, self.pool, f"k{number}", actor="test", own_pool=self.pool)
+        for name, count in expected.items():
+            with self.queries(count):
+                self.page(f"budgets_{name}_changelist")
 
     def test_disabling_a_team_in_the_list_moves_the_sequence_so_that_workers_learn_it(self):
         keys.create_key(self.agent, self.pool, "k", actor="test")
@@ -277,41 +311,6 @@ class TeamAndPoolPagesTest(BudgetCase):
         self.post("budgets_pool_delete", {"post": "yes"}, spare.pk)
         assert not Pool.objects.filter(pk=spare.pk).exists()
 
-    def test_pools_show_their_balance_and_their_capacity_is_edited(self):
-        html = self.page("budgets_pool_change", self.pool.pk)
-        assert "Nothing was drawn" in html
-        PoolWindow.objects.create(pool_id=self.pool.pk, capacity=1000, committed=250, leased=100)
-        html = self.page("budgets_pool_change", self.pool.pk)
-        for number in ("650", "100", "250", "1,000"):
-            assert f'<div class="hoosh-figure">{number}</div>' in html
-        html = self.page("budgets_pool_changelist")
-        assert 'class="committed" x="0" y="0" width="25.00"' in html
-        assert 'class="leased" x="25.00" y="0" width="10.00"' in html
-        form = {"name": "research", "capacity_tokens": 5000, "mode": "hard", "enabled": "on"}
-        assert self.post("budgets_pool_change", form, self.pool.pk).status_code == 302
-        assert access.pool_capacities() == [(self.pool.pk, 5000)]
-        entry = OutboxEntry.objects.get(action="pool.changed")
-        assert entry.data["fields"]["capacity_tokens"] == ["1000", "5000"]
-
-    def test_pools_refuse_bad_capacities_and_doubles(self):
-        form = {"name": "p", "capacity_tokens": 1, "mode": "hard"}
-        for change, words in (
-            ({"capacity_tokens": -1}, "greater than or equal"),
-            ({"capacity_tokens": 10**18}, "less than or equal"),
-            ({"capacity_tokens": "1e9"}, "whole number"),
-            ({"name": "research"}, "already exists"),
-            ({"mode": "free"}, "valid choice"),
-        ):
-            shown = self.errors(self.post("budgets_pool_add", form | change))
-            assert words in shown, (change, shown)
-        assert Pool.objects.count() == 1
-
-    def test_the_list_of_pools_asks_once_for_all_balances(self):
-        for number in range(15):
-            access.save_pool(Pool(name=f"p{number}"), actor="test")
-        with self.queries(6):
-            self.page("budgets_pool_changelist")
-
 
 class PricePagesTest(BudgetCase):
     def test_prices_are_added_never_changed_and_never_deleted(self):
@@ -339,6 +338,42 @@ class PricePagesTest(BudgetCase):
         states = re.findall(r'field-state"><span class="hoosh-badge ?\w*">([\w ]+)<', html)
         assert sorted(states) == ["in force", "later", "past"]
 
+    def test_a_price_for_a_route_and_a_tier_stands_beside_the_others(self):
+        for change in ({}, {"route": "fast"}, {"from_tokens": "200000"}, {"input_audio_usd_per_mtok": "7"}):
+            assert self.post("budgets_price_add", price_form(**change)).status_code == 302, change
+        html = self.page("budgets_price_changelist")
+        assert "route fast" in html
+        assert "from 200,000 input tokens" in html
+        states = re.findall(r'field-state"><span class="hoosh-badge ?\w*">([\w ]+)<', html)
+        assert sorted(states) == ["in force", "in force", "in force", "past"]
+
+    def test_imported_prices_yield_to_an_operators_own_and_are_told_apart(self):
+        now = timezone.now()
+        row = {"provider": "openai", "pattern": "gpt-4o", "input_usd_per_mtok": 1, "output_usd_per_mtok": 1}
+        access.add_price(Price(**row, valid_from=now - dt.timedelta(days=2), source="genai-prices 1"), actor="t")
+        access.add_price(Price(**row, valid_from=now - dt.timedelta(days=1), source="genai-prices 2"), actor="t")
+
+        def states(query=""):
+            html = self.page("budgets_price_changelist", query=query)
+            return sorted(re.findall(r'field-state"><span class="hoosh-badge ?\w*">([\w ]+)<', html))
+
+        assert states() == ["in force", "past"]
+        self.post("budgets_price_add", price_form())
+        assert states() == ["in force", "overridden", "past"]
+        for state, found in (("now", "in force"), ("past", "past"), ("overridden", "overridden")):
+            assert states(f"?state={state}") == [found]
+        assert states("?from_source=operator") == ["in force"]
+        assert states("?from_source=genai-prices 1") == ["past"]
+
+    def test_the_list_of_prices_asks_a_fixed_number_of_questions(self):
+        self.post("budgets_price_add", price_form())
+        self.page("budgets_price_changelist")
+        for _ in range(2):
+            with self.queries(6):
+                self.page("budgets_price_changelist")
+            for number in range(30):
+                self.post("budgets_price_add", price_form(pattern=f"m{number}"))
+
     def test_prices_refuse_bad_values(self):
         for change, words in (
             ({"pattern": ""}, "required"),
@@ -346,6 +381,9 @@ class PricePagesTest(BudgetCase):
             ({"input_usd_per_mtok": "free"}, "number"),
             ({"output_usd_per_mtok": "NaN"}, "number"),
             ({"valid_from_0": ""}, "required"),
+            ({"from_tokens": "-1"}, "greater than or equal"),
+            ({"input_image_usd_per_mtok": "x"}, "number"),
+            ({"source": "genai-prices"}, "importer"),
         ):
             shown = self.errors(self.post("budgets_price_add", price_form(**change)))
             assert words in shown, (change, shown)
@@ -487,42 +525,8 @@ class FirstPageTest(AdminTestCase):
             PoolWindow.objects.create(pool_id=pool.pk, capacity=100, committed=number)
             Provider.objects.create(name=f"x{number}", kind="ollama", base_url="http://127.0.0.1:1")
         self.page("index")
-        with self.queries(17):
+        with self.queries(19):
             html = self.page("index")
         assert "p11" in html, "the fullest pools are shown"
         assert "p0<" not in html
         assert "12 not checked" in html
-
-
-@pytest.mark.parametrize(
-    ("value", "shown"),
-    [
-        (0, "0"),
-        (999, "999"),
-        (1_000, "1k"),
-        (1_999, "1.9k"),
-        (123_456, "123k"),
-        (10**6, "1M"),
-        (10**15, "1000T"),
-        (-1_500, "-1.5k"),
-    ],
-)
-def test_short_figures_are_cut_not_rounded(value, shown):
-    assert figures.short(value) == shown
-
-
-@pytest.mark.parametrize(
-    ("balance", "available", "shares"),
-    [
-        (Balance(0), 0, ("0.00", "0.00")),
-        (Balance(100), 100, ("0.00", "0.00")),
-        (Balance(100, committed=100), 0, ("100.00", "0.00")),
-        (Balance(100, committed=50, leased=25), 25, ("50.00", "25.00")),
-        (Balance(100, committed=150, leased=50, overrun=100), 0, ("75.00", "25.00")),
-        (Balance(3, committed=1), 2, ("33.33", "0.00")),
-        (Balance(10**15, committed=10**15 - 1), 1, ("99.99", "0.00")),
-    ],
-)
-def test_a_bar_never_passes_its_end(balance, available, shares):
-    assert balance.available == available
-    assert (balance.committed_share, balance.leased_share) == shares

@@ -13,7 +13,7 @@ from django.utils import timezone
 
 from audit.models import OutboxEntry
 from budgets import access, keys
-from budgets.models import ApiKey
+from budgets.models import ApiKey, Pool
 
 pytestmark = pytest.mark.database
 
@@ -84,6 +84,16 @@ class KeyTests(TestCase):
         keys.revoke_key(ApiKey.objects.get(), actor="bob")
         self.assertEqual(ApiKey.objects.get().revoked_at, first)
         self.assertEqual(OutboxEntry.objects.filter(action="key.revoked", actor="bob").count(), 1)
+
+    def test_a_key_may_have_a_budget_of_its_own_and_name_further_pools(self) -> None:
+        own = access.save_pool(Pool(name="own"), actor="a")
+        made, _ = self.create(own_pool=own, pools_allowed=("lab-*", "x"))
+        row = ApiKey.objects.get(pk=made.pk)
+        self.assertEqual((row.own_pool, row.pools_allowed), (own, "lab-*,x"))
+        new, _ = keys.rotate_key(row, actor="a")
+        self.assertEqual((new.pool, new.own_pool, new.pools_allowed), (self.pool, own, "lab-*,x"))
+        with self.assertRaises(ValidationError):
+            self.create(pools_allowed=("a\nb",))
 
     def test_rotation_keeps_the_rights_and_ends_the_old_key_after_the_overlap(self) -> None:
         made, text = self.create(scopes=("inference", "operator"), models_allowed=("gpt-*",))

@@ -11,11 +11,12 @@ import re
 import pytest
 from django.contrib.auth.models import User
 from django.contrib.staticfiles.testing import StaticLiveServerTestCase
+from django.utils import timezone
 from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
 
 from budgets import access
-from budgets.keys import digest_of
-from budgets.models import ApiKey
+from budgets.keys import create_key, digest_of
+from budgets.models import ApiKey, Lease, LedgerOrder, Pool, PoolWindow, Usage
 from providers.models import ConfigVersion, Provider, Route
 from tests.browser import launch, needs_browser
 from tests.small_server import SmallServer
@@ -138,7 +139,7 @@ class AdminBrowserTest(StaticLiveServerTestCase):
     def test_pages_fit_a_phone(self) -> None:
         _, page = self.open(viewport={"width": 390, "height": 844})
         self.sign_in(page)
-        pool = f"budgets/pool/{access.default_pool('ada').pk}/change/"
+        pool = f"budgets/pool/{self.spend().pk}/change/"
         for path in (
             "",
             "providers/provider/add/",
@@ -146,10 +147,84 @@ class AdminBrowserTest(StaticLiveServerTestCase):
             "budgets/apikey/add/",
             "budgets/pool/",
             pool,
+            pool.replace("change", "correct"),
+            pool.replace("change", "transfer"),
+            "budgets/poolwindow/",
+            "budgets/lease/",
+            "budgets/lease/resolve/w-dead/write_off/",
+            "budgets/price/add/",
+            "budgets/usage/",
+            "costs/",
+            "costs/?group=key",
+            "costs/period/",
         ):
-            page.goto(f"{self.live_server_url}/admin/{path}")
+            assert page.goto(f"{self.live_server_url}/admin/{path}").ok
             wider = page.evaluate("document.documentElement.scrollWidth - window.innerWidth")
             assert wider <= 0, f"{path} is {wider} pixels wider than the phone"
+        assert self.complaints == []
+
+    def spend(self) -> Pool:
+        """A pool that is nearly spent, with a lease nobody can account for and usage without a price."""
+        agent = access.agent_named("Research", "notebook with a long name", actor="ada")
+        pool = access.default_pool("ada")
+        access.save_pool(Pool(name="spare", capacity_tokens=100), actor="ada")
+        key, _ = create_key(agent, pool, "laptop", actor="ada")
+        window = PoolWindow.objects.create(pool_id=pool.pk, capacity=10_000_000, committed=9_000_000, leased=500_000)
+        Lease.objects.create(owner="w-dead", window=window, granted=500_000, remaining=500_000, state="quarantined")
+        ids = {"key_id": key.pk, "agent_id": agent.pk, "team_id": agent.team_id, "pool_id": pool.pk}
+        values = {"endpoint": "chat", "model": "mystery", "status": 200, "tokens": 9_000_000, "price_id": 0}
+        Usage.objects.create(rid="0" * 32, at=timezone.now(), **ids, **values)
+        return pool
+
+    def test_a_correction_is_placed_and_its_page_looks_again_until_it_is_done(self) -> None:
+        pool = self.spend()
+        _, page = self.open()
+        self.sign_in(page)
+        expect(page.get_by_text("Leases are quarantined.")).to_be_visible()
+        page.get_by_role("link", name="default", exact=True).first.click()
+        expect(page.get_by_text("1M tokens left of 10M tokens")).to_be_visible()
+        page.get_by_role("link", name="Correct", exact=True).click()
+        page.get_by_label("Amount").fill("-250")
+        page.get_by_label("Why").fill("charged twice")
+        page.get_by_role("button", name="Place the correction").click()
+        expect(page.get_by_text("looks again every second")).to_be_visible()
+        order = LedgerOrder.objects.get()
+        assert order.payload == {"pool_id": pool.pk, "unit": 0, "window_start": 0, "amount": -250}
+        LedgerOrder.objects.update(state="done", result="-250 tokens charged.")
+        expect(page.get_by_text("-250 tokens charged.")).to_be_visible()  # without a click
+        assert self.complaints == []
+
+    def test_costs_lead_to_a_price_for_what_has_none(self) -> None:
+        self.spend()
+        _, page = self.open()
+        self.sign_in(page)
+        page.get_by_role("link", name="See which, and add prices").click()
+        expect(page.get_by_role("heading", name="Tokens by day")).to_be_visible()
+        page.get_by_label("By", exact=True).select_option("model")
+        page.get_by_role("button", name="Show").click()
+        expect(page.get_by_role("row", name="mystery")).to_contain_text("1 unpriced")
+        with page.expect_download() as download:
+            page.get_by_role("link", name="Download CSV").click()
+        assert download.value.suggested_filename == "costs-by-model.csv"
+        page.get_by_role("link", name="add a price").click()
+        expect(page.get_by_label("Pattern")).to_have_value("mystery")
+        assert self.complaints == []
+
+    def test_a_key_is_revoked_only_after_a_question(self) -> None:
+        self.spend()
+        _, page = self.open()
+        self.sign_in(page)
+        page.goto(f"{self.live_server_url}/admin/budgets/apikey/")
+        page.get_by_role("link", name="laptop").click()
+        page.get_by_role("link", name="Revoke").click()
+        expect(page.get_by_role("heading", name="Revoke this key?")).to_be_visible()
+        page.get_by_role("link", name="Cancel").click()
+        assert ApiKey.objects.get().revoked_at is None
+        page.get_by_role("link", name="Revoke").click()
+        page.get_by_role("button", name="Revoke").click()
+        expect(page.get_by_text("is revoked; workers refuse it")).to_be_visible()
+        assert ApiKey.objects.get().revoked_at is not None
+        assert self.complaints == []
 
     def test_a_violation_would_be_noticed(self) -> None:
         """The listener works: an inline script on one of our pages is refused and reported."""
