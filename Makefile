@@ -35,7 +35,8 @@ bench: $(VENV)/.installed-dev  ## The gateway beside nginx on the same work (ARG
 	@$(BIN)/python -m bench.run $(ARGS)
 
 chaos: $(VENV)/.installed-dev  ## Kill processes at random under load and account for every request (ARGS=...)
-	@$(BIN)/pytest -q tests/chaos --run-chaos $(ARGS)
+	@tools/ensure_system.sh
+	@$(BIN)/python -m tests.chaos.run $(ARGS)
 
 fmt: $(VENV)/.installed-dev  ## Format and fix what the linter can fix
 	@$(BIN)/ruff format --quiet .

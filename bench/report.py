@@ -27,6 +27,12 @@ class Gate:
 
 def gates(figures: Figures) -> list[Gate]:
     """The bounds that a change may not break."""
+    return [*_gateway_gates(figures), *_budget_gates(figures.get("budgets", {}))]
+
+
+def _gateway_gates(figures: Figures) -> list[Gate]:
+    if "unary" not in figures:
+        return []
     unary, streams = figures["unary"], figures["streams"]
     counts = sorted(unary, key=int)
     held = figures.get("held", {}).get("hoosh")
@@ -45,10 +51,24 @@ def gates(figures: Figures) -> list[Gate]:
     ]
 
 
+def _budget_gates(budgets: Figures) -> list[Gate]:
+    found = []
+    for database, sample in budgets.items():
+        limited = sample["limited"]
+        found += [
+            Gate(f"budgets on {database}: CPU µs added to the worker", sample["added_us"], 10.0),
+            Gate(f"budgets on {database}: control's CPU µs", limited.get("control_us"), 15.0),
+            Gate(f"budgets on {database}: settle lag s, busy worker", sample["lag_busy_s"], 0.3),
+            Gate(f"budgets on {database}: settle lag s, page and operator", sample["lag_operator_s"], 0.5),
+            Gate(f"budgets on {database}: failed requests", float(limited["errors"]), 0.0),
+        ]
+    return found
+
+
 def table(figures: Figures) -> str:
     """All figures, one line each, targets side by side."""
-    lines = [f"{'':44}{'direct':>10}{'nginx':>10}{'hoosh':>10}", ""]
-    for connections, sample in figures["unary"].items():
+    lines = [f"{'':44}{'direct':>10}{'nginx':>10}{'hoosh':>10}", ""] if "unary" in figures else []
+    for connections, sample in figures.get("unary", {}).items():
         lines += [
             _line(f"unary, {connections} connections: CPU µs", sample, "cpu_us"),
             _line("  control's CPU µs", sample, "control_us"),
@@ -56,7 +76,7 @@ def table(figures: Figures) -> str:
             _line("  p50 µs", sample, "p50_us"),
             _line("  p99 µs", sample, "p99_us"),
         ]
-    for count, sample in figures["streams"].items():
+    for count, sample in figures.get("streams", {}).items():
         lines.append(_line(f"{count} streams: CPU µs per event", sample, "cpu_us"))
         lines.append(_line("  control's CPU µs per event", sample, "control_us"))
     if held := figures.get("held"):
@@ -77,12 +97,34 @@ def table(figures: Figures) -> str:
             lines.append(f"memory {state}, MB: " + ", ".join(f"{role} {size}" for role, size in memory.items()))
     if starts := figures.get("cold_start_s"):
         lines.append(f"cold start to the first answer, s: {', '.join(map(str, starts))}")
+    lines += _budget_lines(figures.get("budgets", {}))
     lines += ["", *(_verdict(gate) for gate in gates(figures))]
     return "\n".join(lines)
 
 
+def _budget_lines(budgets: Figures) -> list[str]:
+    lines = []
+    for database, sample in budgets.items():
+        lines += ["", f"{'budgets on ' + database:44}{'counted':>10}{'limited':>10}"]
+        for title, name in (
+            ("worker's CPU µs", "cpu_us"),
+            ("control's CPU µs", "control_us"),
+            ("database's CPU µs", "database_us"),
+            ("requests/s", "per_second"),
+        ):
+            cells = [sample[kind].get(name, 0) for kind in ("counted", "limited")]
+            lines.append(f"  {title:42}" + "".join(f"{cell:>10g}" for cell in cells))
+        lines.append(
+            f"  settle lag, s: {sample['lag_busy_s']:g} with a busy worker, {sample['lag_operator_s']:g} while a page "
+            "reloads and an operator's transaction takes 3 s"
+        )
+    return lines
+
+
 def history_row(figures: Figures) -> str:
-    """One line of the table in HISTORY.md."""
+    """One line of the table in HISTORY.md; empty when the gateway beside nginx was not measured."""
+    if "unary" not in figures:
+        return ""
     unary = figures["unary"]["32"]
     most = figures["unary"][max(figures["unary"], key=int)]
     rate, memory, starts = figures.get("open_loop"), figures.get("memory_loaded_mb"), figures.get("cold_start_s")

@@ -13,7 +13,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from bench import report, scenarios
+from bench import budgets, processes, report, scenarios
 from bench.targets import Setup
 from tests.servers import PROJECT_DIR
 
@@ -30,6 +30,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="about a minute: one short run each, fewer figures")
     parser.add_argument("--gate", action="store_true", help="fail when a ratio is over its bound")
     parser.add_argument("--page", default="/admin/budgets/agent/", help="the admin page that is reloaded")
+    parser.add_argument("--only", choices=("gateway", "budgets"), default="", help="one half of the measurements")
     options = parser.parse_args()
     if options.quick:
         options.runs, options.seconds = 1, 2
@@ -82,10 +83,17 @@ def main() -> int:
     options = parse_arguments()
     _, most_files = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most_files, most_files))
-    with tempfile.TemporaryDirectory(prefix="hb-") as directory, Setup(Path(directory)) as setup:
-        if not setup.pinned:
-            print("Only one core: load and gateway share it, the figures say little.", file=sys.stderr)
-        figures = measure(setup, options)
+    if len(processes.cores()) < 2:
+        print("Only one core: load and gateway share it, the figures say little.", file=sys.stderr)
+    figures: report.Figures = {}
+    with tempfile.TemporaryDirectory(prefix="hb-") as directory:
+        if options.only != "budgets":
+            with Setup(Path(directory) / "gateway") as setup:
+                figures = measure(setup, options)
+        if options.only != "gateway":
+            figures["budgets"] = budgets.measure(
+                Path(directory), runs=options.runs, seconds=options.seconds, page=options.page
+            )
     now = datetime.datetime.now(datetime.UTC)
     figures |= {"date": f"{now:%Y-%m-%d}", "commit": commit(), "python": platform.python_version()}
     figures["options"] = vars(options)

@@ -8,7 +8,8 @@ import signal
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -57,22 +58,31 @@ def page_load(gateway: Target, base_url: str, *, page: str, rate: int, pairs: in
     quiet, loaded, pages = [], [], []
     for _ in range(pairs):
         quiet.append(_rate(gateway, rate, seconds))
-        reloading = subprocess.Popen(
-            [sys.executable, "-m", "bench.load.pages", base_url, page],
-            cwd=PROJECT_DIR,
-            env={**os.environ, "ADMIN_USER": targets.ADMIN_USER, "ADMIN_PASSWORD": targets.ADMIN_PASSWORD},
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        try:
-            if reloading.stdout is None or reloading.stdout.readline().strip() != "READY":
-                raise LoadError("the admin page could not be reloaded: signing in failed")
+        with reloading(base_url, page) as printed:
             loaded.append(_rate(gateway, rate, seconds))
-        finally:
-            reloading.send_signal(signal.SIGTERM)
-            output, _ = reloading.communicate(timeout=60)
-        pages.append(_parse(output))
+        pages.append(_parse(printed[0]))
     return {"quiet": _medians(quiet), "loaded": _medians(loaded), "page": _medians(pages)}
+
+
+@contextmanager
+def reloading(base_url: str, page: str) -> Iterator[list[str]]:
+    """An operator who reloads an admin page without pause; afterwards the list holds what was printed."""
+    printed: list[str] = []
+    process = subprocess.Popen(
+        [sys.executable, "-m", "bench.load.pages", base_url, page],
+        cwd=PROJECT_DIR,
+        env={**os.environ, "ADMIN_USER": targets.ADMIN_USER, "ADMIN_PASSWORD": targets.ADMIN_PASSWORD},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        if process.stdout is None or process.stdout.readline().strip() != "READY":
+            raise LoadError("the admin page could not be reloaded: signing in failed")
+        yield printed
+    finally:
+        process.send_signal(signal.SIGTERM)
+        output, _ = process.communicate(timeout=60)
+        printed.append(output)
 
 
 def _in_turn(chosen: Sequence[Target], runs: int, measure: Callable[[Target], Sample]) -> dict[str, Sample]:

@@ -46,8 +46,9 @@ class Target:
 class Setup:
     """All processes of one benchmark run, in one directory. `with Setup(directory) as setup: ...`"""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, *, database_url: str = "") -> None:
         self.directory = directory
+        directory.mkdir(exist_ok=True)
         self.ports = {name: children.free_port() for name in ("MOCK", "SSE", "PROXY", "PROXY_SSE")}
         self._cores = processes.cores()
         self.pinned = len(self._cores) >= 2
@@ -59,6 +60,7 @@ class Setup:
                 ProviderEntry(self._url("MOCK"), models=["bench-*"], priority=20),
             ],
             extra_toml='[[budgets]]\nname = "default"\ncapacity = 1000000000000000\n',
+            database_url=database_url,
         )
         self._stack = contextlib.ExitStack()
 
