@@ -16,18 +16,11 @@ from tests.servers import Gateway, LlamaServer, UpstreamProcess
 _numbers = itertools.count(1)
 
 
-def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add the option that lets the long random kills run."""
-    parser.addoption("--run-chaos", action="store_true", help="run the tests marked chaos")
-
-
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out the long chaos tests unless asked for and, on PostgreSQL, whatever is not marked `database`."""
+    """On PostgreSQL leave out whatever is not marked `database`."""
     kept, left_out = [], []
     for item in items:
-        unwanted = item.get_closest_marker("chaos") is not None and not config.getoption("--run-chaos")
-        if environment.on_postgres() and item.get_closest_marker("database") is None:
-            unwanted = True
+        unwanted = environment.on_postgres() and item.get_closest_marker("database") is None
         (left_out if unwanted else kept).append(item)
     if left_out:
         config.hook.pytest_deselected(items=left_out)

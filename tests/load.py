@@ -11,6 +11,7 @@ import asyncio
 import itertools
 import json
 from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,6 +29,7 @@ class Outcome:
 
     model: str
     stream: bool
+    wanted: int = WORDS  # words it asks for
     status: int = 0
     complete: bool = False  # the whole answer: 200 and, on a stream, [DONE]
     error_event: bool = False
@@ -38,18 +40,24 @@ class Outcome:
 
 @dataclass
 class Load:
-    """`clients` clients that ask without pause, alternating single answers and streams, until `stop`."""
+    """`clients` clients that ask without pause, alternating single answers and streams, until the context ends.
+
+    `headers` are shared out among the clients (keys, pools); none = the gateway's own key. Of the streams every
+    fourth asks for `long_words`, if that is given.
+    """
 
     gateway: Gateway
     clients: int = 8
     behaviour: str = "ok"
+    headers: Sequence[Mapping[str, str]] = ()
+    long_words: int = 0
     outcomes: list[Outcome] = field(default_factory=list)
     _numbers: itertools.count[int] = field(default_factory=itertools.count)
     _tasks: list[asyncio.Task[None]] = field(default_factory=list)
     _stopping: bool = False
 
     async def __aenter__(self) -> Load:
-        self._tasks = [asyncio.create_task(self._ask_on()) for _ in range(self.clients)]
+        self._tasks = [asyncio.create_task(self._ask_on(number)) for number in range(self.clients)]
         return self
 
     async def __aexit__(self, *exc: object) -> None:
@@ -67,27 +75,33 @@ class Load:
         """How many complete answers clients have got so far."""
         return sum(outcome.complete for outcome in self.outcomes)
 
-    async def _ask_on(self) -> None:
+    async def _ask_on(self, index: int) -> None:
+        headers = self.headers[index % len(self.headers)] if self.headers else self.gateway.auth
         async with httpx.AsyncClient(
-            base_url=self.gateway.base_url, headers=self.gateway.auth, timeout=30, trust_env=False
+            base_url=self.gateway.base_url, headers=headers, timeout=30, trust_env=False
         ) as client:
             while not self._stopping:
                 number = next(self._numbers)
                 outcome = Outcome(f"{self.behaviour}@{number}", stream=number % 2 == 1)
+                if self.long_words and number % 8 == 1:
+                    outcome.wanted = self.long_words
                 try:
                     await ask(client, outcome)
                 except httpx.HTTPError as exc:
                     outcome.problem = repr(exc)
                     await asyncio.sleep(0.05)
+                else:
+                    if outcome.status in (429, 503):
+                        await asyncio.sleep(0.05)
                 self.outcomes.append(outcome)
 
 
-async def ask(client: httpx.AsyncClient, outcome: Outcome, words: int = WORDS) -> None:
+async def ask(client: httpx.AsyncClient, outcome: Outcome, words: int = 0) -> None:
     """Send one chat request and write into `outcome` what comes back, as it comes. Raises when it is cut off."""
     body: dict[str, Any] = {
         "model": outcome.model,
         "messages": [{"role": "user", "content": "count for me"}],
-        "max_tokens": words,
+        "max_tokens": words or outcome.wanted,
     }
     if outcome.stream:
         body |= {"stream": True, "stream_options": {"include_usage": True}}
@@ -151,9 +165,9 @@ def settle_and_check(gateway: Gateway, upstream: UpstreamProcess, outcomes: list
         if sum(row["tokens"] for row in rows[model] if row["status"] == 200) != outcome.tokens
     ]
     wrong += [
-        f"{model}: {outcome.words} words came in for a complete answer of {WORDS}"
+        f"{model}: {outcome.words} words came in for a complete answer of {outcome.wanted}"
         for model, outcome in complete.items()
-        if outcome.words != WORDS
+        if outcome.words != outcome.wanted
     ]
     for model, entries in answered.items():
         sent = sum(entry["words_sent"] for entry in entries if entry["finished"])
@@ -166,20 +180,23 @@ def settle_and_check(gateway: Gateway, upstream: UpstreamProcess, outcomes: list
 
 
 def assert_balanced(gateway: Gateway) -> None:
-    """The charged tokens of every window are the sum of its usage rows, and nothing is above its capacity."""
+    """What every purse has committed is the sum of its usage rows, and nothing is above its limit."""
     windows = gateway.rows("SELECT * FROM budgets_poolwindow")
-    charged = {
-        (row["pool_id"], row["window_start"]): row["charged"]
-        for row in gateway.rows(
-            "SELECT pool_id, window_start, SUM(tokens) AS charged FROM budgets_usage GROUP BY pool_id, window_start"
-        )
-    }
+    charged: dict[tuple[int, int], tuple[int, int]] = defaultdict(lambda: (0, 0))
+    for row in gateway.rows("SELECT pools, SUM(tokens) AS n, SUM(cost_pico) AS pico FROM budgets_usage GROUP BY pools"):
+        for pool in row["pools"].split():
+            pool_id, _, start = pool.partition("@")
+            tokens, pico = charged[int(pool_id), int(start)]
+            charged[int(pool_id), int(start)] = (tokens + int(row["n"]), pico + int(row["pico"]))
     assert windows
     for window in windows:
-        assert window["committed"] == charged.get((window["pool_id"], window["window_start"]), 0)
-        assert window["committed"] + window["leased"] <= window["capacity"] + window["overrun"]
+        assert window["committed"] == charged[window["pool_id"], window["window_start"]][window["unit"]]
+        if window["capacity"] is not None:
+            assert window["committed"] + window["leased"] <= window["capacity"] + window["overrun"]
 
 
 def assert_all_returned(gateway: Gateway) -> None:
-    """After a stop no window has tokens leased out any more."""
-    assert [row["leased"] for row in gateway.rows("SELECT leased FROM budgets_poolwindow")] == [0]
+    """After a stop nothing is leased out of any purse any more."""
+    leased = [row["leased"] for row in gateway.rows("SELECT leased FROM budgets_poolwindow")]
+    assert leased
+    assert set(leased) == {0}

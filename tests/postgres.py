@@ -32,44 +32,79 @@ def find_bin_dir() -> Path:
 
 
 class PostgresServer:
-    """One server process with one superuser `hoosh`; durable writes are off, so it is quick and never for real data."""
+    """One server process with one superuser `hoosh`.
 
-    def __init__(self, directory: Path) -> None:
+    Nothing waits for the disk, so it is quick and never for real data. With `keeps_commits` it has what it committed
+    after an immediate stop, with `host_safe` after a power cut as well.
+    """
+
+    def __init__(self, directory: Path, *, keeps_commits: bool = False, host_safe: bool = False) -> None:
         self.directory = directory
         self.port = 0
+        self._writes = {
+            "fsync": "on" if host_safe else "off",
+            "full_page_writes": "on" if host_safe else "off",
+            "synchronous_commit": "on" if keeps_commits or host_safe else "off",
+        }
         self._bin = find_bin_dir()
+        self._identity: dict[str, Any] = {}
         self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def pid(self) -> int:
+        """The server's process id."""
+        if self._process is None:
+            raise children.ChildError("PostgreSQL is not running.")
+        return self._process.pid
 
     def start(self) -> None:
         """Make a cluster and start it. As root the server runs as `postgres` (or `nobody`): it refuses to be root."""
         self.directory.mkdir(mode=0o755, parents=True, exist_ok=True)
-        identity: dict[str, Any] = {}
         if os.getuid() == 0:
             owner = _unprivileged_user()
-            identity = {"user": owner.pw_uid, "group": owner.pw_gid, "extra_groups": []}
+            self._identity = {"user": owner.pw_uid, "group": owner.pw_gid, "extra_groups": []}
             self._open_path_for_others()
             os.chown(self.directory, owner.pw_uid, owner.pw_gid)
-        data, log = self.directory / "data", self.directory / "log"
         made = subprocess.run(
-            [self._bin / "initdb", "-D", data, "-U", "hoosh", "-A", "trust", "--no-sync", "-E", "UTF8", "--locale=C"],
+            [
+                self._bin / "initdb",
+                "-D",
+                self.directory / "data",
+                "-U",
+                "hoosh",
+                "-A",
+                "trust",
+                "--no-sync",
+                "-E",
+                "UTF8",
+                "--locale=C",
+            ],
             cwd=self.directory,
             capture_output=True,
             text=True,
             check=False,
-            **identity,
+            **self._identity,
         )
         if made.returncode != 0:
             raise children.ChildError(f"initdb failed:\n{made.stdout}\n{made.stderr}")
         self.port = children.free_port()
+        self.start_again()
+
+    def start_again(self) -> None:
+        """Start the server on what `start` has made, on the same port, and wait until it answers."""
+        log = self.directory / "log"
         log.touch()
         settings = {
             **{"port": self.port, "listen_addresses": "127.0.0.1", "unix_socket_directories": self.directory},
-            **{"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"},
             **{"max_connections": 80, "shared_buffers": "32MB"},
+            **self._writes,
         }
         options = [part for name, value in settings.items() for part in ("-c", f"{name}={value}")]
         self._process = children.spawn(
-            [self._bin / "postgres", "-D", data, *options], log=log, cwd=self.directory, **identity
+            [self._bin / "postgres", "-D", self.directory / "data", *options],
+            log=log,
+            cwd=self.directory,
+            **self._identity,
         )
         children.wait_for(self._answers, "PostgreSQL to answer", timeout_s=60, log=log)
 
@@ -96,7 +131,9 @@ class PostgresServer:
             connection.execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(name)))
 
     def stop(self) -> None:
-        """Stop the server at once; the directory is the caller's to delete."""
+        """Stop the server at once (`pg_ctl stop -m immediate`): no goodbye, no checkpoint, every connection is cut.
+
+        The directory is the caller's to delete."""
         if self._process is not None:
             children.stop(self._process, how=signal.SIGQUIT)
             self._process = None

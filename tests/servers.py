@@ -261,9 +261,13 @@ class Gateway:
         """SIGKILL control; returns the process id it had."""
         return self._kill("control", 0)
 
+    def kill(self, pid: int) -> None:
+        """SIGKILL one of its processes; one that has ended by itself is an error."""
+        os.kill(pid, signal.SIGKILL)
+
     def _kill(self, role: str, index: int) -> int:
         pid = self.role_pids(role)[index]
-        os.kill(pid, signal.SIGKILL)
+        self.kill(pid)
         return pid
 
     def wait_restarted(self, role: str, old_pid: int, timeout_s: float = _READY_S) -> int:
