@@ -7,12 +7,15 @@ transaction.
 
 from __future__ import annotations
 
+import secrets
+from decimal import Decimal
 from typing import Any
 
 from django.core.validators import MaxValueValidator, MinValueValidator
 from django.db import models
 
 from budgets import validation
+from budgets.models.fields import pico
 
 
 class Sequence(models.Model):
@@ -44,6 +47,7 @@ class Team(models.Model):
     pool = _budget("Every request of the team draws on this pool, beside the others.")
     enabled = models.BooleanField(default=True)
     note = models.TextField(blank=True)
+    managed_by = models.CharField(max_length=64, blank=True, editable=False)
     seq = models.BigIntegerField(default=0, editable=False, db_index=True)
     created_at = models.DateTimeField(auto_now_add=True)
 
@@ -62,6 +66,7 @@ class Agent(models.Model):
     pool = _budget("Every request of the agent draws on this pool, beside the others.")
     enabled = models.BooleanField(default=True)
     note = models.TextField(blank=True)
+    managed_by = models.CharField(max_length=64, blank=True, editable=False)
     seq = models.BigIntegerField(default=0, editable=False, db_index=True)
     created_at = models.DateTimeField(auto_now_add=True)
 
@@ -155,6 +160,11 @@ class Pool(models.Model):
     def __str__(self) -> str:
         return self.name
 
+    @property
+    def limits(self) -> tuple[int | None, int | None]:
+        """The limits by `Unit`: tokens and pico-USD; None = there is none."""
+        return self.capacity_tokens, None if self.capacity_usd is None else pico(self.capacity_usd)
+
 
 class ApiKey(models.Model):
     """A key of an agent. Only the SHA-256 digest is stored; the text is shown once, at creation."""
@@ -206,6 +216,9 @@ class ApiKey(models.Model):
         return f"{self.name} ({self.prefix}…)"
 
 
+_SQLITE_DIGITS = 15
+
+
 def _usd(label: str, places: int, *, optional: bool = False) -> Any:
     return models.DecimalField(
         label,
@@ -214,8 +227,22 @@ def _usd(label: str, places: int, *, optional: bool = False) -> Any:
         null=optional,
         blank=optional,
         default=None if optional else 0,
-        validators=(MinValueValidator(0),),
+        validators=(MinValueValidator(0), MaxValueValidator(validation.PRICE_LIMIT_USD)),
     )
+
+
+class ReadablePrices(models.Manager["Price"]):
+    """Rows whose amounts can be read: SQLite keeps 15 digits, so that a number above them is no decimal of its column.
+
+    None is accepted any more; rows of before would else make every reading of prices fail.
+    """
+
+    def get_queryset(self) -> models.QuerySet[Price]:
+        """Without the others."""
+        readable = models.Q()
+        for name, end in _READABLE_BELOW.items():
+            readable &= models.Q(**{f"{name}__isnull": True}) | models.Q(**{f"{name}__lt": end})
+        return super().get_queryset().filter(readable)
 
 
 class Price(models.Model):
@@ -247,6 +274,9 @@ class Price(models.Model):
     seq = models.BigIntegerField(default=0, editable=False, db_index=True)
     created_at = models.DateTimeField(auto_now_add=True)
 
+    objects = ReadablePrices()
+    stored: models.Manager[Price] = models.Manager()  # also what cannot be read: ask it for ids only
+
     class Meta:
         ordering = ("provider", "pattern", "-valid_from")
 
@@ -254,10 +284,25 @@ class Price(models.Model):
         return f"{self.provider} {self.pattern} from {self.valid_from:%Y-%m-%d}"
 
 
+# By amount: with 15 digits every number below is a decimal of its column.
+_READABLE_BELOW = {
+    field.name: Decimal(10) ** whole - Decimal(10) ** (whole - _SQLITE_DIGITS)
+    for field in Price._meta.fields
+    if isinstance(field, models.DecimalField)
+    for whole in (field.max_digits - field.decimal_places,)
+}
+
+
+def new_token() -> str:
+    """128 random bits in hexadecimal."""
+    return secrets.token_hex(16)
+
+
 class LedgerOrder(models.Model):
     """What an operator wants done to the ledger: recorded here with its audit entry, carried out by the writer once.
 
-    The ledger keeps the order's number with what it did, so that an order that is found open again does nothing.
+    The ledger keeps the order's token with what it did, so that an order that is found open again does nothing. Numbers
+    would not do: after a restore from a backup they are given out again.
     """
 
     class State(models.TextChoices):
@@ -267,6 +312,7 @@ class LedgerOrder(models.Model):
         DONE = "done", "Done"
         REFUSED = "refused", "Refused"
 
+    token = models.CharField(max_length=32, unique=True, default=new_token, editable=False)
     kind = models.CharField(max_length=16)  # "correction", "transfer", "write_off", "release", "period"
     payload = models.JSONField(default=dict)
     actor = models.CharField(max_length=150)

@@ -13,6 +13,7 @@ from django.core.exceptions import ValidationError
 from django.db import models
 
 PLACES = 12  # 1 USD = 10**12 pico-USD
+HIGH_PICO = 10**9  # sums are kept as this many pico-USD (a thousandth of a USD) and the rest, each in 64 bits
 _STEP = Decimal(1).scaleb(-PLACES)
 
 

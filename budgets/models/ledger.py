@@ -6,12 +6,13 @@ prices are plain numbers, because on SQLite those rows live in another database 
 
 from __future__ import annotations
 
+from decimal import Decimal
 from typing import ClassVar
 
 from django.db import models
 from django.db.models import F, Q
 
-from budgets.models.fields import UsdField
+from budgets.models.fields import HIGH_PICO, UsdField, pico, usd
 from budgets.records import Basis, Unit
 
 
@@ -125,7 +126,9 @@ class Usage(models.Model):
     held = models.BigIntegerField(default=0, help_text="Tokens held for it before the upstream call.")
     cost_usd = UsdField("cost (USD)", default=0, db_column="cost_pico")
     price_id = models.BigIntegerField(
-        default=0, help_text="The price row used; 0 = none matched, -1 = free, because the provider is local."
+        default=0,
+        help_text="The price row used; 0 = none matched, -1 = free, because the provider is local, "
+        "-2 = nothing to price.",
     )
     basis = models.PositiveSmallIntegerField(choices=BASIS_CHOICES, default=Basis.REPORTED.value)
     latency_us = models.BigIntegerField(default=0)
@@ -194,6 +197,7 @@ class LedgerEntry(models.Model):
 
     kind = models.CharField(max_length=16, choices=Kind.choices)
     order_id = models.BigIntegerField(null=True, blank=True, help_text="The operator's order it carries out.")
+    order_token = models.CharField(max_length=32, null=True, blank=True, help_text="No other order has it.")  # noqa: DJ001 - NULLs are not equal
     pool_id = models.BigIntegerField()
     unit = models.PositiveSmallIntegerField(choices=PoolWindow.UNIT_CHOICES, default=Unit.TOKENS.value)
     window_start = models.BigIntegerField(default=0)
@@ -207,7 +211,7 @@ class LedgerEntry(models.Model):
         verbose_name_plural = "ledger entries"
         constraints = (
             models.UniqueConstraint(
-                fields=("order_id", "pool_id", "unit", "window_start"), name="entry_once_per_order_and_window"
+                fields=("order_token", "pool_id", "unit", "window_start"), name="entry_once_per_order_and_window"
             ),
         )
         indexes = (models.Index(fields=("pool_id", "window_start"), name="entry_pool_window"),)
@@ -259,7 +263,8 @@ class PoolSample(models.Model):
 class UsageRollup(models.Model):
     """Sums of usage rows over one hour (or, later, one day) for one combination of who, where and what.
 
-    Kept for ever, while usage rows go. `period` is the reporting period in which the rows were settled.
+    Kept for ever, while usage rows go. `period` is the reporting period in which the rows were settled. A cost is kept
+    in two parts, because ten rows of a million USD each are more pico-USD than 64 bits hold.
     """
 
     start = models.BigIntegerField(help_text="Unix seconds, start of the bucket in UTC.")
@@ -284,7 +289,8 @@ class UsageRollup(models.Model):
     output_tokens = models.BigIntegerField(default=0)
     reasoning_tokens = models.BigIntegerField(default=0)
     tokens = models.BigIntegerField(default=0)
-    cost_usd = UsdField("cost (USD)", default=0, db_column="cost_pico")
+    cost_milli_usd = models.BigIntegerField(default=0, help_text="Sum of the costs' whole thousandths of a USD.")
+    cost_rest_pico = models.BigIntegerField(default=0, help_text="Sum of what is left of each cost, in pico-USD.")
     latency_us = models.BigIntegerField(default=0, help_text="Sum over the attempts.")
 
     class Meta:
@@ -306,11 +312,20 @@ class UsageRollup(models.Model):
     def __str__(self) -> str:
         return f"{self.start}: {self.tokens} tokens"
 
+    @property
+    def cost_usd(self) -> Decimal:
+        """Both parts of the cost, exact."""
+        return usd(self.cost_milli_usd * HIGH_PICO + self.cost_rest_pico)
+
+    @cost_usd.setter
+    def cost_usd(self, amount: Decimal) -> None:
+        self.cost_milli_usd, self.cost_rest_pico = divmod(pico(amount), HIGH_PICO)
+
 
 class LedgerState(models.Model):
     """Single numbers the writer keeps: "rolled_up" (last usage id in the rollups), "period", "period_since"."""
 
-    name = models.CharField(max_length=32, primary_key=True)
+    name = models.CharField(max_length=64, primary_key=True)
     value = models.BigIntegerField(default=0)
 
     def __str__(self) -> str:
@@ -345,7 +360,7 @@ class Reservation(models.Model):
         constraints = (models.UniqueConstraint(fields=("key_id", "idempotency_key"), name="reservation_once_per_key"),)
         indexes = (
             models.Index(fields=("state", "expires_at"), name="reservation_state"),
-            models.Index(fields=("team_id", "pool_id", "state"), name="reservation_team"),
+            models.Index(fields=("key_id", "state", "pool_id"), name="reservation_key"),
         )
 
     def __str__(self) -> str:
