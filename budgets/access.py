@@ -7,6 +7,7 @@ reader that asks for everything above a number misses nothing. `budgets.keys` wr
 
 from __future__ import annotations
 
+import logging
 from decimal import Decimal
 from typing import TypeVar
 
@@ -20,9 +21,10 @@ from audit.record import record
 from budgets import validation
 from budgets.limits import PoolLimits
 from budgets.models.access import Agent, ApiKey, Pool, Price, Sequence, Team
-from budgets.models.fields import pico
 from budgets.prices import IMPORT_SOURCE, PICO_PER_USD
 from budgets.records import KeyRecord, PoolRecord, PriceRecord, Unit
+
+log = logging.getLogger("hoosh.prices")
 
 ACCESS, PRICES = "access", "prices"
 DEFAULT_POOL = "default"
@@ -213,7 +215,7 @@ def key_record(key: ApiKey) -> KeyRecord:
 
 def pool_record(pool: Pool) -> PoolRecord:
     """A pool as workers know it, but for its window: that is the feed's to say."""
-    limited = zip(Unit, _capacities(pool), strict=True)
+    limited = zip(Unit, pool.limits, strict=True)
     return PoolRecord(
         id=pool.pk,
         name=pool.name,
@@ -233,7 +235,7 @@ def pool_limits() -> list[PoolLimits]:
             window=pool.window,
             time_zone=pool.time_zone,
             since=pool.window_since,
-            capacities=_capacities(pool),
+            capacities=pool.limits,
             alerts=",".join(map(str, sorted({int(percent) for percent in validation.split(pool.alert_percents)}))),
             carry_over=pool.carry_over,
         )
@@ -241,14 +243,17 @@ def pool_limits() -> list[PoolLimits]:
     ]
 
 
-def _capacities(pool: Pool) -> tuple[int | None, int | None]:
-    """By unit: tokens, pico-USD."""
-    return pool.capacity_tokens, None if pool.capacity_usd is None else pico(pool.capacity_usd)
-
-
 def prices() -> list[PriceRecord]:
-    """Every dated price, in pico-USD per token (per request for `request`)."""
-    return [price_record(row) for row in Price.objects.order_by("id")]
+    """Every dated price, in pico-USD per token (per request for `request`). Rows that cannot be read are logged."""
+    found = [price_record(row) for row in Price.objects.order_by("id")]
+    for number in unreadable_prices():
+        log.error("price_unreadable", extra={"price_id": number})
+    return found
+
+
+def unreadable_prices() -> list[int]:
+    """Ids of price rows whose amounts the database cannot give back: they price nothing."""
+    return list(Price.stored.exclude(pk__in=Price.objects.values("pk")).order_by("pk").values_list("pk", flat=True))
 
 
 def price_record(row: Price) -> PriceRecord:

@@ -15,6 +15,8 @@ from budgets.balances import Balance, PoolBalance
 from budgets.models import Lease, LedgerOrder, Pool, PoolAlert
 from budgets.records import Unit
 
+_OWNER_LENGTH, _OWNER_HEAD, _OWNER_TAIL = 20, 12, 6  # characters
+
 
 def figure(text: str, exact: str = "") -> SafeString:
     """A figure of a column, the exact one on hover."""
@@ -54,6 +56,13 @@ def pool_link(pool_id: int, pool: Pool | None) -> SafeString:
     if pool is None:
         return format_html("#{}", pool_id)
     return format_html('<a href="{}">{}</a>', reverse("admin:budgets_pool_change", args=(pool.pk,)), pool.name)
+
+
+def owner(name: str) -> SafeString:
+    """The owner of a lease, cut in the middle where it is long, in full on hover."""
+    if len(name) <= _OWNER_LENGTH:
+        return format_html("{}", name)
+    return format_html('<span title="{}">{}…{}</span>', name, name[:_OWNER_HEAD], name[-_OWNER_TAIL:])
 
 
 def lease_badge(row: Lease) -> SafeString:

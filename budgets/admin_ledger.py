@@ -19,7 +19,7 @@ from django.utils.safestring import SafeString
 
 from audit.admin_tools import KeysetAdmin, KeysetChangeList, badge
 from budgets import amounts
-from budgets.admin_cells import alert_badge, amount, change, lease_badge, moment, pool_link
+from budgets.admin_cells import alert_badge, amount, change, lease_badge, moment, owner, pool_link
 from budgets.admin_orders import may_correct, resolve_view
 from budgets.models import Agent, ApiKey, Lease, LedgerEntry, Pool, PoolAlert, PoolWindow, Reservation
 from budgets.records import Unit
@@ -174,15 +174,29 @@ class PoolWindowAdmin(PoolRowsAdmin):
 class LeaseAdmin(PoolRowsAdmin):
     """What workers may still spend, each incarnation from each window; quarantined ones wait for a decision."""
 
-    list_display = ("owner", "pool", "counts", "span", "remaining_shown", "granted_shown", "returned_shown", "standing")
-    list_display_links = ("owner",)
+    list_display = (
+        "owner_shown",
+        "pool",
+        "counts",
+        "span",
+        "remaining_shown",
+        "granted_shown",
+        "returned_shown",
+        "standing",
+    )
+    list_display_links = ("owner_shown",)
     list_select_related = ("window",)
     list_filter = ("state", UnitFilter)
 
     def get_urls(self) -> list[URLPattern]:
-        """The two decisions about a dead worker's leases."""
+        """What can be done about a dead worker's leases."""
         view = self.admin_site.admin_view(partial(resolve_view, self))
         return [path("resolve/<str:owner>/<str:kind>/", view, name="budgets_lease_resolve"), *super().get_urls()]
+
+    @admin.display(description="owner")
+    def owner_shown(self, row: Lease) -> SafeString:
+        """The worker's incarnation, or the reservation."""
+        return owner(row.owner)
 
     @admin.display(description="may still spend")
     def remaining_shown(self, row: Lease) -> SafeString:

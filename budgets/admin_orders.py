@@ -139,7 +139,8 @@ def _show(
 
 
 def resolve_view(page: Any, request: HttpRequest, owner: str, kind: str) -> HttpResponse:
-    """Ask, then order that the quarantined leases of one dead worker are written off as spent or given back."""
+    """Ask, then order that the quarantined leases of one dead worker are written off as spent or given back, or that
+    its journal is read again."""
     if not may_correct(request):
         raise PermissionDenied
     leases = list(_quarantined().filter(owner=owner).select_related("window")[:_LEASES_SHOWN])

@@ -127,7 +127,7 @@ class PoolAdmin(LiveAdmin[Pool]):
 
     def _say_what_happens(self, request: HttpRequest, pool: Pool) -> None:
         balance = balances([pool])[pool.pk]
-        for purse, limit in zip(balance.purses, pool_state.limits(pool), strict=True):
+        for purse, limit in zip(balance.purses, pool.limits, strict=True):
             used = purse.committed + purse.leased
             if limit is not None and used > limit + purse.adjusted:
                 self.message_user(

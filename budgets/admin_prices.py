@@ -6,19 +6,21 @@ from decimal import Decimal
 from typing import Any
 
 from django import forms
-from django.contrib import admin
+from django.contrib import admin, messages
 from django.db.models import Case, Exists, OuterRef, Q, QuerySet, Value, When
-from django.http import HttpRequest
+from django.http import HttpRequest, HttpResponse
 from django.utils import timezone
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
 
 from audit.admin_tools import LiveAdmin, badge, number
 from budgets import access
+from budgets.admin_cells import figure
 from budgets.forms import PriceForm, plain
 from budgets.models import Price
 from budgets.prices import IMPORT_SOURCE
 
+_UNREADABLE_SHOWN = 10
 _IMPORTED = Q(source__startswith=IMPORT_SOURCE)
 
 
@@ -30,7 +32,7 @@ class SourceFilter(admin.SimpleListFilter):
 
     def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
         """The choices beside the list: the sources there are."""
-        names = Price.objects.order_by("source").values_list("source", flat=True).distinct()[:20]
+        names = Price.stored.order_by("source").values_list("source", flat=True).distinct()[:20]
         return [(name, name) for name in names]
 
     def queryset(self, request: HttpRequest, queryset: QuerySet[Price]) -> QuerySet[Price]:
@@ -68,7 +70,7 @@ class PriceAdmin(LiveAdmin[Price]):
     """Dated prices. A row is never changed: a new price is a new row."""
 
     form = PriceForm
-    list_display = ("pattern", "provider", "applies", "per_input", "per_output", "valid_from", "state", "source")
+    list_display = ("pattern_shown", "provider", "per_input", "per_output", "since", "state")
     list_filter = (StateFilter, SourceFilter, "provider")
     search_fields = ("pattern", "provider", "route")
     ordering = ("provider", "pattern", "route", "from_tokens", "-valid_from")
@@ -102,7 +104,7 @@ class PriceAdmin(LiveAdmin[Price]):
     def get_queryset(self, request: HttpRequest) -> QuerySet[Price]:
         """With whether a newer row has taken over, and whether an operator's own row stands before an imported one."""
         now = timezone.now()
-        same = Price.objects.filter(
+        same = Price.stored.filter(
             **{name: OuterRef(name) for name in ("provider", "pattern", "route", "from_tokens")}, valid_from__lte=now
         )
         newer = same.filter(
@@ -117,11 +119,30 @@ class PriceAdmin(LiveAdmin[Price]):
             is_overridden=Case(When(_IMPORTED, then=Exists(same.exclude(_IMPORTED))), default=Value(False)),
         )
 
-    @admin.display(description="only for")
-    def applies(self, price: Price) -> str:
-        """The route and the tier it is for, if not for everything."""
+    def changelist_view(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> HttpResponse:
+        """The list, which says so when a row cannot be read."""
+        unreadable = access.unreadable_prices()
+        if unreadable and request.method == "GET":
+            shown = ", ".join(map(str, unreadable[:_UNREADABLE_SHOWN]))
+            self.message_user(
+                request,
+                f"{len(unreadable)} price row(s) have amounts too large to be read and price nothing (id {shown}). "
+                "Add the right prices.",
+                messages.WARNING,
+            )
+        return super().changelist_view(request, extra_context)
+
+    @admin.display(description="pattern", ordering="pattern")
+    def pattern_shown(self, price: Price) -> SafeString:
+        """The pattern, with the route and the tier it is for, if not for everything."""
         tier = f"from {price.from_tokens:,} input tokens" if price.from_tokens else ""
-        return ", ".join(part for part in (f"route {price.route}" if price.route else "", tier) if part)
+        narrower = ", ".join(part for part in (f"route {price.route}" if price.route else "", tier) if part)
+        return _over(price.pattern, narrower)
+
+    @admin.display(description="valid from", ordering="valid_from")
+    def since(self, price: Price) -> SafeString:
+        """The day (UTC) it begins, the moment on hover."""
+        return figure(f"{price.valid_from:%Y-%m-%d}", price.valid_from.isoformat())
 
     @admin.display(description="input", ordering="input_usd_per_mtok")
     def per_input(self, price: Price) -> SafeString:
@@ -135,7 +156,11 @@ class PriceAdmin(LiveAdmin[Price]):
 
     @admin.display(description="state")
     def state(self, price: Any) -> SafeString:
-        """Whether this row is what is charged now."""
+        """Whether this row is what is charged now, and where it comes from."""
+        return _over(self._state(price), price.source)
+
+    @staticmethod
+    def _state(price: Any) -> SafeString:
         if price.valid_from > timezone.now():
             return badge("later", "warn")
         if price.is_superseded:
@@ -163,6 +188,11 @@ class PriceAdmin(LiveAdmin[Price]):
     def write(self, row: Price, actor: str) -> None:
         """Add a price."""
         access.add_price(row, actor=actor)
+
+
+def _over(first: str, second: str) -> SafeString:
+    """Two lines of a cell, the second one small; "" = there is none."""
+    return format_html('{}<br><span class="mini quiet">{}</span>' if second else "{}", first, second)
 
 
 def _per_million(value: Decimal) -> SafeString:

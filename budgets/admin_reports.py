@@ -19,6 +19,7 @@ from django.core.exceptions import PermissionDenied
 from django.http import HttpRequest, HttpResponse, QueryDict
 from django.template.response import TemplateResponse
 from django.urls import reverse
+from django.utils import timezone
 from django.utils.crypto import get_random_string
 
 from audit.admin_tools import live_site, number
@@ -41,6 +42,7 @@ _NARROWER = {"team": "agent", "agent": "key", "provider": "model", "route": "mod
 _ROWS_SHOWN = 200
 _BARS, _BARS_LEAST = 92, 14
 _UNPRICED_SHOWN = 20
+_RECENT_DAYS = 31  # shown when nothing else is asked for
 _PERIODS_OFFERED = 24
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")  # how a cell begins that a spreadsheet would compute
 _CSV_COLUMNS = (
@@ -58,6 +60,7 @@ class Question:
     since: dt.date | None
     until: dt.date | None  # the last day
     period: int | None  # a reporting period's number, `reports.CURRENT` or None for all; only without dates
+    is_recent: bool  # nothing was asked for: the last days, as far as they are in the period in force
 
     @classmethod
     def read(cls, query: QueryDict) -> Question:
@@ -71,28 +74,39 @@ class Question:
                 filters[name] = value[:256]
             elif name != "day" and (found := number(value)) is not None:
                 filters[name] = found
-        period = number(query.get("period", ""))
-        if since or until or query.get("period") == "all":
+        asked = query.get("period", "")
+        period = number(asked)
+        if since or until or asked == "all":
             period = None
         elif period is None:
             period = reports.CURRENT
-        return cls(group if group in GROUPS else "team", filters, since, until, period)
+        is_recent = period == reports.CURRENT and asked != "current"
+        return cls(group if group in GROUPS else "team", filters, since, until, period, is_recent)
 
-    def totals(self, *group_by: str) -> list[reports.Total]:
-        """The sums, by these dimensions."""
-        return reports.totals(
-            group_by,
-            filters={name: [value] for name, value in self.filters.items()},
-            since=_midnight(self.since) if self.since else None,
-            until=_midnight(self.until + dt.timedelta(days=1)) if self.until else None,
-            period=self.period,
-        )
+    def totals(self, *group_by: str, unpriced_only: bool = False) -> list[reports.Total]:
+        """The sums by these dimensions."""
+        return reports.totals(group_by, unpriced_only=unpriced_only, **self._scope())
+
+    def tables(self) -> tuple[list[reports.Total], list[reports.Total]]:
+        """The sums by what is asked for and by day."""
+        found = reports.tables(*dict.fromkeys((self.group, "day")), **self._scope())
+        return found[self.group], list(found["day"])
+
+    def _scope(self) -> dict[str, Any]:
+        recent = timezone.now().astimezone(dt.UTC).date() - dt.timedelta(days=_RECENT_DAYS - 1)
+        since = recent if self.is_recent else self.since
+        return {
+            "filters": {name: [value] for name, value in self.filters.items()},
+            "since": _midnight(since) if since else None,
+            "until": _midnight(self.until + dt.timedelta(days=1)) if self.until else None,
+            "period": self.period,
+        }
 
     @property
     def period_value(self) -> str:
         """The reporting period as the page's form writes it."""
         if self.period == reports.CURRENT:
-            return ""
+            return "" if self.is_recent else "current"
         return "all" if self.period is None else str(self.period)
 
     def query(self, **changes: str | None) -> str:
@@ -144,14 +158,15 @@ def costs_view(page: Any, request: HttpRequest) -> HttpResponse:
     if not request.user.has_perm("budgets.view_usage"):
         raise PermissionDenied
     question = Question.read(request.GET)
-    found = question.totals(question.group)
+    is_csv = request.GET.get("format") == "csv"
+    found, by_day = (question.totals(question.group), []) if is_csv else question.tables()
     if question.group == "day":
         found.sort(key=lambda total: str(total.keys["day"]), reverse=True)
     name_of = _names(page, question.group, found)
-    if request.GET.get("format") == "csv":
+    if is_csv:
         return _csv(question, found, name_of)
     whole = _sum(found)
-    bars, by_money = _bars(question.totals("day"))
+    bars, by_money = _bars(by_day)
     periods, since = _periods()
     context = {
         **page.admin_site.each_context(request),
@@ -161,6 +176,7 @@ def costs_view(page: Any, request: HttpRequest) -> HttpResponse:
         "group_name": GROUPS[question.group],
         "periods": periods,
         "chosen_period": question.period_value,
+        "recent_days": _RECENT_DAYS,
         "period_since": since,
         "chips": _chips(page, question),
         "lines": _lines(question, found[:_ROWS_SHOWN], name_of, whole),
@@ -296,13 +312,19 @@ def _periods() -> tuple[list[tuple[str, str]], str]:
     current, since_s = state.get("period", 0), state.get("period_since", 0)
     since = f"{dt.datetime.fromtimestamp(since_s, dt.UTC):%Y-%m-%d %H:%M} UTC" if since_s else ""
     earlier = range(current - 1, max(-1, current - 1 - _PERIODS_OFFERED), -1)
-    return [("", "this one"), *((str(period), f"number {period}") for period in earlier), ("all", "all")], since
+    recent = ("", f"this one, the last {_RECENT_DAYS} days")
+    return [
+        recent,
+        ("current", "this one"),
+        *((str(period), f"number {period}") for period in earlier),
+        ("all", "all"),
+    ], since
 
 
 def _unpriced(page: Any, question: Question) -> list[tuple[str, str, int, str]]:
     """What no price is known for: provider, model, attempts, and where to add a price."""
     providers = live_site(page).provider_names()
-    found = [total for total in question.totals("provider", "upstream_model", "model") if total.unpriced]
+    found = question.totals("provider", "upstream_model", "model", unpriced_only=True)
     attempts: dict[tuple[str, str], int] = {}
     for total in found:
         provider = providers.get(int(total.keys["provider"]), "*")  # type: ignore[arg-type]

@@ -24,7 +24,7 @@ from audit.admin_tools import KeysetAdmin, KeysetChangeList, badge, live_site, n
 from budgets import amounts
 from budgets.admin_cells import money, pool_link
 from budgets.models import Agent, ApiKey, DecisionShape, Pool, Price, Usage
-from budgets.records import PRICE_FREE, PRICE_UNKNOWN, Basis
+from budgets.records import PRICE_FREE, PRICE_NONE, PRICE_UNKNOWN, Basis
 
 _DAY = timedelta(days=1)
 BASIS_WORDS: dict[int, str] = {
@@ -216,6 +216,8 @@ def cost_cell(usage: Usage) -> SafeString:
     """The cost with six places, or why there is none."""
     if usage.price_id == PRICE_FREE:
         return badge("free (local)")
+    if usage.price_id == PRICE_NONE:
+        return badge("not priced")
     if usage.price_id == PRICE_UNKNOWN and usage.tokens:
         return badge("no price known", "bad")
     return money(usage.cost_usd)
@@ -273,6 +275,7 @@ def _detail(usage: Usage, providers: dict[int, str]) -> dict[str, Any]:
         "pools": pools_charged(usage),
         "price": Price.objects.filter(pk=usage.price_id).first() if usage.price_id > 0 else None,
         "is_free": usage.price_id == PRICE_FREE,
+        "is_not_priced": usage.price_id == PRICE_NONE,
         "is_unpriced": usage.price_id == PRICE_UNKNOWN and usage.tokens > 0,
         "add_price": f"{reverse('admin:budgets_price_add')}?{urlencode(_price_of(usage, providers))}",
         "basis": BASIS_WORDS.get(usage.basis, str(usage.basis)),

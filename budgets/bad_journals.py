@@ -37,10 +37,15 @@ def owners(directory: Path) -> list[str]:
     return set_aside_owners(directory) if directory.is_dir() else []
 
 
-def contents(directory: Path, owner: str) -> Contents:
-    """Everything readable in a worker's files. Raises `OSError` when they cannot be opened."""
+def contents(directory: Path, owner: str, *, known_from_s: int = 0) -> Contents:
+    """Everything readable in a worker's files. Raises `OSError` when they cannot be opened.
+
+    Of what began before `known_from_s` (Unix seconds) the usage rows may be deleted: that is left out.
+    """
     segments = set_aside_segments(directory, owner)
-    reader = JournalReader(directory, owner, (segments[0], 0) if segments else None, suffix=BAD)
+    reader = JournalReader(
+        directory, owner, (segments[0], 0) if segments else None, suffix=BAD, known_from_s=known_from_s
+    )
     usage: list[tuple[str, int]] = []
     try:
         while True:
@@ -49,7 +54,8 @@ def contents(directory: Path, owner: str) -> Contents:
             if batch.at_end:
                 break
         names = sorted(name for name in os.listdir(directory) if name.startswith(f"{owner}.") and name.endswith(BAD))
-        return Contents(names, reader.damaged, usage, reader.unfinished())
+        open_holds = reader.unfinished()  # first: it may find a fault, too
+        return Contents(names, reader.damaged, usage, open_holds)
     finally:
         reader.close()
 

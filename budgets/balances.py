@@ -5,18 +5,19 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 from django.db.models import Q
 
 from budgets import amounts, windows
 from budgets.models import Pool, PoolWindow
-from budgets.models.fields import pico
 from budgets.records import Unit
 
 _COLUMNS = (
     *("pool_id", "window_start", "window_end", "unit"),
     *("capacity", "committed", "leased", "overrun", "adjusted"),
 )
+_STARTS_AT_ONCE = 200  # windows' starts asked for in one query
 _UNIT_NAMES = {Unit.TOKENS: "tokens", Unit.PICO_USD: "USD"}
 
 
@@ -167,39 +168,49 @@ class PoolBalance:
 
 
 def balances(pools: Iterable[Pool], now: float | None = None) -> dict[int, PoolBalance]:
-    """The current window of each pool, by pool id: one query however many there are.
+    """The current window of each pool, by pool id, in a few queries however many there are.
 
     A window the ledger does not have yet (nothing was drawn, control has not looked) is the pool's limits, unspent.
+    Where nobody knows the pool's time zone any more, it is the newest window of the ledger, as control does it.
     """
     at = time.time() if now is None else now
     pools = list(pools)
-    spans = {pool.pk: windows.current_span(pool.window, pool.time_zone, at, since=pool.window_since) for pool in pools}
-    found = _rows(spans)
+    starts: dict[int, list[int]] = {}
+    spans: dict[int, windows.Span] = {}
+    found: dict[int, PoolBalance] = {}
+    for pool in pools:
+        try:
+            span = windows.current_span(pool.window, pool.time_zone, at, since=pool.window_since)
+        except ValueError:
+            span = windows.Span(pool.window_since, 0)
+            rows = PoolWindow.objects.filter(pool_id=pool.pk).order_by("-window_start")
+            _take_in(found, rows.values_list(*_COLUMNS)[: len(Unit)])
+        else:
+            starts.setdefault(span.start, []).append(pool.pk)
+        spans[pool.pk] = span
+    by_start = list(starts.items())
+    for first in range(0, len(by_start), _STARTS_AT_ONCE):  # SQLite takes no expression of a thousand parts
+        wanted = Q(pk__in=())
+        # The ledger's newest window is later than the calendar's only when the clock was set back: so "from", not "at".
+        for start, ids in by_start[first : first + _STARTS_AT_ONCE]:
+            wanted |= Q(pool_id__in=ids, window_start__gte=start)
+        _take_in(found, PoolWindow.objects.filter(wanted).values_list(*_COLUMNS))
     return {pool.pk: found.get(pool.pk) or _untouched(pool, spans[pool.pk]) for pool in pools}
 
 
-def _rows(spans: dict[int, windows.Span]) -> dict[int, PoolBalance]:
-    # The ledger's newest window is later than the calendar's only when the clock was set back: so "from" and not "at".
-    by_start: dict[int, list[int]] = {}
-    for pool_id, span in spans.items():
-        by_start.setdefault(span.start, []).append(pool_id)
-    wanted = Q(pk__in=())
-    for start, ids in by_start.items():
-        wanted |= Q(pool_id__in=ids, window_start__gte=start)
-    found: dict[int, PoolBalance] = {}
-    # Plain rows, because this is read for a thousand pools at once.
-    rows = PoolWindow.objects.filter(wanted).order_by("window_start").values_list(*_COLUMNS)
+def _take_in(found: dict[int, PoolBalance], rows: Iterable[tuple[Any, ...]]) -> None:
+    """Of each pool keep the newest window. Plain rows, because this is read for a thousand pools at once."""
     for pool_id, start, end, unit, capacity, committed, leased, overrun, adjusted in rows:
         known = found.get(pool_id)
+        if known is not None and known.start > start:
+            continue
         if known is None or known.start < start:
             known = PoolBalance(start, end, Balance(None), Balance(None, unit=Unit.PICO_USD))
         balance = Balance(capacity, committed, leased, overrun, adjusted, Unit(unit))
         tokens, money = (balance, known.money) if unit == Unit.TOKENS else (known.tokens, balance)
         found[pool_id] = PoolBalance(start, end, tokens, money)
-    return found
 
 
 def _untouched(pool: Pool, span: windows.Span) -> PoolBalance:
-    usd = None if pool.capacity_usd is None else pico(pool.capacity_usd)
-    money = Balance(usd, unit=Unit.PICO_USD)
-    return PoolBalance(span.start, span.end, Balance(pool.capacity_tokens), money, is_known=False)
+    tokens, usd = pool.limits
+    return PoolBalance(span.start, span.end, Balance(tokens), Balance(usd, unit=Unit.PICO_USD), is_known=False)

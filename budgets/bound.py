@@ -42,8 +42,12 @@ def input_bound(
         text = prompt_tokens
     else:
         text = math.ceil(max(0, body_bytes - media_bytes) / max(0.01, min_bytes_per_token))
-    media = images * TOKENS_PER_IMAGE + audios * TOKENS_PER_AUDIO + files * TOKENS_PER_FILE
-    return text + TOKENS_PER_MESSAGE * max(1, messages) + media
+    return text + TOKENS_PER_MESSAGE * max(1, messages) + media_tokens(images=images, audios=audios, files=files)
+
+
+def media_tokens(*, images: int, audios: int, files: int) -> int:
+    """What the table says that so many images, sounds and files may cost."""
+    return images * TOKENS_PER_IMAGE + audios * TOKENS_PER_AUDIO + files * TOKENS_PER_FILE
 
 
 def money_bound(*, input_tokens: int, output_tokens: int, input_pico: int, output_pico: int, request_pico: int) -> int:

@@ -4,8 +4,11 @@ Safe to repeat at any point: the database is always changed before the files are
 more changes nothing.
 
 From a damaged journal only what can be read is charged. The rest of its leases stays counted (quarantined), its files
-are kept as `.bad` and an operator decides (`Ledger.resolve`); then they are renamed to `.resolved`, for people to look
-at: nothing reads or removes those any more.
+from the first fault on are kept as `.bad` and an operator decides (`Ledger.resolve`); then they are renamed to
+`.resolved`, for people to look at: nothing reads or removes those any more.
+
+A journal that reaches back to usage rows that are deleted by now counts as damaged: whether what it says was charged
+can no longer be seen. That happens to a host that was away for longer than usage rows are kept.
 """
 
 from __future__ import annotations
@@ -16,7 +19,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from budgets import journal
+from django.db.backends.base.base import BaseDatabaseWrapper
+
+from budgets import journal, retention, rollups
 from budgets.journal_reader import JournalReader
 from budgets.ledger import Ledger
 from budgets.models.ledger import JournalPosition, Lease
@@ -25,6 +30,13 @@ from budgets.stats import WriterStats
 log = logging.getLogger("hoosh.ledger")
 
 BAD, RESOLVED = ".bad", ".resolved"
+
+
+def open_reader(
+    connection: BaseDatabaseWrapper, directory: Path, owner: str, position: tuple[int, int] | None
+) -> JournalReader:
+    """A reader of an owner's journal from a stored position on, for settling. Raises `OSError`."""
+    return JournalReader(directory, owner, position, known_from_s=rollups.state(connection, retention.USAGE_FROM))
 
 
 def bury(
@@ -38,6 +50,8 @@ def bury(
     owner = reader.owner
     stats.torn += reader.torn
     unfinished = reader.unfinished()
+    if not reader.damaged and set_aside_segments(directory, owner):
+        reader.damaged = "some of its files are set aside"  # by an end that was interrupted just then
     if reader.damaged:
         ledger.quarantine_owner(owner, reader.position())
         on_end(owner)

@@ -23,6 +23,7 @@ class Account:
     __slots__ = (
         "answers",
         "available",
+        "checking",
         "closing",
         "key",
         "need",
@@ -41,6 +42,7 @@ class Account:
         self.available = 0  # in the purse beside what is leased, at the last answer
         self.need = 0  # of the last ask; of all unanswered ones the largest, since an answer does not say to which
         self.unanswered = 0
+        self.checking = False  # the last thing said was a question for the total
         self.spent_out = False
         self.closing = False  # no request draws on it any more: whatever is free goes back
         self.timer: asyncio.TimerHandle | None = None

@@ -31,7 +31,10 @@ RETRY_LIFETIME_S = 60  # told to refused callers where nothing is out and no new
 RETRY_MOST_S = 60  # … and at most, where holds are out
 MEAN_WEIGHT = 1 / 16  # of the newest hold's duration in their mean
 CHAINS_MAX = 16_384
-CLOSED_MAX = 1024  # wallets of windows that are over, remembered for late messages
+CLOSED_WELL = 1024  # so many purses of windows that are over are remembered until the line breaks
+CLOSED_MAX = (
+    16_384  # … and so many where control confirms nothing; what the oldest had comes back with this worker's end
+)
 IDLE_MAX = 256
 
 
@@ -60,7 +63,7 @@ class Desk:
         self._line = Line(owner, send_ask, send_return)
         self._queues = Queues(self._line, spent=self._spent, release=self.release, clock=clock)
         self._accounts: dict[PurseKey, Account] = {}
-        self._closed: dict[PurseKey, Wallet] = {}
+        self._closed: dict[PurseKey, Account] = {}  # of windows that are over, until control knows what came back
         self._pools: dict[int, PoolRecord] = {}
         self._chains: dict[tuple[int, ...], Chain] = {}
 
@@ -189,7 +192,11 @@ class Desk:
             if self._came_late(key, total):
                 return
             account = self._account(key)
-        new = account.wallet.granted(total, more=more, spent_out=spent_out)
+        wallet, low = account.wallet, account.wallet.low
+        new = wallet.granted(total, more=more, spent_out=spent_out)
+        if account.checking:  # nothing was asked for, so nothing was refused
+            account.checking, wallet.low = False, low
+            wallet.forget_ask()
         account.answers += 1
         account.unanswered = max(0, account.unanswered - 1)
         account.available = available
@@ -213,11 +220,16 @@ class Desk:
         self._line.ask_for_first(account)
 
     def connected(self) -> None:
-        """The line to control is up: answers still due are lost, returns may have been. Say and ask again."""
+        """The line to control is up: answers still due are lost, returns may have been. Say and ask again.
+
+        What a lost answer granted would otherwise lie in this worker's lease, known to nobody who could use it.
+        """
         self._line.up = True
-        for key, wallet in self._closed.items():
-            self._line.say_returned(key, wallet)
+        for account in list(self._closed.values()):
+            account.unanswered = 0
+            self._confirm(account)
         for account in list(self._accounts.values()):
+            lost = account.unanswered or account.need  # an unmet need may have been met later, unasked
             account.wallet.forget_ask()
             account.unanswered = 0
             if account.wallet.returned:
@@ -226,6 +238,8 @@ class Desk:
                 self._line.ask_for_first(account)
             elif account.wallet.free < account.wallet.low:
                 self._line.ask_ahead(account)
+            elif lost:
+                self._line.ask_total(account)
         self._prime()
 
     def disconnected(self) -> None:
@@ -305,20 +319,36 @@ class Desk:
             if account.timer is not None:
                 account.timer.cancel()
             del self._accounts[account.key]
-            self._closed[account.key] = account.wallet
-            if len(self._closed) > CLOSED_MAX:
-                del self._closed[next(iter(self._closed))]
+            self._closed[account.key] = account
+            if len(self._closed) > CLOSED_WELL:
+                self._confirm_oldest()
 
     def _came_late(self, key: PurseKey, total: int) -> bool:
         """Whether a grant is for a window that is over and forgotten; what it brings goes back."""
-        wallet = self._closed.get(key)
-        if wallet is None:
+        account = self._closed.get(key)
+        if account is None:
             pool = self._pools.get(key[0])
             return pool is not None and pool.window_start > key[2]
-        wallet.granted(total, more=False, spent_out=False)
-        if wallet.give_back():
-            self._line.say_returned(key, wallet)
+        account.wallet.granted(total, more=False, spent_out=False)
+        account.unanswered = max(0, account.unanswered - 1)
+        if account.wallet.give_back():
+            account.checking = False  # control has yet to read this
+            self._line.say_returned(key, account.wallet)
+        elif account.checking and not account.unanswered:
+            del self._closed[key]
         return True
+
+    def _confirm(self, account: Account) -> None:
+        """Say once more what was given back of a closed purse, and have control answer when it has read that."""
+        self._line.say_returned(account.key, account.wallet)
+        self._line.ask_total(account)
+
+    def _confirm_oldest(self) -> None:
+        """Have the purse that was closed first confirmed, so that it can be forgotten."""
+        oldest = self._closed.pop(next(iter(self._closed)))
+        if len(self._closed) < CLOSED_MAX:
+            self._closed[oldest.key] = oldest
+            self._confirm(oldest)
 
     def _prime(self) -> None:
         primed = 0

@@ -253,7 +253,7 @@ class TransferForm(_AmountForm):
 
 
 class ResolveForm(OrderForm):
-    """The decision about the quarantined leases of a dead worker."""
+    """What to do about the quarantined leases of a dead worker, by the kind of the order."""
 
     KINDS: ClassVar[dict[str, dict[str, str]]] = {
         "write_off": {
@@ -267,5 +267,12 @@ class ResolveForm(OrderForm):
             "text": "The rest of these leases can be spent again. Choose this when you know that the worker did not "
             "use it: what it used without our knowledge would not be charged.",
             "button": "Give back",
+        },
+        "replay": {
+            "title": "Read the journal again?",
+            "text": "What can be read of the worker's journal is settled now. Choose this after its files were "
+            "restored, or with a newer version. What is in the ledger already changes nothing. The leases stay "
+            "quarantined: decide about their rest then.",
+            "button": "Read the journal again",
         },
     }

@@ -1,5 +1,8 @@
 """Answering workers that ask for more, and finding it for those who found none. Runs in the writer's thread.
 
+Whatever asks and returns wait are one group, served in one transaction: returns first, each offered to those who were
+left without before, then the asks in the order of their arrival. Nobody is told anything before it is committed.
+
 An ask that cannot be met while other workers still have some is remembered: the others are told to return what is idle
 (`on_recall`), and the ask is answered again as soon as something came back. Rests of windows that ended are carried
 over here as well, because they come back in the same ways.
@@ -9,10 +12,14 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from itertools import chain
 from typing import NamedTuple
 
-from budgets.ledger import Answer, Ledger, sources_of
+from django.db import DatabaseError, DataError, IntegrityError, InterfaceError
+
+from budgets.leasing import Answer, Leasing
+from budgets.ledger import Ledger, sources_of
 from budgets.ledger_books import Key
 from budgets.stats import WriterStats
 from budgets.windows import WindowSpec
@@ -38,11 +45,32 @@ class GrantRequest(NamedTuple):
     want: int
     need: int
     reply: GrantReply
+    asked_at: float = 0.0  # monotonic clock; 0 = not measured
 
     @property
     def key(self) -> Key:
         """The purse it asks for."""
         return self.pool_id, self.unit, self.window_start
+
+
+class Return(NamedTuple):
+    """What one worker says to have returned, absolute and in the purse's unit."""
+
+    owner: str
+    key: Key
+    total: int
+
+
+Move = GrantRequest | Return
+_Answered = list[tuple[GrantRequest, Answer | None]]
+
+
+class _Moved(NamedTuple):
+    """What a group came to."""
+
+    back: set[Key]  # purses to which something was returned
+    offered: _Answered  # to those who had asked before
+    answered: _Answered
 
 
 class Grants:
@@ -53,63 +81,63 @@ class Grants:
         self._stats = stats
         self._hungry: dict[Key, dict[str, tuple[float, GrantRequest]]] = {}
         self._recalled_at: dict[Key, float] = {}
-        self._sources: dict[Key, Key] = {}  # purses that get the rest of an earlier window, and that one
+        self._carried: dict[Key, Key] = {}  # purses of earlier windows, and those that get what becomes free there
         self._ended: dict[str, None] = {}  # owners that are dead, oldest first
 
-    def serve(self, ledger: Ledger, request: GrantRequest) -> None:
-        """Answer an ask. Nothing is said when its purse does not exist (yet): the worker asks again.
+    def serve(self, ledger: Ledger, group: Sequence[Move]) -> None:
+        """Take in what was returned and answer the asks, in one transaction; one by one if that cannot be done.
 
-        What a worker asked for just before it died may come after its end; nobody would ever give that lease back.
+        Nothing is said when a purse does not exist (yet): the worker asks again. What a worker said just before it
+        died may come after its end; nobody would ever give that lease back.
         """
-        if request.owner in self._ended:
+        group = [move for move in group if move.owner not in self._ended]
+        if not group:
             return
-        answer = self._grant(ledger, request)
-        if answer is None:
+        try:
+            moved = self._move(ledger, group)
+        except Exception as exc:
+            if _is_outage(exc):
+                raise
+            if len(group) == 1:
+                self._stats.errors += 1
+                log.exception("grant_refused", extra={"owner": group[0].owner})
+            else:
+                log.warning("grants_one_by_one", extra={"reason": f"{type(exc).__name__}: {exc}"})
+                for move in group:
+                    self.serve(ledger, [move])
             return
-        hungry = self._hungry.setdefault(request.key, {})
-        hungry.pop(request.owner, None)
-        if request.need and not (answer.granted or answer.repeated or answer.spent_out):
-            hungry[request.owner] = (time.monotonic(), request)
-            self._recall(request.key)
-        if not hungry:
-            del self._hungry[request.key]
-        self._reply(request, answer)
-
-    def give_back(self, ledger: Ledger, owner: str, key: Key, returned_total: int) -> None:
-        """Take in what was returned and offer it to those who lack some."""
-        if owner in self._ended:
-            return
-        # What this owner had asked for, it asked while it still had what it returns now; it asks anew.
-        self._hungry.get(key, {}).pop(owner, None)
-        if ledger.give_back(owner, *key, returned_total):
-            if key in self._sources.values():
-                self.carry_rests(ledger)
-            self._offer(ledger, key)
+        self._tell_offered(moved.offered)
+        self._tell_answered(moved.answered, _overtaken(group))
+        if late := moved.back & self._carried.keys():
+            self._offer(ledger, [*ledger.carry({source: self._carried[source] for source in late}), *late])
 
     def sync_windows(self, ledger: Ledger, specs: Sequence[WindowSpec]) -> None:
         """Make windows or change their limits. Raised, waiting asks are met; lowered, idle amounts are called back."""
         changes = ledger.sync_windows(specs)
-        for spec in specs:
-            self._sources.pop((spec.pool_id, spec.unit, spec.window_start), None)
-        self._sources.update({**ledger.late_sources(specs), **sources_of(specs)})
+        wanted = {(spec.pool_id, spec.unit, spec.window_start) for spec in specs}
+        newest = {source: target for target, source in sources_of(specs).items()}
+        for source, target in list(self._carried.items()):
+            if target in newest:
+                self._carried[source] = newest[target]  # past the window between, which takes nothing any more
+            elif target in wanted:
+                del self._carried[source]
+        self._carried.update({**ledger.late_sources(specs), **newest})
+        self._offer(ledger, [key for key, change in changes.items() if change > 0])
         for key, change in changes.items():
-            if change > 0:
-                self._offer(ledger, key)
-            elif change < 0:
+            if change < 0:
                 self._recall(key)
 
     def carry_rests(self, ledger: Ledger) -> None:
         """Carry over what became free in earlier windows; those from which nothing more can come are forgotten."""
-        if not self._sources:
+        if not self._carried:
             return
-        rests = ledger.rests(self._sources.values())
-        pairs = {source: target for target, source in self._sources.items() if rests.get(source, (0, 0))[0] > 0}
-        for key in ledger.carry(pairs) if pairs else ():
-            self._offer(ledger, key)
-        for target, source in list(self._sources.items()):
+        rests = ledger.rests(self._carried)
+        pairs = {source: self._carried[source] for source, (free, _leased) in rests.items() if free > 0}
+        self._offer(ledger, ledger.carry(pairs) if pairs else ())
+        for source in list(self._carried):
             free, leased = rests.get(source, (0, 0))
-            if free <= 0 and not leased and source not in self._sources:  # else a rest may come to it yet
-                del self._sources[target]
+            if free <= 0 and not leased:
+                del self._carried[source]
 
     def owner_ended(self, ledger: Ledger, owner: str) -> None:
         """A worker's leases went back: forget its asks, also those still to come, and offer what it had to others."""
@@ -123,24 +151,83 @@ class Grants:
 
     def offer_all(self, ledger: Ledger) -> None:
         """Answer again whoever waits, where there is something now."""
-        for key in list(self._hungry):
-            self._offer(ledger, key)
+        self._offer(ledger, list(self._hungry))
 
-    def _grant(self, ledger: Ledger, request: GrantRequest) -> Answer | None:
-        return ledger.grant(
-            request.owner, *request.key, seen_total=request.seen_total, want=request.want, need=request.need
-        )
+    # --- one group --------------------------------------------------------------------------------------------------
 
-    def _offer(self, ledger: Ledger, key: Key) -> None:
-        hungry = self._hungry.get(key, {})
-        for owner, (since, request) in list(hungry.items()):
-            answer = self._grant(ledger, request) if time.monotonic() - since < HUNGRY_S else None
-            if answer is None or answer.granted or answer.repeated:
+    def _move(self, ledger: Ledger, group: Sequence[Move]) -> _Moved:
+        """The transaction of a group."""
+        returns = [move for move in group if isinstance(move, Return)]
+        asks = [move for move in group if isinstance(move, GrantRequest)]
+        # What comes back to a window that ended goes to the next one before it is offered to anybody.
+        offerable = dict.fromkeys(move.key for move in returns if move.key not in self._carried)
+        waiting = {key: self._waiting([key]) for key in offerable}
+        wanted: list[Move] = [*returns, *chain.from_iterable(waiting.values()), *asks]
+        moved = _Moved(set(), [], [])
+        with ledger.leasing([(move.owner, move.key) for move in wanted]) as leasing:
+            for move in returns:
+                # What this owner had asked for, it asked while it still had what it returns now; it asks anew.
+                left = [ask for ask in waiting.get(move.key, ()) if ask.owner != move.owner]
+                if leasing.give_back(move.owner, move.key, move.total):
+                    moved.back.add(move.key)
+                    offered = _granted(leasing, left)
+                    moved.offered.extend(offered)
+                    left = [ask for ask, answer in offered if not _was_helped(answer)]
+                waiting[move.key] = left
+            moved.answered.extend(_granted(leasing, asks))
+        for move in returns:
+            self._forget(move)
+        return moved
+
+    def _offer(self, ledger: Ledger, keys: Iterable[Key]) -> None:
+        """Answer those who wait for these purses."""
+        waiting = self._waiting(keys)
+        if not waiting:
+            return
+        with ledger.leasing([(ask.owner, ask.key) for ask in waiting]) as leasing:
+            offered = _granted(leasing, waiting)
+        self._tell_offered(offered)
+
+    def _waiting(self, keys: Iterable[Key]) -> list[GrantRequest]:
+        """Who waits for these purses and did not ask too long ago, by purse in the order of arrival."""
+        begin = time.monotonic() - HUNGRY_S
+        waiting: list[GrantRequest] = []
+        for key in keys:
+            hungry = self._hungry.get(key, {})
+            for owner in [owner for owner, (since, _ask) in hungry.items() if since <= begin]:
                 del hungry[owner]
+            if not hungry:
+                self._hungry.pop(key, None)
+            waiting += [ask for _since, ask in hungry.values()]
+        return waiting
+
+    def _tell_offered(self, offered: _Answered) -> None:
+        """Those who could be helped are told so and wait no more, those who could not wait on."""
+        for ask, answer in offered:
+            if _was_helped(answer):
+                self._forget(ask)
             if answer is not None and answer.granted:
-                self._reply(request, answer)
-        if not hungry:
-            self._hungry.pop(key, None)
+                self._reply(ask, answer)
+
+    def _tell_answered(self, answered: _Answered, overtaken: set[tuple[str, Key]]) -> None:
+        for ask, answer in answered:
+            if ask.asked_at:
+                self._stats.grant(time.monotonic() - ask.asked_at)
+            if answer is None:
+                continue
+            self._forget(ask)
+            if ask.need and not (answer.granted or answer.repeated or answer.spent_out):
+                if (ask.owner, ask.key) not in overtaken:
+                    self._hungry.setdefault(ask.key, {})[ask.owner] = (time.monotonic(), ask)
+                self._recall(ask.key)
+            self._reply(ask, answer)
+
+    def _forget(self, move: Move) -> None:
+        hungry = self._hungry.get(move.key)
+        if hungry is not None:
+            hungry.pop(move.owner, None)
+            if not hungry:
+                del self._hungry[move.key]
 
     def _recall(self, key: Key) -> None:
         now = time.monotonic()
@@ -160,3 +247,28 @@ class Grants:
             request.reply(answer.total, answer.more, answer.spent_out, answer.available)
         except Exception:
             log.exception("grant_reply_failed", extra={"owner": request.owner})
+
+
+def _granted(leasing: Leasing, asks: Iterable[GrantRequest]) -> _Answered:
+    return [
+        (ask, leasing.grant(ask.owner, ask.key, seen_total=ask.seen_total, want=ask.want, need=ask.need))
+        for ask in asks
+    ]
+
+
+def _was_helped(answer: Answer | None) -> bool:
+    """Whether somebody who waited need wait no more."""
+    return answer is None or bool(answer.granted or answer.repeated)
+
+
+def _overtaken(group: Iterable[Move]) -> set[tuple[str, Key]]:
+    """Whose last word on a purse was a return after an ask: that ask is answered and not remembered."""
+    last: dict[tuple[str, Key], bool] = {}
+    for move in group:
+        last[move.owner, move.key] = isinstance(move, Return)
+    return {moved for moved, was_return in last.items() if was_return}
+
+
+def _is_outage(exc: Exception) -> bool:
+    """Whether the database is to blame, rather than what it was given."""
+    return isinstance(exc, DatabaseError | InterfaceError) and not isinstance(exc, DataError | IntegrityError)

@@ -10,15 +10,18 @@ from __future__ import annotations
 import datetime as dt
 import logging
 import threading
-from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from itertools import chain
+from pathlib import Path
 from typing import NamedTuple, Protocol, TypeVar
 
+from django.conf import settings
 from django.db import transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.utils import timezone
 
+from budgets import journal
 from budgets.models.ledger import IdempotentReply
 from budgets.settle import WriterStoppedError
 
@@ -27,10 +30,12 @@ log = logging.getLogger("hoosh.ledger")
 KEPT = dt.timedelta(hours=24)
 RETRY_S = 0.5  # between two attempts to store what workers told while the database was away
 WAITING_ENDS_BYTES = 64 * 1024 * 1024  # of bodies; what comes above is stored without its body
+ENDS_AT_ONCE, ENDS_AT_ONCE_BYTES = 200, 4 * 1024 * 1024  # stored in one transaction, between which others get a turn
 EXPIRED_PER_RUN = 200
 _BUSY_S, _IDLE_S = 1.0, 30.0  # between two runs of the expiry: with more to do, and without
 
 _T = TypeVar("_T")
+_Key = tuple[int, str]  # id of the API key, digest of the header's value
 _State = IdempotentReply.State
 
 IdempotencyReply = Callable[[str, int, str, bytes | None], object]  # state, status, content_type, body
@@ -74,12 +79,15 @@ class _End(NamedTuple):
 class IdempotencyStore:
     """The rows of one host's workers. Its methods may be called from any thread and never wait."""
 
-    def __init__(self, writer: Submits) -> None:
+    def __init__(self, writer: Submits, journals: Path | None = None) -> None:
+        """`journals` is where workers' journals lie, by default as the settings say."""
         self._writer = writer
+        self._journals = journals or settings.HOOSH_JOURNAL_DIR
         self._lock = threading.Lock()
-        self._ends: deque[_End] = deque()  # told, not in the database yet
+        self._ends: dict[_Key, list[_End]] = {}  # told, not in the database yet; in the order they came
         self._ends_bytes = 0
-        self._retrying = False
+        self._asking: set[tuple[str, str]] = set()  # owners and requests of which a `begin` is under way
+        self._storing = False  # somebody sees to them
 
     def begin(
         self, owner: str, key_id: int, digest: str, request_digest: str, rid: str, reply: IdempotencyReply
@@ -91,13 +99,24 @@ class IdempotencyStore:
         asked = _Begin(owner, key_id, digest, request_digest, rid)
 
         def work(connection: BaseDatabaseWrapper) -> Answer:
-            self._store_ends(connection)  # first: the answer may be among them
-            return _begin(connection, asked)
+            # What its worker sent just before it died may be read after its end; nobody would ever end that request.
+            if not journal.lock_path(self._journals, owner).exists():
+                return Answer("unavailable")
+            told = self._ends.get((key_id, digest), ())[:]
+            own = [ended for ended in told if (ended.owner, ended.rid) == (owner, rid)]  # it gave up meanwhile
+            self._store(connection, [ended for ended in told if ended not in own])  # first: the answer may be there
+            answer = _begin(connection, asked)
+            self._store(connection, own)
+            return answer
 
         def answered(future: Future[Answer]) -> None:
+            with self._lock:
+                self._asking.discard((owner, rid))
             failed = future.cancelled() or future.exception() is not None
             reply(*(Answer("unavailable") if failed else future.result()))
 
+        with self._lock:
+            self._asking.add((owner, rid))
         self._writer.submit(work).add_done_callback(answered)
 
     def end(
@@ -119,34 +138,54 @@ class IdempotencyStore:
             if body is not None and self._ends_bytes + len(body) > WAITING_ENDS_BYTES:
                 body = None
             self._ends_bytes += len(body or b"")
-            self._ends.append(_End(owner, key_id, digest, rid, keep, status, content_type, body))
+            ended = _End(owner, key_id, digest, rid, keep, status, content_type, body)
+            self._ends.setdefault((key_id, digest), []).append(ended)
+            if self._storing:
+                return
+            self._storing = True
         self._submit_ends()
 
     def _submit_ends(self) -> None:
-        self._writer.submit(self._store_ends).add_done_callback(self._stored)
+        self._writer.submit(self._store_some).add_done_callback(self._stored)
 
     def _stored(self, future: Future[None]) -> None:
-        if future.cancelled() or isinstance(future.exception(), WriterStoppedError | None):
+        if future.cancelled() or isinstance(future.exception(), WriterStoppedError):
+            return
+        if future.exception() is not None:
+            timer = threading.Timer(RETRY_S, self._submit_ends)
+            timer.daemon = True
+            timer.start()
             return
         with self._lock:
-            if self._retrying:
+            self._storing = bool(self._ends)
+            if not self._storing:
                 return
-            self._retrying = True
-        timer = threading.Timer(RETRY_S, self._retry)
-        timer.daemon = True
-        timer.start()
+        self._submit_ends()  # behind what waits in the writer's queue by now
 
-    def _retry(self) -> None:
+    def _store_some(self, connection: BaseDatabaseWrapper) -> None:
+        taken: list[_End] = []
+        size = 0
         with self._lock:
-            self._retrying = False
-        self._submit_ends()
+            for ended in chain.from_iterable(self._ends.values()):
+                if (ended.owner, ended.rid) in self._asking:
+                    continue  # its beginning is not in the database yet
+                taken.append(ended)
+                size += len(ended.body or b"")
+                if len(taken) >= ENDS_AT_ONCE or size >= ENDS_AT_ONCE_BYTES:
+                    break
+        self._store(connection, taken)
 
-    def _store_ends(self, connection: BaseDatabaseWrapper) -> None:
-        while self._ends:
-            ended = self._ends[0]
-            _end(connection, ended)
-            with self._lock:
-                self._ends.popleft()
+    def _store(self, connection: BaseDatabaseWrapper, ends: Sequence[_End]) -> None:
+        """Bring these, the first of their keys, into the database, and forget them."""
+        if not ends:
+            return
+        _end(connection, ends)
+        with self._lock:
+            for ended in ends:
+                waiting = self._ends[ended.key_id, ended.digest]
+                waiting.remove(ended)
+                if not waiting:
+                    del self._ends[ended.key_id, ended.digest]
                 self._ends_bytes -= len(ended.body or b"")
 
 
@@ -203,18 +242,28 @@ def _begin(connection: BaseDatabaseWrapper, asked: _Begin) -> Answer:
     return Answer("new" if (row.owner, row.rid) == (asked.owner, asked.rid) else "running")
 
 
-def _end(connection: BaseDatabaseWrapper, ended: _End) -> None:
+def _end(connection: BaseDatabaseWrapper, ends: Sequence[_End]) -> None:
+    """Keep or forget what runs; of several ends of one request the first counts. One transaction."""
+    first: dict[tuple[str, int, str, str], _End] = {}
+    for ended in ends:
+        first.setdefault((ended.owner, ended.key_id, ended.digest, ended.rid), ended)
+    rows = IdempotentReply.objects.using(connection.alias).filter(state=_State.RUNNING)
     with transaction.atomic(using=connection.alias, durable=True):
-        rows = IdempotentReply.objects.using(connection.alias).filter(
-            key_id=ended.key_id, digest=ended.digest, owner=ended.owner, rid=ended.rid, state=_State.RUNNING
-        )
-        if not ended.keep:
-            rows.delete()
-            return
-        rows.update(
-            state=_State.DONE,
-            status=ended.status,
-            content_type=ended.content_type.replace("\0", "")[:100],
-            body=ended.body,
-            expires_at=timezone.now() + KEPT,
-        )
+        known = rows.filter(key_id__in={end.key_id for end in ends}, digest__in={end.digest for end in ends})
+        forgotten: list[int] = []
+        for number, owner, key_id, digest, rid in known.values_list("pk", "owner", "key_id", "digest", "rid"):
+            match = first.get((owner, key_id, digest, rid))
+            if match is None:
+                continue
+            if not match.keep:
+                forgotten.append(number)
+                continue
+            rows.filter(pk=number).update(
+                state=_State.DONE,
+                status=match.status,
+                content_type=match.content_type.replace("\0", "")[:100],
+                body=match.body,
+                expires_at=timezone.now() + KEPT,
+            )
+        if forgotten:
+            rows.filter(pk__in=forgotten).delete()

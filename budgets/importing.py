@@ -1,24 +1,24 @@
-"""Pools, imported tokens and prices of a configuration file: bringing the rows in line, and the rows as plain data.
+"""What a configuration file says about budgets: bringing the rows in line, and the rows as plain data.
 
-Owns only what an import made. Tokens are matched by digest: an operator's changes to an imported key stay, and a key
-an operator revoked stays revoked.
+Pools, imported tokens and prices; teams and agents are `budgets.members`. Owns only what an import made. Tokens are
+matched by digest: an operator's changes to an imported key stay, and a key an operator revoked stays revoked.
 """
 
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from decimal import Decimal, InvalidOperation
 from typing import Any
 
 from django.core.exceptions import ValidationError
 from django.utils import timezone
 
-from budgets import access, keys, validation
-from budgets.models.access import ApiKey, Pool, Price, Team
+from budgets import access, keys, members, validation
+from budgets.file_tables import Outcome, amount, at, each, moment, refuse_unknown, whole
+from budgets.members import OWNER, WantedMember
+from budgets.models.access import ApiKey, Pool, Price
 
-OWNER = "import"
 OWNER_GONE = "import-gone"  # revoked because the file no longer names the token; comes back with it
 AGENT = "imported"
 _KEY_NAME = "imported token"
@@ -68,29 +68,25 @@ class WantedToken:
     origin: str
 
 
-@dataclass(slots=True)
-class Outcome:
-    """What was done, one sentence each, and what the operator should know."""
-
-    changes: list[str] = field(default_factory=list)
-    warnings: list[str] = field(default_factory=list)
-
-
 def apply(
     pools: Sequence[WantedPool],
     tokens: Sequence[WantedToken],
     prices: Sequence[Price],
     *,
+    teams: Sequence[WantedMember] = (),
     actor: str,
     adopt: bool = False,
     tokens_known: bool = True,
 ) -> Outcome:
     """Write what is wanted. Call inside a transaction. Raises `ValidationError` naming the place.
 
-    Without `tokens_known` the file lets in more tokens than `tokens`; as nobody knows which, none is revoked.
+    `teams` are agents as well. Without `tokens_known` the file lets in more tokens than `tokens`; as nobody knows
+    which, none is revoked.
     """
     outcome = Outcome()
     _pools(pools, actor, outcome, adopt=adopt)
+    members.apply(teams, outcome, actor=actor, adopt=adopt)  # after the pools that are their budgets
+    _retire_pools(pools, actor, outcome)
     if not tokens_known:
         outcome.warnings.append("Not all tokens are known; none was revoked.")
     _tokens(tokens, actor, outcome, may_revoke=tokens_known)
@@ -99,9 +95,6 @@ def apply(
 
 
 def _pools(wanted: Sequence[WantedPool], actor: str, outcome: Outcome, *, adopt: bool) -> None:
-    names = {pool.name for pool in wanted}
-    for gone in Pool.objects.filter(managed_by=OWNER).exclude(name__in=names):
-        _retire_pool(gone, actor, outcome)
     for pool in wanted:
         known = Pool.objects.filter(name=pool.name).first()
         if known is not None and known.managed_by not in (OWNER, access.FIRST_RUN) and not adopt:
@@ -111,11 +104,14 @@ def _pools(wanted: Sequence[WantedPool], actor: str, outcome: Outcome, *, adopt:
         place = f"pool “{pool.name}”"
         wanted_values = dict(pool.values)
         if pool.team is not None:
-            wanted_values["team"] = _team(place, pool.team, actor, outcome)
+            team = f"{place}: team"
+            wanted_values["team"] = (
+                members.team_named(team, pool.team, outcome.changes, actor=actor) if pool.team else None
+            )
         before = {name: getattr(row, name) for name in wanted_values}
         for name, value in wanted_values.items():
             setattr(row, name, value)
-        _at(place, access.save_pool, row, actor=actor, managed_by=OWNER)
+        at(place, access.save_pool, row, actor=actor, managed_by=OWNER)
         if known is None or before != {name: getattr(row, name) for name in before}:
             verb = "created" if known is None else "changed"
             outcome.changes.append(f"{place} {verb}: {_limits(row)}")
@@ -126,22 +122,18 @@ def _default(name: str) -> Any:
     return getattr(Pool(), name)
 
 
-def _team(place: str, name: str, actor: str, outcome: Outcome) -> Team | None:
-    if not name:
-        return None
-    team = Team.objects.filter(name=name).first()
-    if team is None:
-        team = _at(f"{place}: team", access.save_team, Team(name=name), actor=actor)
-        outcome.changes.append(f"team “{name}” created")
-    return team
-
-
 def _limits(row: Pool) -> str:
     """A pool's limits in words."""
     limits = [f"{row.capacity_tokens:,} tokens"] if row.capacity_tokens is not None else []
     limits += [f"{row.capacity_usd.normalize():,f} USD"] if row.capacity_usd is not None else []
     each = "" if row.window == Pool.Window.LIFETIME else f" every {row.window}"
     return (" and ".join(limits) or "no limit") + each
+
+
+def _retire_pools(wanted: Sequence[WantedPool], actor: str, outcome: Outcome) -> None:
+    names = {pool.name for pool in wanted}
+    for gone in Pool.objects.filter(managed_by=OWNER).exclude(name__in=names):
+        _retire_pool(gone, actor, outcome)
 
 
 def _retire_pool(row: Pool, actor: str, outcome: Outcome) -> None:
@@ -187,7 +179,7 @@ def _new_token(token: WantedToken, actor: str, outcome: Outcome) -> None:
         outcome.warnings.append(f"{token.origin} has only {len(token.text)} characters; make a new key soon.")
     agent = access.agent_named("default", AGENT, actor=actor)
     pool = access.default_pool(actor)
-    row = _at(token.origin, keys.import_key, token.text, agent, pool, _KEY_NAME, actor=actor, managed_by=OWNER)
+    row = at(token.origin, keys.import_key, token.text, agent, pool, _KEY_NAME, actor=actor, managed_by=OWNER)
     outcome.changes.append(f"key “{row}” imported")
 
 
@@ -199,28 +191,25 @@ def _set_state(row: ApiKey, managed_by: str, revoked_at: dt.datetime | None, *, 
 def _prices(wanted: Sequence[Price], actor: str, outcome: Outcome) -> None:
     for price in wanted:
         origin = f"price of {price.provider} {price.pattern}"
-        _at(origin, price.full_clean)  # before it is looked for: the database cannot be asked for every number
+        at(origin, price.full_clean)  # before it is looked for: the database cannot be asked for every number
         same = {name: getattr(price, name) for name in _PRICE_IDENTITY}
         if not Price.objects.filter(**same).exists():
-            _at(origin, access.add_price, price, actor=actor)
+            at(origin, access.add_price, price, actor=actor)
             outcome.changes.append(f"price “{price}” added")
-
-
-def _at(origin: str, write: Any, *arguments: Any, **options: Any) -> Any:
-    try:
-        return write(*arguments, **options)
-    except ValidationError as exc:
-        raise ValidationError([f"{origin}: {message}" for message in exc.messages]) from exc
 
 
 # As plain data, for our own file
 
 
 def tables() -> dict[str, Any]:
-    """Pools and prices: {"pool": […], "price": […]}. Keys are no configuration and never leave."""
+    """Pools, teams, agents and prices by the names of their tables. Keys are no configuration and never leave."""
     pools = Pool.objects.select_related("team").order_by("name")
     prices = Price.objects.order_by("provider", "pattern", "route", "valid_from", "from_tokens", "id")
-    return {"pool": [_pool_table(row) for row in pools], "price": [_price_table(row) for row in prices]}
+    return {
+        "pool": [_pool_table(row) for row in pools],
+        **members.tables(),
+        "price": [_price_table(row) for row in prices],
+    }
 
 
 def _pool_table(row: Pool) -> dict[str, Any]:
@@ -256,39 +245,28 @@ def _price_table(row: Price) -> dict[str, Any]:
     }
 
 
-def from_tables(found: Mapping[str, Any]) -> tuple[list[WantedPool], list[Price]]:
-    """Pools and prices of a file of our own. Raises `ValidationError` with every wrong place."""
+def from_tables(found: Mapping[str, Any]) -> tuple[list[WantedPool], list[WantedMember], list[Price]]:
+    """Pools, teams with agents, and prices of a file of our own. Raises `ValidationError` with every wrong place."""
     reasons: list[str] = []
-    pools = [_read_pool(where, table, reasons) for where, table in _each(found, "pool", reasons)]
-    prices = [_read_price(where, table, reasons) for where, table in _each(found, "price", reasons)]
+    pools = [_read_pool(where, table, reasons) for where, table in each(found, "pool", reasons)]
+    teams = members.from_tables(found, reasons)
+    prices = [_read_price(where, table, reasons) for where, table in each(found, "price", reasons)]
     if reasons:
         raise ValidationError(reasons)
-    return pools, prices
-
-
-def _each(found: Mapping[str, Any], key: str, reasons: list[str]) -> list[tuple[str, Mapping[str, Any]]]:
-    entries = found.get(key, [])
-    if not isinstance(entries, list) or not all(isinstance(entry, Mapping) for entry in entries):
-        reasons.append(f"{key} must be written as [[{key}]].")
-        return []
-    return [(f"{key}[{number}]", entry) for number, entry in enumerate(entries, 1)]
-
-
-def _unknown(where: str, table: Mapping[str, Any], known: Iterable[str], reasons: list[str]) -> None:
-    reasons += [f"{where}.{key} is not known." for key in table if key not in known]
+    return pools, teams, prices
 
 
 def _read_pool(where: str, table: Mapping[str, Any], reasons: list[str]) -> WantedPool:
-    _unknown(where, table, _POOL_KEYS, reasons)
+    refuse_unknown(where, table, _POOL_KEYS, reasons)
     name, team = table.get("name"), table.get("team", "")
     if not isinstance(name, str) or not isinstance(team, str):
         reasons.append(f"{where} needs a name, and the name of its team must be a text.")
         return WantedPool("", {})
     values: dict[str, Any] = {"capacity_tokens": None, "capacity_usd": None}
     if "capacity_tokens" in table:
-        values["capacity_tokens"] = _whole(f"{where}.capacity_tokens", table["capacity_tokens"], reasons)
+        values["capacity_tokens"] = whole(f"{where}.capacity_tokens", table["capacity_tokens"], reasons)
     if "capacity_usd" in table:
-        values["capacity_usd"] = _amount(f"{where}.capacity_usd", table["capacity_usd"], reasons)
+        values["capacity_usd"] = amount(f"{where}.capacity_usd", table["capacity_usd"], reasons)
     if table.get("unlimited", False) is not (values["capacity_tokens"] is None and values["capacity_usd"] is None):
         reasons.append(f"{where} needs capacity_tokens, capacity_usd or, with neither, unlimited = true.")
     for key, kind, what in (
@@ -310,45 +288,16 @@ def _read_pool(where: str, table: Mapping[str, Any], reasons: list[str]) -> Want
 
 
 def _read_price(where: str, table: Mapping[str, Any], reasons: list[str]) -> Price:
-    _unknown(where, table, _PRICE_KEYS, reasons)
-    price = Price(valid_from=_moment(f"{where}.valid_from", table.get("valid_from"), reasons))
+    refuse_unknown(where, table, _PRICE_KEYS, reasons)
+    price = Price(valid_from=moment(f"{where}.valid_from", table.get("valid_from"), reasons))
     for name in ("provider", "pattern", "route", "source"):
         value = table.get(name, getattr(price, name))
         if not isinstance(value, str):
             reasons.append(f"{where}.{name} must be a text.")
         else:
             setattr(price, name, value)
-    price.from_tokens = _whole(f"{where}.from_tokens", table.get("from_tokens", 0), reasons)
+    price.from_tokens = whole(f"{where}.from_tokens", table.get("from_tokens", 0), reasons)
     for name in _AMOUNTS:
         if name in table:
-            setattr(price, name, _amount(f"{where}.{name}", table[name], reasons))
+            setattr(price, name, amount(f"{where}.{name}", table[name], reasons))
     return price
-
-
-def _whole(place: str, value: object, reasons: list[str]) -> int:
-    if isinstance(value, int) and not isinstance(value, bool):
-        return value
-    reasons.append(f"{place} must be a whole number.")
-    return 0
-
-
-def _moment(place: str, value: object, reasons: list[str]) -> dt.datetime:
-    if not isinstance(value, dt.datetime) or value.tzinfo is None:
-        reasons.append(f"{place} must be a date with time and zone, such as 2026-01-01T00:00:00Z.")
-        return timezone.now()
-    try:
-        return value.astimezone(dt.UTC)
-    except OverflowError:
-        reasons.append(f"{place} lies outside of the years 1 to 9999 in UTC.")
-        return timezone.now()
-
-
-def _amount(place: str, value: object, reasons: list[str]) -> Decimal:
-    try:
-        amount = Decimal(value) if isinstance(value, str | int) and not isinstance(value, bool) else Decimal("NaN")
-    except InvalidOperation:
-        amount = Decimal("NaN")
-    if not amount.is_finite():
-        reasons.append(f'{place} must be an amount in quotes, such as "2.50".')
-        return Decimal(0)
-    return amount

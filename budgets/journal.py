@@ -12,7 +12,7 @@ A segment starts with `HEADER` (magic, format, segment number, CRC). Behind it s
     kind (1 byte), length of the payload (u32), payload, CRC-32 of all before (u32)        little endian
 
     R  key + HoldRecord (msgpack)      a hold, before the upstream call
-    D  key + events, bytes (u64 each)  delivered so far, before that much is delivered
+    D  key + events, bytes (u64 each)  delivered (or read) so far, before that much is delivered
     C  key + UsageRecord (msgpack)     the end of an attempt, before its last byte is delivered
     X  key                             the hold was released, nothing was consumed
     S  digest (16 bytes) + payload     a decision shape, in each segment before the first C that names it
@@ -52,6 +52,7 @@ TRIAL_BYTES = 16 * 1024  # room there must be before a journal that was refused 
 SHAPE_BYTES = 256 * 1024  # a longer decision shape is not kept
 SHAPES = 4096  # shapes remembered for later segments
 SYNC_S = 0.005  # group of one fdatasync in "host" mode
+BYTES_PER_TOKEN = 3  # of delivered text in `D`, where the end of an answer is unknown; low, so that it over-counts
 
 HEAD = struct.Struct("<BI")
 CRC = struct.Struct("<I")
@@ -152,6 +153,7 @@ class Journal:
         self._shapes: dict[bytes, bytes] = {}
         self._shapes_here: set[bytes] = set()
         self._group: asyncio.Future[None] | None = None
+        self._sync_begun = 0  # of `bytes_written`, when the last sync began
         # Not the loop's own executor: name lookups that hang would keep every sync waiting there.
         self._syncer = ThreadPoolExecutor(1, thread_name_prefix="journal-sync") if self._sync else None
 
@@ -241,9 +243,21 @@ class Journal:
         if not self._sync:
             return
         if self._group is None:
-            self._group = asyncio.get_running_loop().create_future()
-            asyncio.get_running_loop().call_later(SYNC_S, self._sync_group, self._group)
+            self._begin_group()
+        assert self._group is not None
         await asyncio.shield(self._group)
+
+    def sync_soon(self) -> None:
+        """In "host" mode, see to it that what was appended last is synced as well if nobody waits for that.
+
+        Call it every so often: holds and marks of a long stream must not depend on others that end meanwhile.
+        """
+        if self._sync and self._group is None and self._works and self._sync_begun < self.bytes_written:
+            self._begin_group()
+
+    def _begin_group(self) -> None:
+        self._group = asyncio.get_running_loop().create_future()
+        asyncio.get_running_loop().call_later(SYNC_S, self._sync_group, self._group)
 
     def close(self) -> None:
         """Let go of the files and of the lock: control settles the rest. Appends raise `JournalError` from now on."""
@@ -316,6 +330,8 @@ class Journal:
             if os.write(fd, header) != len(header):
                 raise OSError("short write")
             os.rename(new, path)
+            if self._sync:
+                self._sync_names()
         except OSError:
             os.close(fd)
             raise
@@ -324,8 +340,17 @@ class Journal:
         self._segment += 1
         self._shapes_here.clear()
 
+    def _sync_names(self) -> None:
+        """Have the directory survive the host too: a segment nobody finds was never written."""
+        fd = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+
     def _sync_group(self, group: asyncio.Future[None]) -> None:
         self._group = None  # later callers need a later sync: their records may come behind this one
+        self._sync_begun = self.bytes_written
         group.add_done_callback(lambda ended: ended.exception())  # a waiter may have left
         try:
             fd = os.dup(self._fd)

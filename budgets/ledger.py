@@ -9,18 +9,18 @@ from __future__ import annotations
 import logging
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from itertools import pairwise
-from typing import Any, NamedTuple
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 from django.db import DataError, IntegrityError, transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
-from django.db.models import Exists, F, OuterRef, Q
 
 from budgets import ledger_books, ledger_sql, transfers
+from budgets.leasing import Leasing, Wanted
 from budgets.ledger_books import Books, Key, PurseRow, opened
 from budgets.ledger_sql import Row
-from budgets.models.ledger import JournalPosition, Lease, LedgerEntry, PoolWindow
+from budgets.models.ledger import JournalPosition, Lease, LedgerEntry
 from budgets.records import Unit, UsageRecord
 from budgets.stats import WriterStats
 from budgets.windows import WindowSpec
@@ -28,7 +28,7 @@ from budgets.windows import WindowSpec
 log = logging.getLogger("hoosh.ledger")
 
 _ATTEMPTS = 4  # a batch whose rows were in the ledger in part is reduced to the new ones and tried again
-_LATE_WINDOWS = 64  # so many windows back a rest that comes late is carried on after a restart
+_LATE_WINDOWS = 64  # about so many windows back a rest that comes late is carried on after a restart
 
 _UNITS = frozenset(Unit)
 
@@ -37,20 +37,12 @@ class LedgerError(Exception):
     """A batch cannot be brought into the ledger, whatever is tried."""
 
 
-class Answer(NamedTuple):
-    """What an ask came to; amounts in the purse's unit."""
-
-    total: int  # granted to the owner so far, absolute
-    granted: int  # of it, just now
-    more: bool  # asking ahead is welcome
-    spent_out: bool  # not even all that other workers have left would do
-    available: int  # in the purse, leased to nobody
-    others: int  # left in other workers' leases
-    repeated: bool  # the owner had not seen an earlier answer: nothing was granted
-
-
 class _NotAllNew(Exception):
     """Rows of the batch are in the ledger already, or the database refuses one: nothing was changed."""
+
+
+class _NotMeant(Exception):
+    """Undoes a transaction that was only tried."""
 
 
 class _NoSuchPurses(Exception):
@@ -77,18 +69,22 @@ class Ledger:
         """Insert usage, charge each purse with exactly what was inserted, store the journal position; the new rows.
 
         What was held is charged to the owner's lease of the purse, what was only observed straight to the purse. Rows
-        that are in the ledger already change nothing. Raises `LedgerError` when rows are refused for good.
+        that are in the ledger already change nothing. A purse that the database refuses to charge is left out and the
+        owner's lease of it quarantined. Raises `LedgerError` when rows are refused for good.
         """
         rows = ledger_sql.usage_rows(records)
         attempts = 0
+        refused: frozenset[Key] = frozenset()
         while True:
             try:
-                self._try_settle(owner, rows, shapes, position)
+                self._try_settle(owner, rows, shapes, position, refused)
                 break
             except _NoSuchPurses as exc:
                 ledger_books.make(self._connection, exc.capacities)  # the truth is written where nobody set a limit
             except _NotAllNew as exc:
                 attempts += 1
+                if attempts == _ATTEMPTS:
+                    refused = self._refused_purses(owner, rows)
                 if attempts > _ATTEMPTS:
                     raise LedgerError(f"{len(rows)} usage rows of {owner} are refused") from exc
                 rows = self._new_rows(rows)
@@ -102,7 +98,12 @@ class Ledger:
         return len(rows)
 
     def _try_settle(
-        self, owner: str, rows: list[Row], shapes: Mapping[bytes, bytes], position: tuple[int, int] | None
+        self,
+        owner: str,
+        rows: list[Row],
+        shapes: Mapping[bytes, bytes],
+        position: tuple[int, int] | None,
+        refused: frozenset[Key],
     ) -> None:
         """The transaction of `settle`."""
         try:
@@ -111,7 +112,8 @@ class Ledger:
                     ledger_sql.keep_out_rollups(self._connection)
                     if ledger_sql.insert_usage(self._connection, rows) != len(rows):
                         raise _NotAllNew
-                    self._charge(books, owner, rows)
+                    self._charge(books, owner, rows, without=refused)
+                    self._quarantine_leases(owner, refused)
                 if shapes:
                     ledger_sql.insert_shapes(self._connection, shapes.items())
                 if position is not None:
@@ -131,8 +133,38 @@ class Ledger:
                 new.append(ledger_sql.storable_row(row))
         return new
 
-    def _charge(self, books: Books, owner: str, rows: list[Row]) -> None:
+    def _refused_purses(self, owner: str, rows: list[Row]) -> frozenset[Key]:
+        """Which of the batch's purses the database refuses to charge, found out one by one."""
         leased, observed = _sums(rows)
+        keys = leased.keys() | observed.keys()
+        refused: set[Key] = set()
+        for key in keys:
+            try:
+                with opened(self._connection) as books:
+                    self._charge(books, owner, rows, without=keys - {key})
+                    books.save()
+                    raise _NotMeant
+            except (_NotMeant, _NoSuchPurses):
+                pass
+            except (DataError, IntegrityError, OverflowError) as exc:
+                refused.add(key)
+                amount = leased.get(key, 0) + observed.get(key, 0)
+                fields = {"owner": owner, **_named(key), "amount": amount, "reason": str(exc)}
+                log.critical("purse_not_charged", extra=fields)
+        return frozenset(refused)
+
+    def _quarantine_leases(self, owner: str, keys: Iterable[Key]) -> None:
+        for pool_id, unit, start in keys:
+            leases = Lease.objects.using(self._using).filter(
+                owner=owner, window__pool_id=pool_id, window__unit=unit, window__window_start=start
+            )
+            leases.update(state=Lease.State.QUARANTINED)
+
+    def _charge(self, books: Books, owner: str, rows: list[Row], *, without: Collection[Key] = ()) -> None:
+        leased, observed = _sums(rows)
+        for key in without:
+            leased.pop(key, None)
+            observed.pop(key, None)
         wanted = leased.keys() | observed.keys()
         purses = books.purses(wanted)
         if missing := wanted - purses.keys():
@@ -164,47 +196,25 @@ class Ledger:
 
     # --- leases -----------------------------------------------------------------------------------------------------
 
-    def grant(
-        self, owner: str, pool_id: int, unit: int, window_start: int, *, seen_total: int, want: int, need: int
-    ) -> Answer | None:
-        """Lease to an owner, or repeat an answer it has not seen. None = there is no such purse."""
-        with opened(self._connection, self._stats) as books:
-            purse = books.purse((pool_id, unit, window_start))
-            if purse is None:
-                return None
-            books.read_leases(owner)
-            lease = books.lease(owner, purse)
-            others = books.others(owner, purse)
-            amount, more, repeated = 0, True, lease.granted > seen_total
-            if lease.granted < seen_total:
-                log.error("lease_adopted", extra={"owner": owner, **_named(purse.key), "total": seen_total})
-                transfers.adopt(purse, lease, seen_total)
-            if not repeated:
-                amount, more = transfers.block_size(
-                    free=transfers.free_amount(purse), want=want, need=need, workers=others.owners + 1, unit=unit
-                )
-            if amount:
-                transfers.grant(purse, lease, amount)
-            available = max(0, transfers.free_amount(purse))
-            limited = purse.capacity is not None
-            spent_out = limited and not (amount or repeated) and available + others.remaining < max(1, need)
-            return Answer(lease.granted, amount, more, spent_out, available, others.remaining, repeated)
+    @contextmanager
+    def leasing(self, wanted: Wanted) -> Iterator[Leasing]:
+        """A transaction in which the `wanted` owners may be leased to, or give back to, the `wanted` purses.
 
-    def give_back(self, owner: str, pool_id: int, unit: int, window_start: int, returned_total: int) -> int:
-        """Take back what an owner returned; `returned_total` is absolute. What came back just now."""
+        However many they are, it is the same few statements.
+        """
         with opened(self._connection, self._stats) as books:
-            purse = books.purse((pool_id, unit, window_start))
-            if purse is None:
-                return 0
-            books.read_leases(owner)
-            return transfers.give_back(purse, books.lease(owner, purse), returned_total)
+            yield Leasing(books, wanted)
 
     def end_owner(self, owner: str) -> None:
-        """Give back what is left in the leases of an owner that is dead and settled, and forget its journal."""
+        """Give back what is left in the leases of an owner that is dead and settled, and forget its journal.
+
+        A lease that is quarantined stays: an operator decides about it.
+        """
         with opened(self._connection, self._stats) as books:
             books.purses(books.keys_of(owner))
             for lease in books.read_leases(owner):
-                books.end_lease(lease, spent=False)
+                if lease.state == Lease.State.ACTIVE:
+                    books.end_lease(lease, spent=False)
             JournalPosition.objects.using(self._using).filter(owner=owner).delete()
 
     def quarantine_owner(self, owner: str, position: tuple[int, int]) -> None:
@@ -216,7 +226,9 @@ class Ledger:
             Lease.objects.using(self._using).filter(owner=owner).update(state=Lease.State.QUARANTINED)
             ledger_sql.store_position(self._connection, owner, position)
 
-    def resolve(self, owner: str, *, spent: bool, order_id: int | None, actor: str, note: str) -> dict[str, Any]:
+    def resolve(
+        self, owner: str, *, spent: bool, order_id: int | None, order_token: str | None, actor: str, note: str
+    ) -> dict[str, Any]:
         """End an owner's quarantined leases as an operator decided: their rest counts as `spent` or goes back.
 
         Returns owner, spent, leases (how many), tokens, pico_usd and `repeated`: an order that was carried out
@@ -225,7 +237,7 @@ class Ledger:
         kind = LedgerEntry.Kind.WRITE_OFF if spent else LedgerEntry.Kind.RELEASE
         with opened(self._connection, self._stats) as books:
             books.purses(books.keys_of(owner, Lease.State.QUARANTINED.value))
-            done = self._entries_of(order_id)
+            done = self._entries_of(order_token)
             amounts = [(entry.unit, entry.amount) for entry in done]
             if not done:
                 for lease in books.read_leases(owner):
@@ -234,7 +246,13 @@ class Ledger:
                         amount = books.end_lease(lease, spent=spent)
                         amounts.append((purse.unit, amount))
                         books.enter(
-                            kind, purse, amount, order_id=order_id, actor=actor, note=f"{owner}: {note}".rstrip(": ")
+                            kind,
+                            purse,
+                            amount,
+                            order_id=order_id,
+                            order_token=order_token,
+                            actor=actor,
+                            note=f"{owner}: {note}".rstrip(": "),
                         )
                 JournalPosition.objects.using(self._using).filter(owner=owner).delete()
         result = {
@@ -248,10 +266,10 @@ class Ledger:
         log.warning("lease_resolved", extra=result)
         return result
 
-    def _entries_of(self, order_id: int | None) -> list[LedgerEntry]:
-        if order_id is None:
+    def _entries_of(self, order_token: str | None) -> list[LedgerEntry]:
+        if order_token is None:
             return []
-        return list(LedgerEntry.objects.using(self._using).filter(order_id=order_id))
+        return list(LedgerEntry.objects.using(self._using).filter(order_token=order_token))
 
     # --- windows ----------------------------------------------------------------------------------------------------
 
@@ -292,22 +310,18 @@ class Ledger:
         return {row.key: (transfers.free_amount(row), row.leased) for row in ledger_books.read(self._connection, keys)}
 
     def late_sources(self, specs: Iterable[WindowSpec]) -> dict[Key, Key]:
-        """As `sources_of`, for windows before those that these specs carry from: where leases are still out (their
-        owner lives on, or control died before it was buried), or what came back was not carried on yet."""
-        late: dict[Key, Key] = {}
-        for pool_id, unit, source in sources_of(specs).values():
-            rows = PoolWindow.objects.using(self._using).filter(pool_id=pool_id, unit=unit, window_start__lte=source)
-            starts = list(rows.order_by("-window_start").values_list("window_start", flat=True)[:_LATE_WINDOWS])
-            carried = LedgerEntry.objects.using(self._using).filter(
-                **{"kind": LedgerEntry.Kind.CARRY, "pool_id": pool_id, "unit": unit},
-                window_start=OuterRef("window_start"),
-            )
-            back = Q(committed__lt=F("capacity") - F("leased")) & Exists(carried)
-            open_rows = rows.filter(Q(leased__gt=0) | back, window_start__in=starts)
-            first = open_rows.order_by("window_start").values_list("window_start", flat=True).first()
-            chain = [start for start in reversed(starts) if first is not None and start >= first]
-            late.update({(pool_id, unit, after): (pool_id, unit, before) for before, after in pairwise(chain)})
-        return late
+        """Windows before those that these specs carry from, and the specs' own, to which their rests go.
+
+        Those where leases are still out (their owner lives on, or control died before it was buried), or where what
+        came back was not carried on yet.
+        """
+        targets: dict[tuple[int, int], Key] = {}
+        spans: list[tuple[int, int, int, int]] = []
+        for target, source in sources_of(specs).items():
+            pool_id, unit, start = source
+            targets[pool_id, unit] = target
+            spans.append((pool_id, unit, start - _LATE_WINDOWS * (target[2] - start), start))
+        return {key: targets[key[:2]] for key in ledger_books.unfinished(self._connection, spans)} if spans else {}
 
     def _carry(self, books: Books, source: PurseRow, target: PurseRow) -> int:
         amount = transfers.move_free(source, target)

@@ -5,7 +5,7 @@ Every transaction that moves amounts goes through `Books`, the settling of usage
     with opened(connection) as books:              # a durable transaction
         purse = books.purse((pool_id, unit, start))    # None when there is none
         transfers.correct(purse, amount)
-        books.enter(LedgerEntry.Kind.CORRECTION, purse, amount, order_id=…, actor=…, note=…)
+        books.enter(LedgerEntry.Kind.CORRECTION, purse, amount, order_id=…, order_token=…, actor=…, note=…)
 
 What was changed is written, and alerts that became due are raised, when the block ends without an exception.
 
@@ -73,7 +73,7 @@ class LeaseRow(msgspec.Struct, gc=False):
 
 
 class Others(msgspec.Struct):
-    """What the other workers have of a purse."""
+    """What workers have of a purse."""
 
     owners: int
     remaining: int
@@ -100,6 +100,17 @@ def read(connection: BaseDatabaseWrapper, keys: Iterable[Key]) -> list[PurseRow]
     with connection.cursor() as cursor:
         cursor.execute(_statements(connection).read, (_json(list(keys)),))
         return [PurseRow(*values) for values in cursor.fetchall()]
+
+
+def unfinished(connection: BaseDatabaseWrapper, spans: list[tuple[int, int, int, int]]) -> list[Key]:
+    """The purses from which something may still be carried over, of pools and units in spans of window starts.
+
+    A span is pool id, unit, first and last start. Leases are out there, or something came back after the rest had been
+    carried over.
+    """
+    with connection.cursor() as cursor:
+        cursor.execute(_statements(connection).unfinished, (_json(spans), LedgerEntry.Kind.CARRY.value))
+        return [(pool_id, unit, start) for pool_id, unit, start in cursor.fetchall()]
 
 
 def lock_order(key: Key) -> Key:
@@ -141,15 +152,16 @@ class Books:
         """Lock one purse; None when there is none."""
         return self.purses([key]).get(key)
 
-    def read_leases(self, owner: str) -> list[LeaseRow]:
-        """The leases an owner has of the purses that are locked."""
-        with self._connection.cursor() as cursor:
-            cursor.execute(self._sql.leases, (owner, _json(list(self._by_id))))
-            for values in cursor.fetchall():
-                row = LeaseRow(*values)
-                self._leases[owner, row.window_id] = row
-                self._stored_leases[owner, row.window_id] = LeaseRow(*values)
-        return [row for (name, _window), row in self._leases.items() if name == owner]
+    def read_leases(self, *owners: str) -> list[LeaseRow]:
+        """The leases these owners have of the purses that are locked."""
+        if self._by_id:
+            with self._connection.cursor() as cursor:
+                cursor.execute(self._sql.leases, (_json(owners), _json(list(self._by_id))))
+                for values in cursor.fetchall():
+                    row = LeaseRow(*values)
+                    self._leases[row.owner, row.window_id] = row
+                    self._stored_leases[row.owner, row.window_id] = LeaseRow(*values)
+        return [row for (name, _window), row in self._leases.items() if name in owners]
 
     def lease(self, owner: str, purse: PurseRow) -> LeaseRow:
         """The owner's lease of a locked purse, made when there is none; call `read_leases` before."""
@@ -166,6 +178,14 @@ class Books:
         """The purses an owner has leases of (of that state), without a lock."""
         leases = Lease.objects.using(self._using).filter(owner=owner, **({"state": state} if state else {}))
         return list(leases.values_list("window__pool_id", "window__unit", "window__window_start"))
+
+    def workers(self) -> dict[int, Others]:
+        """How many workers have leases of each purse that is locked (by its row's id), and what could be asked back."""
+        if not self._by_id:
+            return {}
+        with self._connection.cursor() as cursor:
+            cursor.execute(self._sql.workers, (_json(list(self._by_id)), Lease.State.ACTIVE.value, f"%{NO_WORKER}%"))
+            return {window_id: Others(owners, remaining) for window_id, owners, remaining in cursor.fetchall()}
 
     def others(self, owner: str, purse: PurseRow) -> Others:
         """What other workers have of a purse and could be asked to give back."""
@@ -194,6 +214,7 @@ class Books:
         amount: int,
         *,
         order_id: int | None = None,
+        order_token: str | None = None,
         actor: str = "",
         note: str = "",
     ) -> None:
@@ -202,6 +223,7 @@ class Books:
             LedgerEntry(
                 kind=kind,
                 order_id=order_id,
+                order_token=order_token,
                 pool_id=purse.pool_id,
                 unit=purse.unit,
                 window_start=purse.window_start,
@@ -242,7 +264,7 @@ class Books:
         log.warning("pool_alert", extra=fields)
 
 
-_PURSES, _LEASES = PoolWindow._meta.db_table, Lease._meta.db_table
+_PURSES, _LEASES, _ENTRIES = (model._meta.db_table for model in (PoolWindow, Lease, LedgerEntry))
 _PURSE_COLUMNS = ", ".join(f"w.{name}" for name in PurseRow.__struct_fields__)
 _LEASE_COLUMNS = ", ".join(f"l.{name}" for name in LeaseRow.__struct_fields__)
 _CASTS = {"unit": "smallint", "owner": "text", "state": "text", "alerts": "text"}  # all others: bigint
@@ -267,11 +289,24 @@ class _Statements:
             f"{'' if postgres else 'CROSS '}JOIN {_PURSES} AS w ON w.pool_id = k.pool_id AND w.unit = k.unit "
             "AND w.window_start = k.window_start ORDER BY w.pool_id, w.window_start, w.unit"
         )
+        span = _parts(("pool_id", "unit", "first_start", "last_start"), postgres=postgres)
+        self.unfinished = (
+            f"SELECT w.pool_id, w.unit, w.window_start FROM (SELECT {span} FROM {source}) AS k "  # noqa: S608
+            f"{'' if postgres else 'CROSS '}JOIN {_PURSES} AS w ON w.pool_id = k.pool_id AND w.unit = k.unit "
+            "AND w.window_start BETWEEN k.first_start AND k.last_start "
+            f"WHERE w.leased > 0 OR w.committed < w.capacity - w.leased AND EXISTS (SELECT 1 FROM {_ENTRIES} AS e "
+            "WHERE e.kind = %s AND e.pool_id = w.pool_id AND e.window_start = w.window_start AND e.unit = w.unit)"
+        )
         self.lock = self.read + (" FOR UPDATE OF w" if postgres else "")
-        elements = "jsonb_array_elements_text(%s::jsonb) AS r" if postgres else "json_each(%s) AS r"
-        self.leases = (
-            f"SELECT {_LEASE_COLUMNS} FROM {_LEASES} AS l WHERE l.owner = %s "  # noqa: S608
-            f"AND l.window_id IN (SELECT {'r::bigint' if postgres else 'r.value'} FROM {elements})"
+        # On PostgreSQL arrays: its planner knows what an index can do for them.
+        windows = "= ANY(ARRAY(SELECT jsonb_array_elements_text(%s::jsonb)::bigint))"
+        owners = "= ANY(ARRAY(SELECT jsonb_array_elements_text(%s::jsonb)))"
+        if not postgres:
+            windows = owners = "IN (SELECT value FROM json_each(%s))"
+        self.leases = f"SELECT {_LEASE_COLUMNS} FROM {_LEASES} AS l WHERE l.owner {owners} AND l.window_id {windows}"  # noqa: S608
+        self.workers = (
+            f"SELECT window_id, COUNT(*), CAST(SUM(remaining) AS bigint) FROM {_LEASES} "  # noqa: S608
+            f"WHERE window_id {windows} AND state = %s AND owner NOT LIKE %s GROUP BY window_id"
         )
         made = _parts(("pool_id", "unit", "window_start", "capacity"), postgres=postgres)
         self.make = (

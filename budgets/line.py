@@ -36,10 +36,21 @@ class Line:
         wallet = account.wallet
         account.need = max(account.need, need) if account.unanswered else need
         account.unanswered += 1
+        account.checking = False
         wallet.asking()
         waiting = ahead + sum(waiter.needs.get(account, 0) for waiter in account.waiters)
         want = min(WANT_MAX, max(wallet.block(), waiting) - min(0, wallet.free))
         self.send_ask(self.owner, *account.key, wallet.total, want, need)
+
+    def ask_total(self, account: Account) -> None:
+        """Ask only what was granted in all, wanting nothing: an answer may have been lost with the line. The answer
+        also says that control has read everything that was said of the purse before."""
+        if self.send_ask is None or not self.up:
+            return
+        account.unanswered += 1
+        account.need = 0
+        account.checking = True
+        self.send_ask(self.owner, *account.key, account.wallet.total, 0, 0)
 
     def ask_ahead(self, account: Account) -> None:
         """Ask before anybody must wait, unless an answer is due already."""

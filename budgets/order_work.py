@@ -56,6 +56,8 @@ def transfer(connection: BaseDatabaseWrapper, order: LedgerOrder) -> Outcome:
         keys = [_current(connection, pool_id, unit) for pool_id in (source_id, target_id)]
         purses = books.purses(key for key in keys if key is not None)
         pair = [purses[key] for key in keys if key in purses]
+        if _entered(connection, order):  # by the writer of another host, for which these locks waited
+            return done
         refusal = _transfer_refusal(pair, unit, amount)
         if refusal:
             return Outcome(REFUSED, refusal)
@@ -73,7 +75,7 @@ def resolve(connection: BaseDatabaseWrapper, order: LedgerOrder, journals: Path)
     known = _quarantined(connection, owner) or owner in bad_journals.owners(journals)
     if not known and not _entered(connection, order):
         return Outcome(REFUSED, "There is no quarantined lease of this owner.")
-    found = Ledger(connection).resolve(owner, spent=spent, order_id=order.pk, actor=order.actor, note=order.note)
+    found = Ledger(connection).resolve(owner, spent=spent, **_signed(order))
     pairs = ((Unit.TOKENS, found["tokens"]), (Unit.PICO_USD, found["pico_usd"]))
     what = " and ".join(amounts.shown(unit, amount) for unit, amount in pairs if amount) or "Nothing"
     return Outcome(DONE, f"{what} {'written off as spent' if spent else 'given back'}.")
@@ -121,7 +123,7 @@ def _transfer_refusal(pair: list[PurseRow], unit: int, amount: int) -> str:
 
 
 def _entered(connection: BaseDatabaseWrapper, order: LedgerOrder) -> bool:
-    return LedgerEntry.objects.using(connection.alias).filter(order_id=order.pk).exists()
+    return LedgerEntry.objects.using(connection.alias).filter(order_token=order.token).exists()
 
 
 def _quarantined(connection: BaseDatabaseWrapper, owner: str) -> bool:
@@ -130,4 +132,4 @@ def _quarantined(connection: BaseDatabaseWrapper, owner: str) -> bool:
 
 
 def _signed(order: LedgerOrder) -> dict[str, Any]:
-    return {"order_id": order.pk, "actor": order.actor, "note": order.note}
+    return {"order_id": order.pk, "order_token": order.token, "actor": order.actor, "note": order.note}

@@ -1,7 +1,7 @@
 """What operators order to be done to the ledger: placing orders, and the job that carries each out exactly once.
 
 An order is a row of the site's database, placed together with its audit entry. The writer's thread carries it out in a
-transaction of the ledger that also leaves the order's number there (`LedgerEntry.order_id`, or `LedgerState` for a
+transaction of the ledger that also leaves the order's token there (`LedgerEntry.order_token`, or `LedgerState` for a
 reporting period), and then has the row marked. Control may die anywhere in between: an order that is found open again
 changes nothing a second time. Whether somebody may place an order is for the caller to check.
 """
@@ -27,6 +27,7 @@ from budgets import order_work, retention, rollups
 from budgets.models.access import LedgerOrder
 from budgets.models.ledger import LedgerState
 from budgets.order_work import DONE, LATER, REFUSED, Outcome
+from budgets.outages import is_outage
 from budgets.pace import Chunk
 from budgets.records import Unit
 from budgets.transfers import CAPACITY_LIMIT
@@ -180,10 +181,11 @@ class Orders:
     def _take(self, connection: BaseDatabaseWrapper, order: LedgerOrder) -> None:
         try:
             outcome = self._carry_out(connection, order)
-        except DatabaseError:
-            raise  # the database is away; the order stays open
         except Exception as exc:
+            if is_outage(exc):
+                raise  # the order stays open
             log.exception("order_failed", extra={"order": order.pk, "kind": order.kind})
+            self._prunes.pop(order.pk, None)
             outcome = Outcome(REFUSED, f"It failed: {type(exc).__name__}. The log says more.")
         if outcome.state != LATER:
             log.info("order_" + outcome.state, extra={"order": order.pk, "kind": order.kind, "result": outcome.text})
@@ -202,7 +204,7 @@ class Orders:
             case "replay":
                 return order_work.replay(connection, order, self._journals)
             case "period":
-                period = rollups.start_period(connection, order=f"{_MARK}{order.pk}")
+                period = rollups.start_period(connection, order=f"{_MARK}{order.token}")
                 if period is None:
                     self.period_s = rollups.AGAIN_S
                     return Outcome(LATER)
@@ -238,9 +240,9 @@ class Orders:
     def _tidy(self, connection: BaseDatabaseWrapper) -> None:
         """Once per process: forget that orders were carried out whose rows say so by now."""
         names = LedgerState.objects.using(connection.alias).filter(name__startswith=_MARK)
-        numbers = {int(name.removeprefix(_MARK)) for name in names.values_list("name", flat=True)}
-        still_open = set(LedgerOrder.objects.filter(pk__in=numbers, state="open").values_list("pk", flat=True))
-        done = [f"{_MARK}{number}" for number in numbers - still_open]
+        tokens = {name.removeprefix(_MARK) for name in names.values_list("name", flat=True)}
+        still_open = set(LedgerOrder.objects.filter(token__in=tokens, state="open").values_list("token", flat=True))
+        done = [f"{_MARK}{token}" for token in tokens - still_open]
         LedgerState.objects.using(connection.alias).filter(name__in=done).delete()
         self._tidied = True
 

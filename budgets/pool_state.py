@@ -18,7 +18,6 @@ from budgets import amounts, reports
 from budgets.balances import Balance, PoolBalance, balances
 from budgets.forecast import Forecast
 from budgets.models import Agent, ApiKey, Lease, LedgerEntry, Pool, PoolAlert, PoolWindow, Team
-from budgets.models.fields import pico
 from budgets.records import Unit
 from budgets.samples import forecast_of
 
@@ -78,11 +77,6 @@ class PoolState:
     entries: Sequence[LedgerEntry] = ()
     quarantined: Sequence[Lease] = ()
     sections: frozenset[str] = frozenset()
-
-
-def limits(pool: Pool) -> tuple[int | None, int | None]:
-    """The pool's limits by unit: tokens and pico-USD."""
-    return pool.capacity_tokens, None if pool.capacity_usd is None else pico(pool.capacity_usd)
 
 
 def read(pool: Pool, user: AbstractBaseUser | AnonymousUser) -> PoolState:

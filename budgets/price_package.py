@@ -18,6 +18,7 @@ from genai_prices.data import providers as _package_data
 
 from budgets.price_list import Amounts, Expectation, PriceList, Remark, Stage, Tiers, Wanted, at_step
 from budgets.prices import IMPORT_SOURCE, matches
+from budgets.validation import PRICE_LIMIT_USD
 
 _CLASSES: Mapping[str, str] = {  # by the package's name
     "input_mtok": "input_usd_per_mtok",
@@ -214,6 +215,8 @@ class _Reader:
         rounded = {name: value.quantize(_PLACES, rounding=ROUND_CEILING) for name, value in values.items()}
         if any(rounded[name] != value for name, value in values.items()):
             self._remark(model, "rounded up to six places")
+        if max(rounded.values()) > PRICE_LIMIT_USD:
+            raise _NotExpressedError(f"a price above {PRICE_LIMIT_USD:,} USD")
         return Amounts(**rounded)
 
     def _check(self, model: package.ModelInfo, given: Mapping[str, Decimal]) -> None:

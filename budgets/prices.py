@@ -35,7 +35,8 @@ class _Epoch(NamedTuple):
 
     steps: tuple[int, ...]  # ascending, from 0
     rows: tuple[PriceRecord | None, ...]
-    bounds: tuple[PriceBound | None, ...]
+    bounds: tuple[PriceBound | None, ...]  # None from the first step without a price
+    known: tuple[PriceBound | None, ...]  # of the steps that have a price
 
 
 class _Answer:
@@ -88,17 +89,27 @@ class PriceBook:
 
         `route` is the route's name, `input_tokens` what the request's input really was.
         """
-        steps, rows, _ = self._answer(provider, kind, model, route).epoch(at)
+        steps, rows, _, _ = self._answer(provider, kind, model, route).epoch(at)
         return rows[0] if len(steps) == 1 else rows[bisect_right(steps, input_tokens) - 1]
 
     def bound(
-        self, provider: str, kind: str, model: str, at: float, *, route: str = "", input_tokens: int
+        self,
+        provider: str,
+        kind: str,
+        model: str,
+        at: float,
+        *,
+        route: str = "",
+        input_tokens: int,
+        partly: bool = False,
     ) -> PriceBound | None:
         """The dearest token over all classes, and all steps up to `input_tokens`.
 
-        None when not every request up to that size has a price: no cost can be promised then.
+        None when not every request up to that size has a price: no cost can be promised then. With `partly` a size
+        without a price costs nothing, and None means that none has one.
         """
-        steps, _, bounds = self._answer(provider, kind, model, route).epoch(at)
+        epoch = self._answer(provider, kind, model, route).epoch(at)
+        steps, bounds = epoch.steps, epoch.known if partly else epoch.bounds
         return bounds[0] if len(steps) == 1 else bounds[bisect_right(steps, input_tokens) - 1]
 
     def _find_answer(self, provider: str, kind: str, model: str, route: str) -> _Answer:
@@ -131,15 +142,16 @@ def _in_force(things: Sequence[Sequence[PriceRecord]], at: float) -> _Epoch:
     tiers = [{row.from_tokens: row for row in rows if row.valid_from <= at} for rows in things]
     steps = tuple(sorted({0}.union(*tiers)))
     rows = tuple(_at_step(tiers, step) for step in steps)
-    bounds: list[PriceBound | None] = []
+    known: list[PriceBound | None] = []
+    before: PriceBound | None = None
     for row in rows:
-        if row is None or (bounds and bounds[-1] is None):
-            bounds.append(None)
-            continue
-        before = bounds[-1] if bounds and bounds[-1] is not None else (0, 0, 0, 0)
-        dearest = zip(before[1:], (*_dearest(row), row.request), strict=True)
-        bounds.append(PriceBound(row.id, *(max(pair) for pair in dearest)))
-    return _Epoch(steps, rows, tuple(bounds))
+        if row is not None:
+            dearest = zip(before[1:] if before else (0, 0, 0), (*_dearest(row), row.request), strict=True)
+            before = PriceBound(row.id, *(max(pair) for pair in dearest))
+        known.append(before)
+    whole = rows.index(None) if None in rows else len(rows)
+    bounds = (*known[:whole], *(None for _ in rows[whole:]))
+    return _Epoch(steps, rows, bounds, tuple(known))
 
 
 def _at_step(tiers: Sequence[dict[int, PriceRecord]], input_tokens: int) -> PriceRecord | None:

@@ -32,7 +32,8 @@ class Draw(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
 
 OBSERVED = -1
-PRICE_UNKNOWN, PRICE_FREE = 0, -1  # `price_id` where no row was used: nobody knows / a local provider
+# `price_id` where no row was used: nobody knows / a local provider / nothing to price (reported by a caller)
+PRICE_UNKNOWN, PRICE_FREE, PRICE_NONE = 0, -1, -2
 
 
 class Basis(enum.IntEnum):
@@ -99,7 +100,7 @@ class PriceRecord(msgspec.Struct, frozen=True, array_like=True):
     imported: bool = False  # from a price list: an operator's own rows win over it
 
 
-class HoldRecord(msgspec.Struct, array_like=True):
+class HoldRecord(msgspec.Struct, array_like=True, gc=False):
     """Journal `R`: written before the upstream call. Enough to make a usage row if no end follows."""
 
     rid: bytes  # 16 bytes, time-ordered, ours
@@ -123,7 +124,7 @@ class HoldRecord(msgspec.Struct, array_like=True):
     request_pico: int = 0
 
 
-class UsageRecord(msgspec.Struct, array_like=True):
+class UsageRecord(msgspec.Struct, array_like=True, gc=False):
     """Journal `C`: the complete usage record of one attempt, written before the last byte is delivered."""
 
     rid: bytes

@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+from django.conf import settings
+from django.db import connections
 
-from budgets import amounts, bad_journals, journal
+from budgets import amounts, bad_journals, journal, retention, rollups
 from budgets.bad_journals import Contents
 from budgets.journal_reader import JournalReader
 from budgets.models import JournalPosition, Lease, Pool, Usage
@@ -90,8 +92,9 @@ def running(directory: Path) -> list[Held]:
 
 
 def _described(directory: Path, owner: str, leases: list[LeaseLeft]) -> Quarantined:
+    known_from_s = rollups.state(connections[settings.HOOSH_LEDGER_DB], retention.USAGE_FROM)
     try:
-        read = bad_journals.contents(directory, owner)
+        read = bad_journals.contents(directory, owner, known_from_s=known_from_s)
     except OSError:
         reason = "its files are not in this host's journal directory"
         read = Contents(files=[], reason=reason, usage=[], open_holds=[])

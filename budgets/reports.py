@@ -7,7 +7,7 @@ row is missing or counted twice while the rollups move on. Reading is all that h
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any, Final
@@ -16,17 +16,17 @@ from django.conf import settings
 from django.db import connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 
-from budgets.models.fields import usd
+from budgets.models.fields import HIGH_PICO, usd
 from budgets.models.ledger import LedgerState, Usage, UsageRollup
 
 Key = int | str | dt.date
 
 CURRENT: Final = -1  # the reporting period in force
 DAY_S = 86_400
-_STEP = 10**6  # amounts are summed as quotient and remainder: a sum of whole amounts may not fit into 64 bits
+_TEXTS = ("endpoint", "model", "upstream_model")
 _COLUMNS: Mapping[str, str] = {
     **{f"{name}": f"{name}_id" for name in ("team", "agent", "key", "pool", "provider", "route")},
-    **{name: name for name in ("endpoint", "model", "upstream_model")},
+    **{name: name for name in _TEXTS},
 }
 DIMENSIONS = (*_COLUMNS, "day", "period")
 _COUNTS = (
@@ -34,6 +34,15 @@ _COUNTS = (
     *("input_tokens", "cached_tokens", "cache_write_tokens", "output_tokens", "reasoning_tokens", "tokens"),
     "latency_us",
 )
+_SUMMED = (*_COUNTS, "cost_milli_usd", "cost_rest_pico")
+
+
+class TooManyGroupsError(ValueError):
+    """There are more groups than were asked for at most (`limit`)."""
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(f"There are more than {limit:,} groups.")
+        self.limit = limit
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,37 +75,80 @@ def totals(
     since: int | None = None,
     until: int | None = None,
     period: int | None = None,
+    limit: int | None = None,
+    unpriced_only: bool = False,
 ) -> list[Total]:
     """Sums by `group_by` (names of `DIMENSIONS`), the most expensive first; one row at most without any.
 
     `filters` names the values of dimensions that are counted (`{"team": [3]}`). `since` (included) and `until` (not
     included) are Unix seconds at the start of a day in UTC: older rollups know nothing shorter. `period` is a
-    reporting period's number, `CURRENT`, or None for all. Raises `ValueError` for a dimension that does not exist and
-    for times within a day.
+    reporting period's number, `CURRENT`, or None for all. With `unpriced_only` nothing counts but what no price was
+    known for (and what was summed together with it). Raises `TooManyGroupsError` when there are more than `limit`
+    groups, `ValueError` for a dimension that does not exist and for times within a day.
     """
-    filters = filters or {}
+    query = _query(group_by, filters or {}, since, until)
+    sql, values = query.statement(filters or {}, since, until, period, unpriced_only=unpriced_only)
+    if limit is not None:
+        sql += f" LIMIT {limit + 1:d}"
+    with query.connection.cursor() as cursor:
+        cursor.execute(sql, values)
+        rows = cursor.fetchall()
+    if limit is not None and len(rows) > limit:
+        raise TooManyGroupsError(limit)
+    return _ordered(total for row in rows if (total := query.total(query.group_by, row)).attempts)
+
+
+def tables(
+    *names: str,
+    filters: Mapping[str, Collection[Key]] | None = None,
+    since: int | None = None,
+    until: int | None = None,
+    period: int | None = None,
+) -> dict[str, list[Total]]:
+    """For each of these dimensions the sums by it, in one reading of the ledger; the rest as for `totals`."""
+    query = _query(names, filters or {}, since, until)
+    cells, values = query.statement(filters or {}, since, until, period, unpriced_only=False)
+    sums = ", ".join(f"SUM({name})" for name in _SUMMED)
+    parts = []
+    for number in range(len(names)):
+        keys = [f"g{place}" if place == number else _nothing(name) for place, name in enumerate(names)]
+        parts.append(f"SELECT {number}, {', '.join(keys)}, {sums} FROM cells GROUP BY g{number}")  # noqa: S608
+    found: list[list[Total]] = [[] for _ in names]
+    with query.connection.cursor() as cursor:
+        cursor.execute(f"WITH cells AS MATERIALIZED ({cells}) {' UNION ALL '.join(parts)}", values)
+        for number, *row in cursor.fetchall():
+            key, figures = row[number], row[len(names) :]
+            if (total := query.total((names[number],), [key, *figures])).attempts:
+                found[number].append(total)
+    return {name: _ordered(table) for name, table in zip(names, found, strict=True)}
+
+
+def _nothing(name: str) -> str:
+    """NULL of a dimension's kind: PostgreSQL wants to know."""
+    return f"CAST(NULL AS {'text' if name in _TEXTS else 'bigint'})"
+
+
+def _query(
+    group_by: Sequence[str], filters: Mapping[str, Collection[Key]], since: int | None, until: int | None
+) -> _Query:
     unknown = [name for name in (*group_by, *filters) if name not in DIMENSIONS]
     if unknown:
         raise ValueError(f"There is no dimension '{unknown[0]}'.")
     if any(moment is not None and moment % DAY_S for moment in (since, until)):
         raise ValueError("Costs are kept by whole days in UTC.")
-    connection = connections[settings.HOOSH_LEDGER_DB]
-    query = _Query(connection, tuple(dict.fromkeys(group_by)))
-    sql, values = query.statement(filters, since, until, period)
-    with connection.cursor() as cursor:
-        cursor.execute(sql, values)
-        found = [query.total(row) for row in cursor.fetchall()]
-    found = [total for total in found if total.attempts]
-    found.sort(key=lambda total: (-total.cost_usd, -total.tokens, *map(str, total.keys.values())))
-    return found
+    return _Query(connections[settings.HOOSH_LEDGER_DB], tuple(dict.fromkeys(group_by)))
+
+
+def _ordered(found: Iterable[Total]) -> list[Total]:
+    return sorted(found, key=lambda total: (-total.cost_usd, -total.tokens, *map(str, total.keys.values())))
 
 
 class _Query:
     """One statement over both tables. Every name in it is one of the constants of this module."""
 
     def __init__(self, connection: BaseDatabaseWrapper, group_by: tuple[str, ...]) -> None:
-        self._connection = connection
-        self._group_by = group_by
+        self.connection = connection
+        self.group_by = group_by
         self._rollups = {**_COLUMNS, "day": f"start - start %% {DAY_S}", "period": "period"}
         self._rows = {**_COLUMNS, "day": self._day_of_row(), "period": _state("period")}
 
@@ -106,10 +158,15 @@ class _Query:
         since: int | None,
         until: int | None,
         period: int | None,
+        *,
+        unpriced_only: bool,
     ) -> tuple[str, list[Any]]:
         """The statement and its values."""
         rollups, rollup_values = self._conditions(self._rollups, filters, period)
         rows, row_values = self._conditions(self._rows, filters, period)
+        if unpriced_only:
+            rollups.append("unpriced > 0")
+            rows.append("price_id = 0 AND tokens > 0")
         rows.insert(0, f"id > {_state('rolled_up')}")
         for sign, moment in ((">=", since), ("<", until)):
             if moment is not None:
@@ -117,30 +174,30 @@ class _Query:
                 rollup_values.append(moment)
                 rows.append(f"at {sign} %s")
                 row_values.append(self._moment(moment))
-        groups = [f"g{number}" for number in range(len(self._group_by))]
+        groups = [f"g{number}" for number in range(len(self.group_by))]
         parts = (
-            self._part(UsageRollup._meta.db_table, self._rollups, rollups, {name: name for name in _COUNTS}),
+            self._part(UsageRollup._meta.db_table, self._rollups, rollups, {name: name for name in _SUMMED}),
             self._part(Usage._meta.db_table, self._rows, rows, _OF_ROW),
         )
-        sums = ", ".join(f"SUM({name})" for name in (*_COUNTS, "cost_high", "cost_low"))
+        sums = ", ".join(f"SUM({name}) AS {name}" for name in _SUMMED)
         sql = f"SELECT {', '.join([*groups, sums])} FROM ({' UNION ALL '.join(parts)}) AS parts"  # noqa: S608
         if groups:
             sql += f" GROUP BY {', '.join(groups)}"
         return sql, rollup_values + row_values
 
-    def total(self, row: Sequence[Any]) -> Total:
-        """A row of the answer."""
-        width = len(self._group_by)
-        keys = {name: _key(name, value) for name, value in zip(self._group_by, row[:width], strict=True)}
-        *counts, high, low = (int(value or 0) for value in row[width:])
-        return Total(keys=keys, cost_usd=usd(high * _STEP + low), **dict(zip(_COUNTS, counts, strict=True)))
+    @staticmethod
+    def total(names: Sequence[str], row: Sequence[Any]) -> Total:
+        """A row of an answer that begins with the values of these dimensions."""
+        width = len(names)
+        keys = {name: _key(name, value) for name, value in zip(names, row[:width], strict=True)}
+        *counts, milli, rest = (int(value or 0) for value in row[width:])
+        return Total(keys=keys, cost_usd=usd(milli * HIGH_PICO + rest), **dict(zip(_COUNTS, counts, strict=True)))
 
-    def _part(self, table: str, columns: Mapping[str, str], where: Sequence[str], counts: Mapping[str, str]) -> str:
-        keys = [f"{columns[name]} AS g{number}" for number, name in enumerate(self._group_by)]
-        sums = [f"{expression} AS {name}" for name, expression in counts.items()]
-        money = [f"cost_pico / {_STEP} AS cost_high", f"cost_pico %% {_STEP} AS cost_low"]
+    def _part(self, table: str, columns: Mapping[str, str], where: Sequence[str], sums: Mapping[str, str]) -> str:
+        keys = [f"{columns[name]} AS g{number}" for number, name in enumerate(self.group_by)]
+        summed = [f"{expression} AS {name}" for name, expression in sums.items()]
         condition = f" WHERE {' AND '.join(where)}" if where else ""
-        return f"SELECT {', '.join([*keys, *sums, *money])} FROM {table}{condition}"  # noqa: S608
+        return f"SELECT {', '.join([*keys, *summed])} FROM {table}{condition}"  # noqa: S608
 
     def _conditions(
         self, columns: Mapping[str, str], filters: Mapping[str, Collection[Key]], period: int | None
@@ -159,13 +216,13 @@ class _Query:
         return conditions, values
 
     def _day_of_row(self) -> str:
-        if self._connection.vendor == "postgresql":
+        if self.connection.vendor == "postgresql":
             return "EXTRACT(epoch FROM date_trunc('day', at, 'UTC'))::bigint"
         return "CAST(strftime('%%s', substr(at, 1, 10)) AS INTEGER)"
 
     def _moment(self, moment: int) -> Any:
         at = dt.datetime.fromtimestamp(moment, dt.UTC)
-        return self._connection.ops.adapt_datetimefield_value(at)
+        return self.connection.ops.adapt_datetimefield_value(at)
 
 
 def _state(name: str) -> str:
@@ -191,4 +248,6 @@ _OF_ROW: Mapping[str, str] = {
     "attempts": "1",
     "errors": "CASE WHEN error <> '' THEN 1 ELSE 0 END",
     "unpriced": "CASE WHEN price_id = 0 AND tokens > 0 THEN 1 ELSE 0 END",
+    "cost_milli_usd": f"cost_pico / {HIGH_PICO}",
+    "cost_rest_pico": f"cost_pico %% {HIGH_PICO}",
 }

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import datetime as dt
 import os
+import threading
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
@@ -23,18 +24,21 @@ from django.db.models import QuerySet
 from django.utils import timezone
 
 from budgets import ledger_sql, transfers
+from budgets.grants import RECALL_PAUSE_S
 from budgets.ledger_books import NO_WORKER, Books, Key, PurseRow, make, opened
 from budgets.models.ledger import PoolWindow, Reservation
-from budgets.records import OBSERVED, Basis, Draw, Unit, UsageRecord
+from budgets.records import OBSERVED, PRICE_NONE, Basis, Draw, Unit, UsageRecord
 from budgets.settle import WriterStoppedError
 
 TOKENS_MAX = 10**12
 TTL_S, TTL_MAX_S = 600, 86_400
+OPEN_MAX = 100  # reservations of one key
 RECALL_WAIT_S = 2.0  # for what lies idle at workers
 RECALL_STEP_S = 0.05
 LEDGER_WAIT_S = 5.0
 EXPIRED_PER_RUN = 100
 ENDPOINT = "tokens"  # of the usage rows
+_REMEMBERED = 1024  # purses that were called back
 
 _T = TypeVar("_T")
 _State = Reservation.State
@@ -58,6 +62,10 @@ class NotYourReservationError(ReservationError):
 
 class AlreadyReportedError(ReservationError):
     """The reservation was reported with another number."""
+
+
+class TooManyReservationsError(ReservationError):
+    """The key has `OPEN_MAX` open reservations."""
 
 
 class OtherReservationError(ReservationError):
@@ -124,12 +132,15 @@ class Reservations:
     def __init__(self, writer: Submits, *, recall: Callable[[int, int, int], object] = lambda *purse: None) -> None:
         """`recall(pool_id, unit, window_start)` asks the workers to return what they do not use."""
         self._writer, self._recall = writer, recall
+        self._lock = threading.Lock()
+        self._recalled_at: dict[Key, float] = {}  # monotonic clock
 
     def reserve(self, wanted: Wanted, *, wait_s: float = RECALL_WAIT_S) -> Reservation | None:
         """The reservation, or None when there is no room for it.
 
         What lies idle at workers is called back and waited for. With an idempotency key the reservation it made before
-        is returned. Raises `OtherReservationError` when that was a different one, and `LedgerAwayError`.
+        is returned. Raises `OtherReservationError` when that was a different one, `TooManyReservationsError` and
+        `LedgerAwayError`.
         """
         ends_at = time.monotonic() + wait_s
         while True:
@@ -137,7 +148,7 @@ class Reservations:
             if outcome.made is not None or not outcome.elsewhere or time.monotonic() >= ends_at:
                 return outcome.made
             for purse in outcome.lacking:
-                self._recall(*purse)
+                self._call_back(purse)
             time.sleep(RECALL_STEP_S)
 
     def report(self, used: Used) -> Reservation:
@@ -146,6 +157,17 @@ class Reservations:
         Raises `ReservationNotFoundError`, `NotYourReservationError`, `AlreadyReportedError`, `LedgerAwayError`.
         """
         return self._do(lambda connection: _report(connection, used))
+
+    def _call_back(self, purse: Key) -> None:
+        """However many callers wait: each call-back is heard by all workers."""
+        now = time.monotonic()
+        with self._lock:
+            if now - self._recalled_at.get(purse, -RECALL_PAUSE_S) < RECALL_PAUSE_S:
+                return
+            if len(self._recalled_at) >= _REMEMBERED:
+                self._recalled_at.clear()
+            self._recalled_at[purse] = now
+        self._recall(*purse)
 
     def _do(self, work: Callable[[BaseDatabaseWrapper], _T]) -> _T:
         future = self._writer.submit(work)
@@ -205,6 +227,8 @@ def _reserve_once(connection: BaseDatabaseWrapper, wanted: Wanted) -> _Outcome:
     with opened(connection) as books:
         if (made := _made_before(connection, wanted)) is not None:
             return _Outcome(made)
+        if _rows(connection).filter(key_id=wanted.key_id, state=_State.OPEN).count() >= OPEN_MAX:
+            raise TooManyReservationsError(f"the key has {OPEN_MAX} open reservations")
         starts = current_windows(connection, (share.pool_id for share in wanted.shares))
         keys = {share: (share.pool_id, Unit.TOKENS.value, starts.get(share.pool_id, -1)) for share in wanted.shares}
         purses = books.purses(keys.values())
@@ -342,7 +366,7 @@ def _usage(row: Reservation, actual: int, draws: tuple[Draw, ...]) -> UsageRecor
         tokens=actual,
         held=row.tokens,
         cost_pico=0,
-        price_id=0,
+        price_id=PRICE_NONE,
         basis=Basis.REPORTED,
         latency_us=0,
         ttft_us=0,

@@ -1,9 +1,10 @@
 """What the ledger forgets, and when. Runs in the writer's thread, in chunks of some milliseconds each.
 
 Usage rows go after `HOOSH_USAGE_DAYS`, or earlier when there are more than `HOOSH_USAGE_ROWS`, but never before they
-are in the hourly sums; hourly sums become daily ones after 90 days and stay for ever. Windows, entries and alerts stay
-as well. Money never waits for a deletion: each step is one transaction of at most `CHUNK_ROWS` rows, made smaller
-when it took longer than `CHUNK_S`, with a pause behind it.
+are in the hourly sums, and not in the first week where an earlier version left such rows. Hourly sums become daily ones
+after 90 days and stay for ever. Windows, entries and alerts stay as well. Money never waits for a deletion: each step
+is one transaction of at most `CHUNK_ROWS` rows, made smaller when it took longer than `CHUNK_S`, with a pause behind
+it.
 """
 
 from __future__ import annotations
@@ -43,6 +44,9 @@ DISK_LOG_S = 60.0
 # A usage row keeps its request from being booked twice when a journal is read again, and a call may take a day.
 LEAST_AGE_S = 25 * 3_600
 USAGE_FROM = "usage_from"  # in LedgerState: usage rows of before this moment (Unix seconds) may be gone
+SINCE = "retention_since"  # in LedgerState: before this moment (Unix seconds) no usage row goes for its age or number
+GRACE_DAYS = 7  # that an operator has after an upgrade to choose how long rows are kept
+FOLDED_TO = "folded_to"  # in LedgerState: hourly sums that begin before it are daily ones
 _DAY_S = rollups.DAY_S
 
 
@@ -81,7 +85,7 @@ class Retention:
         self._days = self._keep.days  # less while the disk is nearly full
         self._disk_logged_at = -DISK_LOG_S
         self._chunk = chunk()
-        self._folded_to = 0
+        self._since = 0  # as in LedgerState; 0 = not read yet
         self._steps: tuple[Callable[[BaseDatabaseWrapper], bool], ...] = (
             *(self._usage, self._reservations, self._samples, self._fold, self._shapes, self._pages),
         )
@@ -106,6 +110,8 @@ class Retention:
 
     def _usage(self, connection: BaseDatabaseWrapper) -> bool:
         """As many chunks as fit into half the time of one: it must outrun any rate at which rows come in."""
+        if self._days == self._keep.days and self._clock() < self._retention_since(connection):
+            return False  # on a disk that is nearly full there is no time to wait
         began, deleted_any = time.monotonic(), False
         while time.monotonic() - began < CHUNK_S / 2:
             with self._chunk as rows:
@@ -116,6 +122,20 @@ class Retention:
                 break
             deleted_any = True
         return deleted_any
+
+    def _retention_since(self, connection: BaseDatabaseWrapper) -> int:
+        """When deleting begins: at once, but a week later where an earlier version has left rows that would go."""
+        self._since = self._since or rollups.state(connection, SINCE)
+        if not self._since:
+            now_s = self._clock()
+            grace = has_surplus(connection, self._keep, now_s=now_s)
+            since = int(now_s) + (GRACE_DAYS * _DAY_S if grace else 0)
+            rollups.set_state(connection, SINCE, since)
+            self._since = since
+            if grace:
+                at = f"{dt.datetime.fromtimestamp(since, dt.UTC):%Y-%m-%dT%H:%M:%SZ}"
+                log.warning("retention_begins", extra={"at": at, "usage_days": self._keep.days})
+        return self._since
 
     def _look_at_disk(self, connection: BaseDatabaseWrapper) -> None:
         """Keep fewer days while the disk is nearly full: half as many at each look, at least one."""
@@ -152,8 +172,11 @@ class Retention:
 
     def _fold(self, connection: BaseDatabaseWrapper) -> bool:
         before = int(self._clock() - HOURLY_DAYS * _DAY_S) // _DAY_S * _DAY_S
+        since = rollups.state(connection, FOLDED_TO)
         with self._chunk as limit:
-            folded, self._folded_to = rollups.fold(connection, since=self._folded_to, before=before, limit=limit)
+            folded, folded_to = rollups.fold(connection, since=since, before=before, limit=limit)
+        if folded_to > since:
+            rollups.set_state(connection, FOLDED_TO, folded_to)
         return folded > 0
 
     def _shapes(self, connection: BaseDatabaseWrapper) -> bool:
@@ -198,6 +221,15 @@ def delete_usage(connection: BaseDatabaseWrapper, *, before_s: float, limit: int
         known_from = max(rollups.state(connection, USAGE_FROM), int(found[-1][1].timestamp()) + 1)
         rollups.set_state(connection, USAGE_FROM, known_from)
     return len(found)
+
+
+def has_surplus(connection: BaseDatabaseWrapper, keep: Kept, *, now_s: float) -> bool:
+    """Whether there are usage rows older, or more, than are kept."""
+    rows = Usage.objects.using(connection.alias)
+    span = rows.aggregate(first=Min("id"), last=Max("id"))
+    if keep.rows and span["first"] is not None and span["last"] - span["first"] + 1 > keep.rows:
+        return True
+    return rows.filter(at__lt=dt.datetime.fromtimestamp(cutoff_s(keep.days, now_s), dt.UTC)).exists()
 
 
 def delete_surplus(connection: BaseDatabaseWrapper, most: int, *, now_s: float, limit: int) -> int:

@@ -15,17 +15,19 @@ from django.db import transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 from budgets.ledger_sql import ROLLUP_LOCK
+from budgets.models.fields import HIGH_PICO
 from budgets.models.ledger import LedgerState, Usage, UsageRollup
 from budgets.pace import Chunk
 
 PERIOD_S = 2.0
 AGAIN_S = 0.05  # pause when there is more than one pass takes
-PASS_ROWS, LEAST_ROWS = 8_000, 500  # in one pass; fewer where that takes longer than
-PASS_S = 0.05
+PASS_ROWS, LEAST_ROWS = 4_000, 500  # in one pass; fewer where that takes longer than
+PASS_S = 0.02
 HOUR_S, DAY_S = 3_600, 86_400
 ROLLED_UP, REPORTING_PERIOD, PERIOD_SINCE = "rolled_up", "period", "period_since"  # names in LedgerState
 
-# What is summed: the rollup's column and its SQL over usage rows. Reports over rows not counted yet use the same.
+# What is summed: the rollup's column and its SQL over usage rows. Reports over rows not counted yet use the same. Costs
+# are summed in two parts: rows of up to a million USD each fit, as long as there are fewer than 9 billion.
 SUMS: dict[str, str] = {
     "requests": "SUM(CASE WHEN attempt = 0 THEN 1 ELSE 0 END)",
     "attempts": "COUNT(*)",
@@ -35,9 +37,11 @@ SUMS: dict[str, str] = {
         name: f"SUM({name})"
         for name in (
             *("input_tokens", "cached_tokens", "cache_write_tokens", "output_tokens", "reasoning_tokens"),
-            *("tokens", "cost_pico", "latency_us"),
+            *("tokens", "latency_us"),
         )
     },
+    "cost_milli_usd": f"SUM(cost_pico / {HIGH_PICO})",
+    "cost_rest_pico": f"SUM(cost_pico %% {HIGH_PICO})",
 }
 WHO = ("team_id", "agent_id", "key_id", "pool_id", "provider_id", "route_id", "endpoint", "model", "upstream_model")
 
@@ -100,10 +104,13 @@ def start_period(connection: BaseDatabaseWrapper, *, order: str, limit: int = PA
 def fold(connection: BaseDatabaseWrapper, *, since: int, before: int, limit: int) -> tuple[int, int]:
     """Add up to `limit` hourly sums that start in [`since`, `before`) to daily ones and delete them.
 
-    How many there were, and the start of the last of them (`before` when none is left).
+    How many there were, and the start of the last of them (`before` when none is left). None while another host settles
+    or works on sums: try again.
     """
     rollup = UsageRollup._meta.db_table
     with transaction.atomic(using=connection.alias, durable=True), connection.cursor() as cursor:
+        if not locked(connection):
+            return 0, since
         cursor.execute(
             f"SELECT id, start FROM {rollup} WHERE start >= %s AND start < %s AND seconds = %s "  # noqa: S608
             "ORDER BY start, id LIMIT %s",

@@ -18,17 +18,18 @@ import os
 import queue
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 from django.conf import settings
-from django.db import DatabaseError, InterfaceError, connections
+from django.db import DatabaseError, DataError, IntegrityError, InterfaceError, connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 from budgets import burial, journal
-from budgets.grants import GrantReply, GrantRequest, Grants, OnRecall
+from budgets.grants import GrantReply, GrantRequest, Grants, Move, OnRecall, Return
 from budgets.journal_reader import JournalReader
 from budgets.ledger import Ledger, LedgerError
 from budgets.models.ledger import JournalPosition
@@ -37,8 +38,9 @@ from budgets.windows import WindowSpec
 
 log = logging.getLogger("hoosh.ledger")
 
-PERIOD_S = 0.25
+PERIOD_S = 0.1
 BATCH_RECORDS = 2000
+GROUP_MOVES = 512  # asks and returns served at once, at most
 OUTAGE_PAUSE_S = 1.0  # longest pause between two attempts on a database that is away
 LOCK_PAUSE_S = 0.05
 STOP_WAIT_S = 30.0
@@ -79,6 +81,9 @@ class _Task(NamedTuple):
     refuse: Callable[[], None] | None = None  # instead, when the writer has ended
 
 
+_Item = _Task | Move | None  # None: end
+
+
 class Writer(threading.Thread):
     """Start it once per control process; `stop` settles everything there is to settle first."""
 
@@ -102,7 +107,8 @@ class Writer(threading.Thread):
         self._using = using or str(settings.HOOSH_LEDGER_DB)
         self._period_s = period_s
         self._batch = batch_records
-        self._queue: queue.SimpleQueue[_Task | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[_Item] = queue.SimpleQueue()
+        self._backlog: deque[_Item] = deque()  # taken from the queue and not begun yet
         self._readers: dict[str, JournalReader] = {}
         self._positions: dict[str, tuple[int, int]] | None = None  # None: must be read from the database
         self._stats = WriterStats()
@@ -132,19 +138,13 @@ class Writer(threading.Thread):
         what a waiting request lacks, given whole or not at all; the answer to it comes (again) when something returns.
         There is no answer when the database is away or the purse unknown. Amounts are in the purse's unit.
         """
-        asked_at = time.monotonic()
-        request = GrantRequest(owner, pool_id, unit, window_start, seen_total, want, need, reply)
-
-        def serve() -> None:
-            self._grants.serve(self._ledger(), request)
-            self._stats.grant(time.monotonic() - asked_at)
-
-        self._put(_Task(serve))
+        self._put(
+            GrantRequest(owner, pool_id, unit, window_start, seen_total, want, need, reply, asked_at=time.monotonic())
+        )
 
     def give_back(self, owner: str, pool_id: int, unit: int, window_start: int, returned_total: int) -> None:
         """Take back what a worker returned; `returned_total` is absolute, so repeats do no harm."""
-        key = (pool_id, unit, window_start)
-        self._put(_Task(lambda: self._grants.give_back(self._ledger(), owner, key, returned_total)))
+        self._put(Return(owner, (pool_id, unit, window_start), returned_total))
 
     def sync_windows(self, specs: Sequence[WindowSpec]) -> Future[None]:
         """Make windows or change their limits, ends and alerts; all of them or, when the database fails, none.
@@ -227,13 +227,15 @@ class Writer(threading.Thread):
         next_settle = time.monotonic()
         pause_s = self._period_s
         while True:
-            try:
-                task = self._queue.get(timeout=max(0.0, next_settle - time.monotonic()))
-                if task is None:
+            if not self._backlog:
+                try:
+                    self._backlog.append(self._queue.get(timeout=max(0.0, next_settle - time.monotonic())))
+                except queue.Empty:
+                    pass
+            if self._backlog:
+                self._attempt(self._serve_queue)
+                if self._backlog and self._backlog[0] is None:
                     return
-                self._attempt(task.run)
-            except queue.Empty:
-                pass
             if (now := time.monotonic()) >= next_settle:
                 worked = self._attempt(self._settle_all)
                 self._stats.settle_pass(time.monotonic() - now)
@@ -273,28 +275,42 @@ class Writer(threading.Thread):
                 if self._stopping.wait(LOCK_PAUSE_S):
                     return False
 
-    def _put(self, task: _Task) -> None:
-        self._queue.put(task)
+    def _put(self, item: _Item) -> None:
+        self._queue.put(item)
         if self._stopped:
             self._refuse_rest()
 
     def _refuse_rest(self) -> None:
         while True:
             try:
-                task = self._queue.get_nowait()
-            except queue.Empty:
+                item = self._backlog.popleft() if self._backlog else self._queue.get_nowait()
+            except (IndexError, queue.Empty):
                 return
-            if task is not None and task.refuse is not None:
-                task.refuse()
+            if isinstance(item, _Task) and item.refuse is not None:
+                item.refuse()
 
     def _serve_queue(self) -> None:
-        """Between two batches: what waits in the queue, so that a grant never waits for a whole pass."""
+        """What waits in the queue now, also between two batches, so that a grant never waits for a whole pass.
+
+        Asks and returns that stand together are one group. The order in which work was given stays, and what stands
+        behind a failure (or the end) stays in the backlog.
+        """
         for _ in range(self._queue.qsize()):
-            task = self._queue.get()
-            if task is None:
-                self._queue.put(None)
-                return
-            task.run()
+            self._backlog.append(self._queue.get())
+        while self._backlog and self._backlog[0] is not None:
+            if group := self._next_group():
+                self._grants.serve(self._ledger(), group)
+            elif isinstance(task := self._backlog.popleft(), _Task):
+                task.run()
+
+    def _next_group(self) -> list[Move]:
+        group: list[Move] = []
+        while (
+            self._backlog and isinstance(move := self._backlog[0], GrantRequest | Return) and len(group) < GROUP_MOVES
+        ):
+            group.append(move)
+            self._backlog.popleft()
+        return group
 
     def _ledger(self) -> Ledger:
         return Ledger(connections[self._using], self._stats)
@@ -309,12 +325,14 @@ class Writer(threading.Thread):
         self._find_owners()
         for owner, reader in list(self._readers.items()):
             try:
-                self._settle_owner(reader)
-            except (OSError, LedgerError):
-                # One owner's files must not stop the others' money.
+                if self._readers.get(owner) is reader:  # what was served meanwhile may have settled, too
+                    self._settle_owner(reader)
+            except (OSError, LedgerError, DataError, IntegrityError):
+                # One owner's files and rows must not stop the others' money.
                 self._stats.errors += 1
                 log.exception("journal_unsettled", extra={"owner": owner})
                 self._drop_reader(owner)
+            self._serve_queue()
 
     def _find_owners(self) -> None:
         assert self._positions is not None
@@ -322,7 +340,9 @@ class Writer(threading.Thread):
             owner, dot, suffix = name.rpartition(".")
             if dot and suffix == "lock" and owner not in self._readers and name != "writer.lock":
                 try:
-                    reader = JournalReader(self._directory, owner, self._positions.get(owner))
+                    reader = burial.open_reader(
+                        connections[self._using], self._directory, owner, self._positions.get(owner)
+                    )
                 except FileNotFoundError:
                     continue
                 except OSError:
@@ -347,6 +367,8 @@ class Writer(threading.Thread):
             if batch.at_end:
                 break
             self._serve_queue()
+            if self._readers.get(reader.owner) is not reader:
+                return
         if dead:
             burial.bury(self._ledger(), self._stats, self._directory, reader, self._tell_jobs)
             self._positions.pop(reader.owner, None)

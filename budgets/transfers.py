@@ -1,4 +1,4 @@
-"""The arithmetic of the ledger: how amounts move between purses and leases. Pure; used inside transactions.
+"""The arithmetic of the ledger: how amounts move between purses and leases. Used inside transactions, touches none.
 
 A purse is one pool's window in one unit (tokens or pico-USD). The functions change the rows they are given and keep,
 for every purse,
@@ -12,14 +12,19 @@ A `capacity` of None is no limit: what is charged there is only counted and noth
 
 from __future__ import annotations
 
+import logging
 from functools import lru_cache
 from typing import Protocol
 
 from budgets.records import Unit
 
+log = logging.getLogger("hoosh.ledger")
+
 SHARES = 16  # an ask far from the edge may take this part of what is free, over all workers
 # Near the edge a prefetch gets at least this much, while there is that much: 2,048 tokens, 0.01 USD.
 EDGE = {Unit.TOKENS: 2048, Unit.PICO_USD: 10**10}
+# A prefetch is never more: what a lease was granted in all only grows, and must not reach the limit below.
+BLOCK_LIMIT = 10**15
 # Columns have 64 bits: no purse grows above this by what is carried or moved into it, and no count goes on above it.
 CAPACITY_LIMIT = 8 * 10**18
 
@@ -47,6 +52,11 @@ def free_amount(purse: Purse) -> int:
     return 0 if purse.capacity is None else purse.capacity - purse.committed - purse.leased
 
 
+def room(lease: LeaseRow) -> int:
+    """How much more a lease can be granted in all its life."""
+    return max(0, CAPACITY_LIMIT - lease.granted)
+
+
 def block_size(*, free: int, want: int, need: int, workers: int, unit: int = Unit.TOKENS) -> tuple[int, bool]:
     """How much to lease out of `free`, and whether that left enough for asking ahead again.
 
@@ -55,10 +65,10 @@ def block_size(*, free: int, want: int, need: int, workers: int, unit: int = Uni
     """
     if free <= 0 or free < need:
         return 0, False
-    block = max(want, need, free // (SHARES * max(1, workers)))
+    block = max(min(max(want, free // (SHARES * max(1, workers))), BLOCK_LIMIT), need)
     if block <= free // 4:
         return block, True
-    return min(free, max(need, free // 4, min(free, EDGE[Unit(unit)]))), False
+    return min(free, max(need, min(BLOCK_LIMIT, max(free // 4, EDGE[Unit(unit)])))), False
 
 
 def grant(purse: Purse, lease: LeaseRow, amount: int) -> None:
@@ -68,16 +78,18 @@ def grant(purse: Purse, lease: LeaseRow, amount: int) -> None:
 
 
 def adopt(purse: Purse, lease: LeaseRow, total: int) -> None:
-    """Raise the lease to `total` granted, which its owner already has (the ledger was restored from a copy)."""
-    _extend(purse, lease, max(0, total - lease.granted))
+    """Raise the lease to `total` granted, which its owner already has (the ledger was restored from a copy).
+
+    Not by more than the purse's counts can take.
+    """
+    _extend(purse, lease, max(0, min(total - lease.granted, CAPACITY_LIMIT - purse.committed - purse.leased)))
 
 
 def give_back(purse: Purse, lease: LeaseRow, returned_total: int) -> int:
     """Take back what the owner returned since the last message; `returned_total` is absolute. The amount."""
     amount = min(max(0, returned_total - lease.returned), lease.remaining)
     lease.returned += amount
-    lease.remaining -= amount
-    purse.leased -= amount
+    _take(purse, lease, amount)
     _set_overrun(purse)
     return amount
 
@@ -85,14 +97,13 @@ def give_back(purse: Purse, lease: LeaseRow, returned_total: int) -> int:
 def charge(purse: Purse, lease: LeaseRow, amount: int) -> int:
     """Move `amount` from the lease to committed. What the lease lacks is granted on the spot; the amount of that.
 
-    The owner's wallet is in debt by as much and learns of it by the new total, so nothing is paid twice.
+    The owner's wallet is in debt by as much and learns of it by the new total, so nothing is paid twice. What a lease
+    cannot be granted any more (a mistyped price) is charged without it, and the wallet stays in debt.
     """
     assert amount >= 0
     lacking = max(0, amount - lease.remaining)
-    if lacking:
-        _extend(purse, lease, lacking)
-    lease.remaining -= amount
-    purse.leased -= amount
+    lease.granted += min(lacking, room(lease))
+    _take(purse, lease, amount - lacking)
     _commit(purse, amount)
     return lacking
 
@@ -141,8 +152,7 @@ def move_free(source: Purse, target: Purse, amount: int | None = None) -> int:
 def end_lease(purse: Purse, lease: LeaseRow, *, spent: bool) -> int:
     """Close a lease: its rest goes back to the purse or, when `spent`, counts as charged. The rest."""
     amount = lease.remaining
-    lease.remaining = 0
-    purse.leased -= amount
+    _take(purse, lease, amount)
     _commit(purse, amount if spent else 0)
     return amount
 
@@ -167,8 +177,22 @@ def _extend(purse: Purse, lease: LeaseRow, amount: int) -> None:
     _set_overrun(purse)
 
 
+def _take(purse: Purse, lease: LeaseRow, amount: int) -> None:
+    """Take `amount` of what remains out of a lease.
+
+    A purse that says that less is leased than its leases do was changed by hand. It must not stop the books of all
+    others, so it is set right as far as can be.
+    """
+    lease.remaining -= amount
+    purse.leased -= amount
+    if purse.leased < 0:
+        log.error("purse_inconsistent", extra={"purse": getattr(purse, "key", None), "leased": purse.leased})
+        purse.leased = 0
+
+
 def _commit(purse: Purse, amount: int) -> None:
-    purse.committed = min(CAPACITY_LIMIT, purse.committed + amount)
+    most = max(purse.committed, CAPACITY_LIMIT - purse.leased)
+    purse.committed = min(most, purse.committed + amount)
     _set_overrun(purse)
 
 

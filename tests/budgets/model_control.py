@@ -1,6 +1,7 @@
 """A control made of the ledger's own arithmetic, for any number of desks and purses in one process.
 
-Answers come through the loop, as over the line. `check` says whether the books still add up.
+Answers come through the loop, as over the line; while that is `cut`, they are lost. `check` says whether the books
+still add up.
 """
 
 from __future__ import annotations
@@ -34,7 +35,9 @@ class Control:
         self.desks: dict[str, Desk] = {}
         self.asks = 0
         self.recalls = 0
+        self.returns = 0
         self.silent = False
+        self._cut: set[str] = set()  # owners
         self._latency_s = latency_s
         self._hungry: dict[PurseKey, dict[str, tuple[int, int, int]]] = {}
         self._recalled_at: dict[PurseKey, float] = {}
@@ -50,6 +53,16 @@ class Control:
         desk = self.desks[owner] = Desk(owner, send_ask=self.ask, send_return=self.give_back, **more)
         desk.set_pools(pools)
         return desk
+
+    def cut(self, desk: Desk) -> None:
+        """Break the line to a desk. What it asked for already is still granted."""
+        self._cut.add(desk.owner)
+        desk.disconnected()
+
+    def mend(self, desk: Desk) -> None:
+        """Make a new line to a desk."""
+        self._cut.discard(desk.owner)
+        desk.connected()
 
     def lease(self, owner: str, key: PurseKey) -> SimpleNamespace:
         """What a desk has been leased of a purse."""
@@ -78,13 +91,13 @@ class Control:
         purse, lease = self.purses[key], self.lease(owner, key)
         others = sum(other.remaining for name, other in self.leases[key].items() if name != owner)
         amount, more, repeated = 0, True, lease.granted > seen
-        if not repeated:
+        if not repeated and (want or need):
             free = transfers.free_amount(purse)
             amount, more = transfers.block_size(free=free, want=want, need=need, workers=len(self.desks), unit=key[1])
             transfers.grant(purse, lease, amount)
         left = max(0, transfers.free_amount(purse))
         spent_out = not amount and not repeated and left + others < max(1, need)
-        if amount or not offer:
+        if (amount or not offer) and owner not in self._cut:
             self.desks[owner].on_granted(*key, lease.granted, more, spent_out, left)
         return bool(amount or repeated or spent_out)
 
@@ -94,11 +107,13 @@ class Control:
             return
         self._recalled_at[key] = loop.time()
         self.recalls += 1
-        for desk in self.desks.values():
-            loop.call_later(self._latency_s, desk.on_recall, *key)
+        for owner, desk in self.desks.items():
+            if owner not in self._cut:
+                loop.call_later(self._latency_s, desk.on_recall, *key)
 
     def give_back(self, owner: str, pool: int, unit: int, start: int, returned_total: int) -> None:
         """Take a return in, and offer it to those who lack some."""
+        self.returns += 1
         key = (pool, unit, start)
         hungry = self._hungry.get(key, {})
         hungry.pop(owner, None)

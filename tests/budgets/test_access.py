@@ -95,6 +95,23 @@ class FeedTests(TestCase):
         self.assertEqual(record.valid_from, 1_767_225_600.0)
         self.assertEqual(access.sequences()["prices"], 1)
 
+    def test_a_price_that_cannot_be_read_is_logged_and_the_others_are_fed(self) -> None:
+        good = {"input_usd_per_mtok": Decimal(10) ** 6, "request_usd": Decimal(10) ** 6}
+        added = access.add_price(Price(pattern="good", valid_from=timezone.now(), **good), actor="a")
+        for name, amount in (("input_usd_per_mtok", "9999999999.999999"), ("request_usd", "9999999.999999999")):
+            Price.stored.bulk_create([Price(pattern="bad", valid_from=timezone.now(), **{name: Decimal(amount)})])
+        with self.assertLogs("hoosh.prices", "ERROR") as logs:
+            found = access.prices()
+        self.assertEqual([(row.id, row.input, row.request) for row in found], [(added.pk, 10**12, 10**18)])
+        self.assertEqual([record.price_id for record in logs.records], access.unreadable_prices())
+        self.assertEqual(len(logs.records), 2)
+
+    def test_every_price_that_was_ever_accepted_and_is_readable_is_still_read(self) -> None:
+        amounts = {"input_usd_per_mtok": Decimal("9999999999.99998"), "request_usd": Decimal("9999999.99999998")}
+        Price.stored.bulk_create([Price(pattern="dear", valid_from=timezone.now(), **amounts)])
+        self.assertEqual(Price.objects.get().input_usd_per_mtok, amounts["input_usd_per_mtok"])
+        self.assertEqual(len(access.prices()), 1)
+
     def test_a_price_row_carries_its_route_its_tier_and_its_media(self) -> None:
         row = Price(
             pattern="m",

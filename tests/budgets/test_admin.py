@@ -369,7 +369,7 @@ class PricePagesTest(BudgetCase):
         self.post("budgets_price_add", price_form())
         self.page("budgets_price_changelist")
         for _ in range(2):
-            with self.queries(6):
+            with self.queries(7):
                 self.page("budgets_price_changelist")
             for number in range(30):
                 self.post("budgets_price_add", price_form(pattern=f"m{number}"))
@@ -384,10 +384,36 @@ class PricePagesTest(BudgetCase):
             ({"from_tokens": "-1"}, "greater than or equal"),
             ({"input_image_usd_per_mtok": "x"}, "number"),
             ({"source": "genai-prices"}, "importer"),
+            ({"input_usd_per_mtok": "9999999999.999999"}, "less than or equal"),
+            ({"request_usd": "1000000.000000001"}, "less than or equal"),
         ):
             shown = self.errors(self.post("budgets_price_add", price_form(**change)))
             assert words in shown, (change, shown)
         assert not Price.objects.exists()
+
+    def test_a_row_that_cannot_be_read_leaves_the_list_open(self):
+        self.post("budgets_price_add", price_form())
+        Price.stored.bulk_create(
+            [Price(pattern="huge", input_usd_per_mtok=Decimal("9999999999.999999"), valid_from=timezone.now())]
+        )
+        html = self.page("budgets_price_changelist")
+        assert "1 price row(s) have amounts too large to be read" in html
+        assert "field-pattern_shown" in html
+        assert "huge" not in html
+        self.page("budgets_price_add")
+
+    def test_the_form_drops_what_its_fields_refuse(self):
+        for query in ("?capacity_usd=1e9999999", "?capacity_usd=NaN", "?window=decennium", "?name=" + "n" * 101):
+            response = self.client.get(self.url("budgets_pool_add") + query)
+            assert response.status_code == 200, query
+            assert len(response.content) < 200_000
+            assert query.split("=")[1][:50] not in response.content.decode().split('id="content"')[1], query
+        assert 'value="2.5"' in self.page("budgets_pool_add", query="?capacity_usd=2.5")
+        assert 'value="m*"' in self.page("budgets_price_add", query="?pattern=m*")
+
+    def test_a_nul_in_an_address_is_refused(self):
+        for path in ("budgets/lease/resolve/%00/release/", "budgets/reservation/%00/change/", "%00"):
+            assert self.client.get(f"/admin/{path}").status_code == 400, path
 
 
 class UsagePagesTest(BudgetCase):

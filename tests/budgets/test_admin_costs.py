@@ -151,7 +151,9 @@ class QuestionTest(CostsCase):
         assert 'height="100.00"' in html
         assert "Cost by day" in html
         self.use("9", at=now - dt.timedelta(days=300))
-        assert self.report().count('<rect class="bar"') == 92, "three months at most"
+        assert self.report().count('<rect class="bar"') == 21, "only the last days where nothing is asked for"
+        for query in ("?period=current", "?period=all"):
+            assert self.report(query).count('<rect class="bar"') == 92, "three months at most"
         Usage.objects.update(cost_usd=0, price_id=PRICE_FREE)
         assert "Tokens by day" in self.report()
 
@@ -163,13 +165,24 @@ class QuestionTest(CostsCase):
     def test_the_page_asks_a_fixed_number_of_questions(self):
         self.use()
         self.report("?group=key")
-        with self.queries(6):
+        with self.queries(5):
             self.report("?group=key")
         for number in range(40):
             key, _ = keys.create_key(self.agent, self.pool, f"k{number}", actor="test")
             self.use(key_id=key.pk)
-        with self.queries(6):
+        with self.queries(5):
             self.report("?group=key")
+
+    def test_without_a_question_it_is_the_last_days(self):
+        self.use("1", at=timezone.now() - dt.timedelta(days=29))
+        self.use("2", at=timezone.now() - dt.timedelta(days=32))
+        assert "the last 31 days" in self.report()
+        for query, cost in (("?", "1"), ("?period=current&", "3"), ("?period=all&", "3"), ("?since=2000-01-01&", "3")):
+            (row,) = self.table(f"{query}format=csv")
+            assert Decimal(row["cost_usd"]) == Decimal(cost), query
+            html = self.report(query)
+            assert f'title="${Decimal(cost):.12f}"' in html, query
+            assert re.search(r'href="(\?[^"]*format=csv[^"]*)"', html), query
 
 
 class UnpricedTest(CostsCase):
@@ -243,13 +256,15 @@ class PeriodTest(CostsCase):
         LedgerState.objects.create(name="period", value=2)
         LedgerState.objects.create(name="period_since", value=1_790_000_000)
         html = self.report("?period=1")
-        assert re.findall(r'<option value="(\d|all|)"( selected)?>', html)[-4:] == [
+        assert re.findall(r'<option value="(\d|all|current|)"( selected)?>', html)[-5:] == [
             ("", ""),
+            ("current", ""),
             ("1", " selected"),
             ("0", ""),
             ("all", ""),
         ]
-        assert "since 2026-09-21" in self.report()
+        assert "it began 2026-09-21" in self.report()
+        assert "since 2026-09-21" in self.report("?period=current")
 
     def test_permissions(self):
         self.allow(self.bob, "view_pool")

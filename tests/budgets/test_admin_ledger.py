@@ -238,7 +238,7 @@ class OrderTest(LedgerCase):
     def test_only_who_may_correct_the_ledger_gets_these_pages(self):
         self.allow(self.bob, "view_pool", "change_pool", "view_lease")
         pages = [("budgets_pool_correct", self.pool.pk), ("budgets_pool_transfer", self.pool.pk)]
-        pages += [("budgets_lease_resolve", "w-dead", kind) for kind in ("write_off", "release")]
+        pages += [("budgets_lease_resolve", "w-dead", kind) for kind in ("write_off", "release", "replay")]
         for name, *args in pages:
             assert self.client.get(self.url(name, *args)).status_code == 403, name
             assert self.post(name, {"note": "n", "amount": "1", "unit": "0", "window": "0"}, *args).status_code == 403
@@ -254,7 +254,9 @@ class OrderTest(LedgerCase):
         html = self.page("budgets_lease_change", self.lease.pk)
         assert "Write off as spent" in html
         assert "quarantined" in self.page("index").lower()
-        for kind in ("write_off", "release"):
+        for kind in ("replay", "write_off", "release"):
+            assert self.url("budgets_lease_resolve", "w-dead", kind) in html
+        for kind in ("replay", "write_off", "release"):
             html = self.page("budgets_lease_resolve", "w-dead", kind)
             assert "research" in html
             assert not LedgerOrder.objects.filter(kind=kind).exists(), "a question changes nothing"
@@ -265,6 +267,14 @@ class OrderTest(LedgerCase):
             assert order.payload == {"owner": "w-dead"}
         for owner, kind in (("nobody", "release"), ("w-dead", "burn")):
             assert self.client.get(self.url("budgets_lease_resolve", owner, kind)).status_code == 404
+
+    def test_long_names_of_owners_are_cut_in_the_list_and_whole_on_their_page(self):
+        owner = "reservation:000660bf9dfea61ac8ddba44a7aec6b1"
+        lease = Lease.objects.create(owner=owner, window=self.money, granted=5, remaining=5)
+        html = self.page("budgets_lease_changelist")
+        assert f'<span title="{owner}">reservation:…aec6b1</span>' in html
+        assert ">w-dead<" in html
+        assert f">{owner}<" in self.page("budgets_lease_change", lease.pk)
 
     def test_active_leases_have_no_buttons(self):
         lease = Lease.objects.create(owner="w-alive", window=self.money, granted=5, remaining=5)

@@ -261,6 +261,36 @@ class PoolListTest(PoolCase):
 
 
 class BalancesTest(PoolCase):
+    def test_a_zone_that_is_no_more_leaves_every_page_open_with_the_newest_window(self):
+        lost, never = self.make("lost", capacity_tokens=900), self.make("never", capacity_tokens=800)
+        Pool.objects.filter(pk__in=(lost.pk, never.pk)).update(window="day", time_zone="Mars/Olympus", window_since=7)
+        for start, committed in ((10, 1), (20, 300)):
+            PoolWindow.objects.create(
+                pool_id=lost.pk, window_start=start, window_end=start + 5, capacity=900, committed=committed
+            )
+        self.window(capacity=1000, committed=10)
+        found = balances(Pool.objects.order_by("name"))
+        assert (found[lost.pk].start, found[lost.pk].end, found[lost.pk].tokens.committed) == (20, 25, 300)
+        assert found[self.pool.pk].tokens.committed == 10
+        assert (found[never.pk].is_known, found[never.pk].tokens.capacity) == (False, 800)
+        for name, *args in (("index",), ("budgets_pool_changelist",), ("budgets_pool_correct", lost.pk)):
+            self.page(name, *args)
+        assert "600 tokens" in self.page("budgets_pool_change", lost.pk)
+        self.page("budgets_pool_change", never.pk)
+
+    def test_a_thousand_pools_with_windows_of_their_own_are_read(self):
+        now = int(time.time())
+        rows = Pool.objects.bulk_create(
+            Pool(name=f"p{number:04d}", window="month", window_since=now - number) for number in range(1_100)
+        )
+        PoolWindow.objects.bulk_create(
+            PoolWindow(pool_id=row.pk, window_start=row.window_since, committed=number, capacity=2_000)
+            for number, row in enumerate(rows)
+        )
+        found = balances(rows, now)
+        assert [found[row.pk].tokens.committed for row in rows] == list(range(1_100))
+        self.page("index")
+
     def test_the_newest_window_counts_when_the_clock_was_set_back(self):
         pool = self.make("hourly", window="hour")
         start = balances([pool])[pool.pk].start

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import random
+import time
 import zlib
 from typing import Any
 
 import pytest
+from django.db import DatabaseError, connections
 
-from budgets import burial, journal, transfers
+from budgets import burial, journal, retention, rollups, transfers
+from budgets.journal import Journal
 from budgets.ledger import Ledger
-from budgets.models import JournalPosition, Lease, LedgerEntry, Usage
+from budgets.models import JournalPosition, Lease, LedgerEntry, PoolWindow, Usage
 from budgets.records import Basis
+from budgets.settle import Writer
 from tests.budgets.ledger_case import MONEY, USD, LedgerCase, spec
 from tests.budgets.records import POOL, hold_record, money_of, new_rid, tokens_of, usage_record
 
@@ -41,6 +45,19 @@ class DeadOwnerTests(LedgerCase):
             silent.hex(): Basis.BOUND,
             streamed.hex(): Basis.DELIVERED,
         }
+
+    def test_what_a_worker_asked_for_just_before_it_died_is_not_granted_after_its_end(self) -> None:
+        writer = self.start_writer()
+        worker = self.open_journal()
+        total = self.ask(writer, need=5_000).next()[0]
+        worker.close()
+        self.eventually(lambda: writer.stats()["buried"] == 1)
+        late = self.ask(writer, seen=total, need=5_000)
+        writer.give_back("w", POOL, 0, 0, 3_000)
+        assert late.none_within(0.2)
+        assert self.figures() == (0, 0, 0)
+        assert not Lease.objects.exists()
+        assert self.ask(writer, "v", need=5_000).next()[0] >= 5_000
 
     def test_a_live_workers_open_holds_are_left_alone(self) -> None:
         writer = self.start_writer(period_s=60)
@@ -120,10 +137,10 @@ class QuarantineTests(LedgerCase):
         self.writer.settle_now().result(10)
         return whole
 
-    def resolve(self, *, spent: bool, order_id: int | None = 1) -> dict[str, Any]:
+    def resolve(self, *, spent: bool, order_id: int | None = 1, token: str | None = "t1") -> dict[str, Any]:
         return self.writer.submit(
             lambda connection: Ledger(connection).resolve(
-                "w", spent=spent, order_id=order_id, actor="ann", note="disk lost"
+                "w", spent=spent, order_id=order_id, order_token=token, actor="ann", note="disk lost"
             )
         ).result(10)
 
@@ -213,6 +230,147 @@ class QuarantineTests(LedgerCase):
         self.resolve(spent=False)
         self.writer.run_jobs().result(10)
         assert hungry.next()[0] > 0
+
+
+class FaultTests(LedgerCase):
+    """Damage is found again, whatever happens between finding it and the worker's end."""
+
+    def damage(self, writer: Writer, **options: Any) -> tuple[Journal, bytes]:
+        """A living worker in its second segment or later; in its first one a request of 4,000 tokens cannot be read.
+
+        Returns the worker and what its first segment was.
+        """
+        self.ask(writer, need=5_000).next()
+        worker = self.open_journal(segment_bytes=1_500, **options)
+        path = journal.segment_path(self.directory, "w", 1)
+        self.requests(worker, 1)
+        start = path.stat().st_size
+        lost = new_rid()
+        worker.hold(hold_record(lost, 4_000))
+        worker.complete(usage_record(lost, 4_000))
+        end = path.stat().st_size
+        while len(journal.list_segments(self.directory, "w")) < 3:
+            self.requests(worker, 1)
+        whole = path.read_bytes()
+        path.write_bytes(whole[: start + 9] + b"\xff" * (end - start - 13) + whole[end - 4 :])
+        return worker, whole
+
+    def requests(self, worker: Journal, count: int) -> None:
+        for _ in range(count):
+            rid = new_rid()
+            worker.hold(hold_record(rid, 100))
+            worker.complete(usage_record(rid, 10, held=100))
+
+    def is_quarantined(self, *, damaged: int = 1) -> bool:
+        assert Lease.objects.get().state == Lease.State.QUARANTINED
+        files = {path.name for path in self.directory.glob("w.*")}
+        assert {name.rpartition(".")[2] for name in files} == {"bad"}
+        first = f"w.{damaged:08d}.j.bad"
+        assert {"w.lock.bad", first} <= files, "the damaged file must be there to be repaired"
+        return True
+
+    def test_after_a_restart_of_control(self) -> None:
+        writer = self.start_writer(period_s=60)
+        worker, _whole = self.damage(writer)
+        writer.settle_now().result(10)
+        assert writer.stats()["damaged"] == ["w"]
+        assert len(journal.list_segments(self.directory, "w")) >= 3, "nothing is removed behind the damage"
+        assert writer.stop()
+        writer = self.start_writer(period_s=60, capacity=None)
+        self.requests(worker, 5)
+        writer.settle_now().result(10)
+        assert writer.stats()["damaged"] == ["w"]
+        worker.close()
+        writer.settle_now().result(10)
+        assert self.is_quarantined()
+
+    def test_repaired_it_is_charged_in_full(self) -> None:
+        writer = self.start_writer(period_s=60)
+        worker, whole = self.damage(writer)
+        writer.settle_now().result(10)
+        worker.close()
+        writer.settle_now().result(10)
+        assert self.is_quarantined()
+        charged = self.figures()[0]
+        journal.segment_path(self.directory, "w", 1).with_suffix(".j.bad").write_bytes(whole)
+        result = writer.submit(lambda connection: burial.replay(Ledger(connection), self.directory, "w", 3)).result(10)
+        assert (result["new"], result["damaged"]) == (1, "")
+        assert self.figures()[0] == charged + 4_000
+
+    def test_after_an_outage_during_the_burial(self) -> None:
+        """The lease cannot be quarantined for a while: its table is away."""
+        writer = self.start_writer(period_s=60)
+        worker, _whole = self.damage(writer)
+        writer.settle_now().result(10)
+        worker.close()
+        table = Lease._meta.db_table
+        writer.submit(lambda connection: rename(connection, table, f"{table}_away")).result(10)
+        try:
+            with pytest.raises(DatabaseError):
+                writer.settle_now().result(10)
+        finally:
+            writer.submit(lambda connection: rename(connection, f"{table}_away", table)).result(10)
+        writer.settle_now().result(10)
+        assert self.is_quarantined()
+
+    def test_after_a_death_of_control_while_the_files_were_renamed(self) -> None:
+        for renamed in (1, 2, 99):
+            with self.subTest(renamed=renamed):
+                writer = self.start_writer(period_s=60)
+                worker, _whole = self.damage(writer)
+                worker.close()
+                writer.settle_now().result(10)
+                assert self.is_quarantined()
+                assert writer.stop()
+                bad = sorted(self.directory.glob("w.*.bad"))  # the lock last
+                for path in bad[renamed:-1] + bad[-1:]:
+                    path.rename(path.with_suffix(""))
+                writer = self.start_writer(period_s=60, capacity=None)
+                writer.settle_now().result(10)
+                assert self.is_quarantined()
+                assert writer.stop()
+                Lease.objects.all().delete()
+                PoolWindow.objects.update(committed=0, leased=0)
+                JournalPosition.objects.all().delete()
+                for path in self.directory.glob("w.*"):
+                    path.unlink()
+
+    def test_the_end_of_a_segment_that_has_a_successor_is_not_torn(self) -> None:
+        writer = self.start_writer(period_s=60)
+        self.ask(writer, need=5_000).next()
+        worker = self.open_journal(segment_bytes=1_500)
+        while len(journal.list_segments(self.directory, "w")) < 3:
+            self.requests(worker, 1)
+        with journal.segment_path(self.directory, "w", 2).open("r+b") as file:
+            file.truncate(journal.segment_path(self.directory, "w", 2).stat().st_size - 3)
+        worker.close()
+        writer.settle_now().result(10)
+        assert self.is_quarantined(damaged=2)
+
+    def test_a_host_that_was_away_for_longer_than_usage_rows_are_kept_charges_nothing_twice(self) -> None:
+        writer = self.start_writer(period_s=60)
+        worker = self.open_journal()
+        total = self.ask(writer, need=5_000).next()[0]
+        worker.hold(hold_record(new_rid(), 100))  # open: reading begins here after a restart
+        long_ago_us = int(time.time() - 30 * 3_600) * 1_000_000
+        for _ in range(5):
+            worker.complete(usage_record(new_rid(), 50, at_us=long_ago_us))
+        writer.settle_now().result(10)
+        assert self.figures() == (250, total - 250, 0)
+        assert writer.stop()
+        worker.close()
+        connection = connections[Usage.objects.db]
+        rollups.roll_up(connection)
+        assert retention.delete_usage(connection, before_s=time.time() - 25 * 3_600, limit=100) == 5
+        writer = self.start_writer(period_s=60, capacity=None)
+        writer.settle_now().result(10)
+        assert self.figures() == (250, total - 250, 0)
+        assert self.is_quarantined()
+
+
+def rename(connection: Any, old: str, new: str) -> None:
+    with connection.cursor() as cursor:
+        cursor.execute(f"ALTER TABLE {old} RENAME TO {new}")
 
 
 class CutTests(LedgerCase):

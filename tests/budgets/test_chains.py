@@ -456,7 +456,7 @@ def test_nothing_is_lost_whatever_happens_to_requests_windows_and_the_line(seed:
     chance = random.Random(seed)
 
     async def story() -> None:
-        control = Control({}, latency_s=0.001)
+        control = Control({}, latency_s=0.03)
         pools = open_window(control, 1)
         desks = [virtual(control, f"w{number}", pools) for number in range(workers)]
         charged: Counter[PurseKey] = Counter()
@@ -492,9 +492,9 @@ def test_nothing_is_lost_whatever_happens_to_requests_windows_and_the_line(seed:
             for start in range(2, 10**6):
                 await asyncio.sleep(1)
                 line = desks[chance.randrange(workers)]
-                line.disconnected()
+                control.cut(line)
                 await asyncio.sleep(chance.random() * 2)
-                line.connected()
+                control.mend(line)
                 pools = open_window(control, start)
                 for desk in desks:
                     await asyncio.sleep(chance.random() * 0.1)
@@ -505,7 +505,9 @@ def test_nothing_is_lost_whatever_happens_to_requests_windows_and_the_line(seed:
         operator.cancel()
         await asyncio.sleep(1)
         for desk in desks:
-            desk.connected()
+            control.mend(desk)
+        await asyncio.sleep(1)
+        for desk in desks:
             desk.return_all()
             assert not held(desk)
         control.check()

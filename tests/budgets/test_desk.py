@@ -7,12 +7,13 @@ import time
 
 import pytest
 
-from budgets.desk import Desk, NoLeaseError, PoolSpentError
+from budgets.desk import CLOSED_WELL, Desk, NoLeaseError, PoolSpentError
 from budgets.records import Draw, PoolRecord
 from tests.budgets import model_control
 from tests.budgets.model_control import POOL, Control, run, wallet
 
 PLAIN = PoolRecord(POOL, "default")
+KEY = (POOL, 0, 0)
 
 
 async def take(desk: Desk, tokens: int, *, timeout_s: float = 1.0) -> tuple[Draw, ...]:
@@ -274,6 +275,111 @@ def test_returns_that_were_lost_are_told_again() -> None:
         assert control.purse.leased > 100
         desk.connected()
         assert control.purse.leased == 100
+
+    run(story)
+
+
+def test_what_a_lost_answer_granted_is_found_again() -> None:
+    async def story() -> None:
+        control = Control(100_000)
+        one, two = control.desk("one", [PLAIN]), control.desk("two", [PLAIN])
+        await asyncio.sleep(0.01)
+        early = await take(one, wallet(one)["free"])
+        await asyncio.sleep(0.01)
+        leaving = asyncio.create_task(take(one, 60_000))
+        await asyncio.sleep(0)
+        control.cut(one)  # control has the ask, and nobody hears the answer
+        await asyncio.sleep(0.01)
+        leaving.cancel()
+        one.release(early)
+        assert control.lease("one", KEY).granted > wallet(one)["granted"] + 50_000
+        control.mend(one)
+        await asyncio.sleep(0.01)
+        assert control.lease("one", KEY).granted == wallet(one)["granted"]
+        await take(two, 90_000)
+        asks = control.asks
+        control.cut(one)
+        control.mend(one)
+        assert control.asks == asks, "there is nothing to ask for"
+
+    run(story)
+
+
+def test_what_was_granted_after_a_need_could_not_be_met_is_found_again_too() -> None:
+    async def story() -> None:
+        control = Control(10_000)
+        one, two = control.desk("one", [PLAIN]), control.desk("two", [PLAIN])
+        await asyncio.sleep(0.01)
+        everything = await take(two, 9_000)
+        leaving = asyncio.create_task(take(one, 8_000))
+        await asyncio.sleep(0.01)  # it was told that there is nothing yet
+        control.cut(one)
+        two.release(everything)
+        two.return_all()
+        leaving.cancel()
+        await asyncio.sleep(0.01)
+        assert control.lease("one", KEY).granted > wallet(one)["granted"]
+        control.mend(one)
+        await asyncio.sleep(0.01)
+        assert control.lease("one", KEY).granted == wallet(one)["granted"]
+        await take(two, 9_900)
+
+    run(story)
+
+
+def windows(count: int, start: int) -> list[PoolRecord]:
+    return [PoolRecord(number, f"p{number}", window_start=start, window_end=start + 10) for number in range(count)]
+
+
+def test_no_number_of_windows_that_end_while_control_is_away_is_forgotten_and_none_is_told_for_ever() -> None:
+    async def story() -> None:
+        count = CLOSED_WELL + 100
+        keys = [(number, 0, 10) for number in range(count)]
+        control = Control({(number, 0, start): 10_000 for number in range(count) for start in (10, 20)})
+        desk = control.desk("a", windows(count, 10))
+        for key in keys:
+            control.answer("a", key, 0, 1_000, 0)
+        await asyncio.sleep(0.05)
+        control.cut(desk)
+        desk.set_pools(windows(count, 20))
+        assert sum(control.purses[key].leased for key in keys) > count * 100
+        control.mend(desk)
+        assert sum(control.purses[key].leased for key in keys) == 0
+        await asyncio.sleep(0.05)
+        control.cut(desk)
+        returns = control.returns
+        control.mend(desk)
+        assert control.returns == returns
+
+    run(story)
+
+
+def test_a_grant_lost_at_a_windows_end_goes_back_when_the_line_does() -> None:
+    async def story() -> None:
+        control = Control({(0, 0, 10): 10_000, (0, 0, 20): 10_000})
+        desk = control.desk("a", windows(1, 10))
+        await asyncio.sleep(0)
+        control.cut(desk)
+        await asyncio.sleep(0.01)
+        desk.set_pools(windows(1, 20))
+        assert control.purses[0, 0, 10].leased > 0
+        control.mend(desk)
+        await asyncio.sleep(0.01)
+        assert control.purses[0, 0, 10].leased == 0
+
+    run(story)
+
+
+def test_windows_that_end_while_control_is_there_are_forgotten_in_time() -> None:
+    async def story() -> None:
+        control = Control({(number, 0, start): 1_000 for number in range(8) for start in range(10, 3_000, 10)})
+        desk = control.desk("a", windows(8, 10))
+        for start in range(20, 3_000, 10):
+            await asyncio.sleep(0.001)
+            desk.set_pools(windows(8, start))
+        await asyncio.sleep(0.01)
+        assert len(desk._closed) <= CLOSED_WELL
+        assert sum(purse.leased for (_, _, at), purse in control.purses.items() if at < 2_990) == 0
 
     run(story)
 

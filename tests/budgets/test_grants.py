@@ -29,6 +29,16 @@ class GrantTests(LedgerCase):
         assert self.figures() == (0, total, 0)
         assert self.ask(writer, seen=total).next()[0] > total
 
+    def test_a_question_is_answered_with_the_total_and_grants_nothing(self) -> None:
+        """What a worker sends when an answer may have been lost with the line."""
+        writer = self.start_writer()
+        assert self.ask(writer, want=0).next()[0] == 0
+        total = self.ask(writer).next()[0]
+        for seen in (0, total, 0, total):
+            assert self.ask(writer, seen=seen, want=0).next() == (total, True, False, 100_000 - total)
+        assert self.figures() == (0, total, 0)
+        assert self.ask(writer, seen=total).next()[0] > total
+
     def test_a_need_is_given_whole_or_not_at_all(self) -> None:
         writer = self.start_writer(capacity=1_000)
         assert self.ask(writer, need=600).next()[0] >= 600

@@ -6,6 +6,7 @@ import datetime as dt
 import queue
 import shutil
 import tempfile
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -17,7 +18,8 @@ from django.db import DatabaseError, connections
 from django.test import TransactionTestCase
 from django.utils import timezone
 
-from budgets.idempotency import EXPIRED_PER_RUN, KEPT, IdempotencyExpiry, IdempotencyStore
+from budgets.idempotency import ENDS_AT_ONCE, EXPIRED_PER_RUN, KEPT, IdempotencyExpiry, IdempotencyStore
+from budgets.journal import Journal
 from budgets.models import IdempotentReply
 from budgets.settle import Writer
 
@@ -47,8 +49,10 @@ class StoreCase(TransactionTestCase):
     def setUp(self) -> None:
         self.directory = Path(tempfile.mkdtemp(prefix="hj-"))
         self.addCleanup(shutil.rmtree, self.directory, ignore_errors=True)
+        for owner in ("w", "other", "alive"):
+            self.addCleanup(Journal.open(self.directory, owner).close)
         self.writer = self.start_writer()
-        self.store = IdempotencyStore(self.writer)
+        self.store = IdempotencyStore(self.writer, self.directory)
 
     def start_writer(self) -> Writer:
         writer = Writer(self.directory, period_s=0.02)
@@ -162,9 +166,75 @@ class StoreCase(TransactionTestCase):
         self.begin("r9", key=OTHER_KEY)
         assert self.writer.stop()
         assert self.begin("r2")[0] == "unavailable"
-        store = IdempotencyStore(self.start_writer())
+        store = IdempotencyStore(self.start_writer(), self.directory)
         assert self.begin("r3", store=store) == ("done", 200, "text/event-stream", REPLY)
         assert self.begin("r4", key=OTHER_KEY, store=store)[0] == "running", "its worker did not die"
+
+    def test_what_a_worker_sent_just_before_it_died_registers_nothing(self) -> None:
+        worker = Journal.open(self.directory, "dying")
+        writer = self.start_second_writer()
+        store = IdempotencyStore(writer, self.directory)
+        assert self.begin("r1", owner="dying", store=store)[0] == "new"
+        worker.close()
+        writer.settle_now().result(10)
+        assert not IdempotentReply.objects.exists(), "what it ran is forgotten"
+        assert self.begin("r2", owner="dying", store=store) == ("unavailable", 0, "", None)
+        assert self.begin("r3", store=store)[0] == "new"
+
+    def start_second_writer(self) -> Writer:
+        assert self.writer.stop()
+        writer = Writer(self.directory, period_s=60, jobs=[IdempotencyExpiry()])
+        writer.start()
+        self.addCleanup(writer.stop)
+        return writer
+
+    def hold_up(self) -> threading.Event:
+        """Keep the writer busy until the event is set."""
+        go_on = threading.Event()
+        self.writer.submit(lambda _connection: go_on.wait(10))
+        return go_on
+
+    def test_an_end_told_before_its_beginning_was_registered_is_not_lost(self) -> None:
+        """The worker gave up waiting while the writer was busy."""
+        for already_storing in (False, True):
+            with self.subTest(already_storing=already_storing):
+                go_on = self.hold_up()
+                if already_storing:
+                    self.store.end("w", OTHER_KEY, DIGEST, "r0", False, 0, "", None)
+                answers = Answers()
+                self.store.begin("w", KEY, DIGEST, BODY, "r1", answers)
+                self.end("r1", keep=False, body=None)
+                go_on.set()
+                assert answers.next()[0] == "new"
+                assert self.begin("r2")[0] == "new"
+                self.end("r2", keep=False, body=None)
+
+    def test_many_ends_are_stored_in_bounded_steps_between_which_others_get_a_turn(self) -> None:
+        count = 5 * ENDS_AT_ONCE
+        now = timezone.now()
+        IdempotentReply.objects.bulk_create(
+            IdempotentReply(
+                **{"key_id": KEY, "digest": f"{n:064}", "request_digest": BODY, "owner": "w", "rid": f"r{n}"},
+                **{"created_at": now, "expires_at": now + KEPT},
+            )
+            for n in range(count)
+        )
+        left: list[int] = []
+        go_on = self.hold_up()
+        for n in range(count):
+            keep = n % 2 == 0
+            self.store.end("w", KEY, f"{n:064}", f"r{n}", keep, 200, "", b"reply" if keep else None)
+            self.store.end("w", KEY, f"{n:064}", f"r{n}", not keep, 200, "", None)  # repeated otherwise: it is too late
+        rows = IdempotentReply.objects.using(IdempotentReply.objects.db)
+        last = self.writer.submit(lambda _connection: left.append(rows.filter(state="running").count()))
+        go_on.set()
+        last.result(10)
+        assert left[0] >= count - ENDS_AT_ONCE, "it waited for one step only"
+        ends_at = time.monotonic() + 10
+        while rows.filter(state="running").exists():
+            assert time.monotonic() < ends_at, "they were never stored"
+            time.sleep(0.02)
+        assert set(rows.values_list("rid", "state")) == {(f"r{n}", "done") for n in range(0, count, 2)}
 
 
 class OutageCase(TransactionTestCase):
@@ -186,8 +256,11 @@ class OutageCase(TransactionTestCase):
                     future.set_exception(exc)
                 return future
 
+        directory = Path(tempfile.mkdtemp(prefix="hj-"))
+        self.addCleanup(shutil.rmtree, directory, ignore_errors=True)
+        self.addCleanup(Journal.open(directory, "w").close)
         writer, answers = Flaky(), Answers()
-        store = IdempotencyStore(writer)
+        store = IdempotencyStore(writer, directory)
         store.begin("w", KEY, DIGEST, BODY, "r1", answers)
         assert answers.next()[0] == "new"
         writer.away = True
@@ -204,7 +277,8 @@ class OutageCase(TransactionTestCase):
         writer = Writer(directory, period_s=0.02)
         writer.start()
         self.addCleanup(writer.stop)
-        store, answers = IdempotencyStore(writer), Answers()
+        self.addCleanup(Journal.open(directory, "w").close)
+        store, answers = IdempotencyStore(writer, directory), Answers()
         store.begin("w", KEY, DIGEST, BODY, "r1", answers)
         assert answers.next()[0] == "new"
         table = IdempotentReply._meta.db_table

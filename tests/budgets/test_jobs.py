@@ -9,7 +9,7 @@ import time
 import pytest
 from django.test import TestCase, TransactionTestCase
 
-from budgets import rollups, samples
+from budgets import retention, rollups, samples
 from budgets.jobs import attended, default_jobs, writer_runs
 from budgets.journal import Journal
 from budgets.models import PoolSample, PoolWindow, Usage, UsageRollup
@@ -66,10 +66,39 @@ class SampleTests(TestCase):
             PoolSample.objects.create(pool_id=1, at_s=first + minute * 60, committed=minute)
             PoolSample.objects.create(pool_id=2, at_s=first + minute * 60, committed=minute)
         now_s = first + 900 + DAY_S + samples.THIN_S  # the last five minutes are younger than a day
-        removed = [samples.thin(ledger_connection(), now_s) for _ in range(3)]
+        removed = [samples.thin(ledger_connection(), now_s).gone for _ in range(3)]
         assert removed == [24, 0, 0]
         kept = PoolSample.objects.filter(pool_id=1).order_by("at_s").values_list("committed", flat=True)
         assert list(kept) == [4, 9, 14, 15, 16, 17, 18, 19]
+
+    def test_thinning_goes_on_until_it_has_caught_up_and_samples_stay_a_minute_apart(self) -> None:
+        for minute in range(10):
+            PoolSample.objects.bulk_create(
+                PoolSample(pool_id=pool, at_s=NOON - 2 * DAY_S + minute * 60, committed=minute + 1)
+                for pool in range(1, 11)
+            )
+        window = add_window(1, committed=5)
+        now_s = [NOON]
+        job = samples.Samples(lambda: now_s[0], thin_rows=25)
+        periods = []
+        for number in range(5):
+            job.run(ledger_connection())
+            periods.append(job.period_s)
+            now_s[0] += 1
+            PoolWindow.objects.filter(pk=window.pk).update(committed=6 + number)
+        assert periods[:4] == [samples.AGAIN_S] * 4
+        assert samples.AGAIN_S < periods[4] <= samples.PERIOD_S
+        assert PoolSample.objects.filter(at_s__gte=NOON).count() == 1
+        assert PoolSample.objects.filter(at_s__lt=NOON).count() == 10 * 2
+
+    def test_taking_samples_does_not_look_at_windows_that_are_over(self) -> None:
+        if ledger_connection().vendor != "sqlite":
+            self.skipTest("the plan of SQLite is looked at")
+        with ledger_connection().cursor() as cursor:
+            cursor.execute(f"EXPLAIN QUERY PLAN {samples._TAKE}", (NOON, NOON))
+            plan = [row[3] for row in cursor.fetchall()]
+        assert any("w USING INDEX" in line for line in plan)
+        assert not [line for line in plan if line.startswith("SCAN") and "pools" not in line and "CONSTANT" not in line]
 
     def test_the_forecast_of_a_row_looks_at_its_own_samples(self) -> None:
         window = add_window(1, capacity=10_000, committed=1_200)
@@ -142,6 +171,7 @@ class WriterTests(TransactionTestCase):
 
     def test_retention_and_sums_keep_up_with_rows_that_come_in(self) -> None:
         """A bound far above what any machine needs: money waits at most one such step."""
+        rollups.set_state(ledger_connection(), retention.SINCE, 1)
         add_usage(5_000, at_s=time.time() - 40 * DAY_S)
         worst = 0.0
         jobs = default_jobs()

@@ -13,14 +13,17 @@ import pytest
 from django.conf import settings
 from django.db import DatabaseError, connections, transaction
 from django.test import TransactionTestCase
+from django.test.utils import CaptureQueriesContext
 
 from budgets import transfers
+from budgets.grants import Grants, Return
 from budgets.ledger import Ledger
 from budgets.ledger_books import Key, opened
 from budgets.ledger_sql import ROLLUP_LOCK
 from budgets.models import Lease, LedgerEntry, PoolAlert, PoolWindow
 from budgets.records import Draw, Unit
 from budgets.settle import Writer
+from budgets.stats import WriterStats
 from tests.budgets.ledger_case import MONEY, TOKENS, LedgerCase, spec
 from tests.budgets.records import POOL, new_rid, tokens_of, usage_record
 
@@ -162,6 +165,72 @@ class CarryTests(LedgerCase):
         writer.give_back("w", *SECOND, 1_000)
         self.eventually(lambda: self.capacities(FIRST, SECOND, THIRD) == [100, 0, 2_900])
 
+    def test_a_new_control_process_carries_rests_of_windows_before_the_last_all_the_way(self) -> None:
+        """Their owner lives on: what it returns after the restart came from two and three windows back."""
+        fourth: Key = (POOL, Unit.TOKENS.value, 4_000)
+        writer = self.start_writer(capacity=None)
+        self.sync(writer, spec(FIRST, capacity=1_000))
+        self.ask(writer, need=1_000, key=FIRST).next()
+        self.next_window(writer)
+        self.ask(writer, need=1_000, key=SECOND).next()
+        self.next_window(writer, THIRD, after=SECOND)
+        self.next_window(writer, fourth, after=THIRD)
+        assert self.capacities(FIRST, SECOND, THIRD, fourth) == [1_000, 1_000, 0, 2_000]
+        writer.stop()
+        again = self.start_writer(capacity=None)
+        self.next_window(again, fourth, after=THIRD)
+        again.give_back("w", *FIRST, 900)
+        self.eventually(lambda: self.capacities(FIRST, SECOND, THIRD, fourth) == [100, 1_000, 0, 2_900])
+        again.give_back("w", *SECOND, 400)
+        self.eventually(lambda: self.capacities(FIRST, SECOND, THIRD, fourth) == [100, 600, 0, 3_300])
+
+    def test_a_rest_that_came_back_and_was_not_carried_on_when_control_died_is_carried_by_the_next(self) -> None:
+        writer = self.start_writer(capacity=None)
+        self.sync(writer, spec(FIRST, capacity=10_000))
+        self.ask(writer, need=700, key=FIRST).next()
+        leased = self.window(FIRST).leased
+        self.next_window(writer)
+        self.next_window(writer, THIRD, after=SECOND)
+        writer.stop()
+        ledger = Ledger(connections[settings.HOOSH_LEDGER_DB])
+        with ledger.leasing([("w", FIRST)]) as leasing:
+            assert leasing.give_back("w", FIRST, leased) == leased
+        again = self.start_writer(capacity=None)
+        self.next_window(again, THIRD, after=SECOND)
+        self.eventually(lambda: self.capacities(FIRST, SECOND, THIRD) == [0, 0, 12_000])
+
+    def test_a_lease_that_stays_quarantined_costs_no_more_with_every_window(self) -> None:
+        writer = self.start_writer(capacity=None, period_s=60)
+        self.sync(writer, spec((POOL, 0, 1_000), capacity=1_000))
+        self.ask(writer, "bad", need=1_000, key=(POOL, 0, 1_000)).next()
+        Lease.objects.update(state=Lease.State.QUARANTINED)
+        for start in range(2_000, 30_000, 1_000):
+            self.sync(writer, spec((POOL, 0, start), capacity=10, carry_from=start - 1_000))
+            writer.run_jobs().result(10)
+        assert len(writer._grants._carried) <= 2
+        assert self.window((POOL, 0, 29_000)).capacity == 280
+        Lease.objects.all().delete()
+        PoolWindow.objects.filter(window_start=1_000).update(leased=0)
+        writer.run_jobs().result(10)
+        assert self.window((POOL, 0, 29_000)).capacity == 1_280, "what was in it goes all the way"
+
+    def test_many_returns_at_a_boundary_are_carried_in_few_statements(self) -> None:
+        writer = self.start_writer(capacity=None, period_s=60)
+        pools = range(1, 61)
+        self.sync(writer, *(spec((pool, unit, 1_000), capacity=10**6) for pool in pools for unit in (0, 1)))
+        for pool in pools:
+            for unit in (0, 1):
+                answer = self.ask(writer, key=(pool, unit, 1_000))
+        answer.next()
+        specs = [spec((pool, unit, 2_000), capacity=10**6, carry_from=1_000) for pool in pools for unit in (0, 1)]
+        connection = connections[PoolWindow.objects.db]
+        ledger, grants = Ledger(connection), Grants(None, WriterStats())
+        with CaptureQueriesContext(connection) as asked:
+            grants.sync_windows(ledger, specs)
+            grants.serve(ledger, [Return("w", (pool, unit, 1_000), 10**6) for pool in pools for unit in (0, 1)])
+        assert len(asked) < 40, "however many purses they are"
+        assert {row.capacity for row in PoolWindow.objects.filter(window_start=2_000)} == {2 * 10**6}
+
     def test_an_overrun_is_not_carried_and_no_limit_carries_nothing(self) -> None:
         writer = self.start_writer(capacity=None)
         self.sync(writer, spec(FIRST, capacity=100), spec((POOL, 1, 1_000), capacity=None))
@@ -239,9 +308,9 @@ class TwoHostsTests(TransactionTestCase):
                         ).settle(owner, records, shapes, (1, number))
                     )
                 )
-                key = chance.choice(keys)
-                writer.grant(owner, *key, 0, 10, lambda *answer: None, 5)
-                writer.give_back(owner, *key, chance.randrange(1_000))
+                for key in chance.sample(keys, 8):
+                    writer.grant(owner, *key, 0, 10, lambda *answer: None, 5)
+                    writer.give_back(owner, *chance.choice(keys), chance.randrange(1_000))
                 if number % 10 == 9:
                     futures.append(writer.submit(lambda connection, owner=owner: Ledger(connection).end_owner(owner)))
         wait(futures, 60)

@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 from django.core.exceptions import ValidationError
-from django.db import connections
+from django.db import OperationalError, connections
 from django.test import TestCase, TransactionTestCase
 
 from audit.models import OutboxEntry
-from budgets import rollups
+from budgets import order_work, rollups, transfers
+from budgets.ledger_books import opened
 from budgets.models import (
     Lease,
     LedgerEntry,
@@ -114,6 +115,20 @@ class CorrectionTests(OrderCase):
         assert (entry.kind, entry.order_id, entry.amount) == ("correction", order.pk, -100)
         assert (entry.actor, entry.note) == ("ann", "why")
 
+    def test_a_number_that_is_given_out_again_is_another_order(self) -> None:
+        """The site's database was restored from a backup that is older than the order."""
+        add_window(1, committed=400)
+        first = self.carry_out("correction", CORRECTION)
+        number = first.pk
+        first.delete()
+        payload = {**CORRECTION, "amount": -50}
+        again = LedgerOrder.objects.create(pk=number, kind="correction", payload=payload, actor="ben")
+        assert self.work(again).result == "-50 tokens charged."
+        assert self.purse().committed == 250
+        assert self.repeat(again).state == "done"
+        assert self.purse().committed == 250
+        assert LedgerEntry.objects.filter(order_id=number).count() == 2
+
     def test_more_than_was_charged_cannot_be_given_back(self) -> None:
         add_window(1, committed=99)
         order = self.carry_out("correction", CORRECTION)
@@ -185,6 +200,34 @@ class TransferTests(OrderCase):
         self.carry_out("transfer", TRANSFER)
         assert self.purse(1, window_start=10).capacity == 1_000
         assert self.purse(1, window_start=20).capacity == 700
+
+    def test_two_hosts_that_take_the_same_order_move_it_once(self) -> None:
+        """The other host's writer has it done, but not committed, when ours looks whether it is done."""
+        add_window(1)
+        add_window(2)
+        order = place("transfer", TRANSFER, actor="ann")
+        outcomes: list[object] = []
+
+        def ours() -> None:
+            try:
+                outcomes.append(order_work.transfer(ledger_connection(), order))
+            except Exception as exc:
+                outcomes.append(exc)
+            finally:
+                ledger_connection().close()
+
+        thread = threading.Thread(target=ours)
+        with opened(ledger_connection()) as books:
+            purses = books.purses([(1, 0, 0), (2, 0, 0)])
+            thread.start()
+            time.sleep(0.3)  # it waits for the locks
+            transfers.move_free(purses[1, 0, 0], purses[2, 0, 0], 300)
+            for pool_id, amount in ((1, -300), (2, 300)):
+                names = {"order_id": order.pk, "order_token": order.token}
+                books.enter(LedgerEntry.Kind.TRANSFER, purses[pool_id, 0, 0], amount, **names)
+        thread.join(10)
+        assert outcomes == [("done", "300 tokens moved.")]
+        assert (self.purse(1).capacity, self.purse(2).capacity) == (700, 1_300)
 
     def test_many_transfers_in_circles_keep_the_total(self) -> None:
         for pool_id in (1, 2, 3):
@@ -271,6 +314,37 @@ class JobTests(OrderCase):
             order = self.carry_out("correction", CORRECTION)
         broken.refresh_from_db()
         assert (broken.state, order.state) == ("refused", "done")
+
+    def test_what_the_database_refuses_for_good_does_not_hold_up_the_next_order(self) -> None:
+        add_usage(2, latency_us=2**63 - 1)  # a sum no column holds
+        add_window(1, committed=500)
+        period = place("period", {}, actor="ann")
+        with self.assertLogs("hoosh.ledger", "ERROR"):
+            order = self.carry_out("correction", CORRECTION)
+        period.refresh_from_db()
+        assert (period.state, order.state) == ("refused", "done")
+        assert self.purse().committed == 400
+
+    def test_an_order_stays_open_while_the_ledger_is_locked(self) -> None:
+        connection = ledger_connection()
+        if connection.vendor != "sqlite":
+            self.skipTest("PostgreSQL waits for the lock")
+        add_window(1, committed=500)
+        order = place("correction", CORRECTION, actor="ann")
+        other = connection.copy()
+        try:
+            with other.cursor() as cursor, connection.cursor() as own:
+                own.execute("PRAGMA busy_timeout = 20")
+                cursor.execute("BEGIN IMMEDIATE")
+                with pytest.raises(OperationalError, match="locked"):
+                    self.job.run(connection)
+                cursor.execute("ROLLBACK")
+        finally:
+            other.close()
+            connection.close()
+        order.refresh_from_db()
+        assert order.state == "open"
+        assert self.work(order).state == "done"
 
     def test_an_operators_long_transaction_on_the_site_does_not_hold_up_the_job(self) -> None:
         connection = ledger_connection()

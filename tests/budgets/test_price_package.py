@@ -142,6 +142,10 @@ def test_what_has_no_price_is_not_free() -> None:
     assert tiers(model("m-embed", Price(input_mtok=D("1")))) == {0: Amounts(D("1"))}
 
 
+def test_a_price_that_no_row_can_hold_is_refused() -> None:
+    assert refused(model("m", Price(input_mtok=D("1000000.1"), output_mtok=D("1")))) == ["a price above 1,000,000 USD"]
+
+
 def test_what_is_not_billed_by_tokens_is_refused() -> None:
     assert refused(model("m", Price(audio_hours=D("0.36"), input_audio_hours=D("0.36")))) == [
         "billed by hours of audio"

@@ -158,6 +158,15 @@ def test_no_bound_where_some_sizes_have_no_price() -> None:
     assert PriceBook.build([]).bound("east", "openai", "m", 1, input_tokens=5) is None
 
 
+def test_where_a_size_without_a_price_costs_nothing_the_others_still_bind() -> None:
+    rows = [row(1, from_tokens=1000, input=3, output=9), row(2, from_tokens=5000, input=2, output=10, request=7)]
+    book = PriceBook.build(rows)
+    assert book.bound("east", "openai", "m", 1, input_tokens=9000) is None
+    assert book.bound("east", "openai", "m", 1, input_tokens=999, partly=True) is None
+    assert book.bound("east", "openai", "m", 1, input_tokens=1000, partly=True) == PriceBound(1, 3, 9, 0)
+    assert book.bound("east", "openai", "m", 1, input_tokens=9000, partly=True) == PriceBound(2, 3, 10, 7)
+
+
 def test_a_price_of_the_future_binds_from_its_time_on() -> None:
     book = PriceBook.build([row(1), row(2, valid_from=100)])
     assert book.bound("east", "openai", "m", 99.9, input_tokens=5) == PriceBound(1, 1, 1, 0)

@@ -13,7 +13,7 @@ from django.test import TestCase
 
 from budgets import reports
 from budgets.models import LedgerState, Usage, UsageRollup
-from budgets.reports import CURRENT, DAY_S, Total, totals
+from budgets.reports import CURRENT, DAY_S, TooManyGroupsError, Total, tables, totals
 
 pytestmark = pytest.mark.database
 
@@ -73,6 +73,34 @@ class TotalsTests(TestCase):
             usage(cost_usd=largest, model=model)
         self.assertEqual(only(totals()).cost_usd, largest * 6)
         self.assertEqual([total.cost_usd for total in totals(("model",))], [largest * 2] * 3)
+
+    def test_more_groups_than_asked_for_are_refused(self) -> None:
+        rollup(model="a")
+        rollup(model="b")
+        usage(model="c")
+        self.assertEqual(len(totals(("model",), limit=3)), 3)
+        with self.assertRaises(TooManyGroupsError):
+            totals(("model",), limit=2)
+
+    def test_several_tables_are_one_reading(self) -> None:
+        for number in range(12):
+            rollup(model=f"m{number % 3}", start=DAY + number % 4 * DAY_S, cost_usd=Decimal(number), team_id=number % 2)
+            usage(model=f"m{number % 5}", at=DAY + number % 2 * DAY_S, cost_usd=PICO)
+        for scope in ({}, {"filters": {"team": [1]}}, {"since": DAY + DAY_S}, {"period": CURRENT}, {"period": 9}):
+            with self.subTest(scope), self.assertNumQueries(1, using=settings.HOOSH_LEDGER_DB):
+                found = tables("model", "day", "team", **scope)
+            for name, table in found.items():
+                self.assertEqual(table, totals((name,), **scope))
+        self.assertEqual(tables("day"), {"day": totals(("day",))})
+        with self.assertRaises(ValueError):
+            tables("cost_pico")
+
+    def test_only_what_has_no_price(self) -> None:
+        rollup(model="a", unpriced=1)
+        rollup(model="b")
+        usage(model="c", price_id=0)
+        usage(model="d", price_id=-2)
+        self.assertEqual({total.keys["model"] for total in totals(("model",), unpriced_only=True)}, {"a", "c"})
 
     def test_grouping_and_order(self) -> None:
         rollup(provider_id=1, cost_usd=Decimal(1))

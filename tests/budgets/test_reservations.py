@@ -15,6 +15,7 @@ import pytest
 from django.test import TransactionTestCase
 from django.utils import timezone
 
+from budgets.grants import RECALL_PAUSE_S
 from budgets.journal import Journal
 from budgets.models import Lease, PoolAlert, PoolWindow, Reservation, Usage
 from budgets.records import Basis
@@ -182,6 +183,20 @@ class ReserveTest(ReservationCase):
         assert self.reserve(1_001, wait_s=5) is None
         assert time.monotonic() - begin < 2, "no worker could return so much: nothing to wait for"
         assert self.recalled == []
+
+    def test_many_that_wait_call_back_no_more_often_than_one(self) -> None:
+        self.window(capacity=1_000)
+        answered = threading.Event()
+        self.writer.grant("w", PROJECT, 0, 0, 0, 800, lambda *_told: answered.set(), 800)
+        assert answered.wait(10)
+        begin = time.monotonic()
+        threads = [threading.Thread(target=self.reserve, args=(900,), kwargs={"wait_s": 0.5}) for _ in range(10)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(30)
+        most = (time.monotonic() - begin) / RECALL_PAUSE_S + 1
+        assert 1 <= len(self.recalled) <= most
 
     def test_the_same_call_again_makes_nothing_new(self) -> None:
         self.window()

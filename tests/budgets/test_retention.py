@@ -10,6 +10,7 @@ import pytest
 from django.conf import settings
 from django.db.models import Sum
 from django.test import TestCase, TransactionTestCase
+from django.test.utils import CaptureQueriesContext
 
 from budgets import journal, retention, rollups
 from budgets.models import (
@@ -40,6 +41,7 @@ class RetentionCase(TestCase):
     def setUp(self) -> None:
         self.journals = environment.session_dir() / f"retention-{self.id()[-40:]}"
         self.journals.mkdir(exist_ok=True)
+        rollups.set_state(ledger_connection(), retention.SINCE, 1)  # it began long ago
 
     def job(self, keep: Kept = KEEP, *, free_bytes: int = 10**9) -> Retention:
         return Retention(keep, journals=self.journals, free_bytes=lambda: free_bytes, clock=lambda: NOW)
@@ -105,6 +107,58 @@ class UsageTests(RetentionCase):
         self.work()
         assert PoolWindow.objects.get() == window
         assert PoolAlert.objects.count() == 1
+
+
+class UpgradeTests(RetentionCase):
+    def setUp(self) -> None:
+        super().setUp()
+        LedgerState.objects.filter(name=retention.SINCE).delete()
+        self.now = NOW
+
+    def job(self, keep: Kept = KEEP, *, free_bytes: int = 10**9) -> Retention:
+        return Retention(keep, journals=self.journals, free_bytes=lambda: free_bytes, clock=lambda: self.now)
+
+    def test_rows_an_earlier_version_kept_go_a_week_after_it_was_said_once(self) -> None:
+        add_usage(3, at_s=NOW - 31 * DAY_S)
+        rollups.roll_up(ledger_connection())
+        with self.assertLogs("hoosh.ledger", logging.WARNING) as logs:
+            self.work(self.job())
+            self.now += 6 * DAY_S
+            self.work(self.job())  # as after a restart
+        assert [record.getMessage() for record in logs.records] == ["retention_begins"]
+        assert logs.records[0].usage_days == 30
+        assert Usage.objects.count() == 3
+        self.now += DAY_S + 1
+        self.work(self.job())
+        assert Usage.objects.count() == 0
+
+    def test_too_many_rows_wait_as_well(self) -> None:
+        add_usage(9, at_s=NOW - 3 * DAY_S)
+        rollups.roll_up(ledger_connection())
+        job = self.job(KEEP._replace(rows=5))
+        self.work(job)
+        assert Usage.objects.count() == 9
+        self.now += 7 * DAY_S + 1
+        self.work(job)
+        assert Usage.objects.count() == 5
+
+    def test_where_nothing_would_go_it_begins_at_once(self) -> None:
+        add_usage(2, at_s=NOW - 29 * DAY_S)
+        rollups.roll_up(ledger_connection())
+        with self.assertNoLogs("hoosh.ledger", logging.WARNING):
+            self.work(self.job())
+            self.now += 2 * DAY_S
+            self.work(self.job())
+        assert Usage.objects.count() == 0
+
+    def test_on_a_full_disk_there_is_no_time_to_wait(self) -> None:
+        if ledger_connection().vendor != "sqlite":
+            self.skipTest("a PostgreSQL server's disk is another one")
+        add_usage(3, at_s=NOW - 31 * DAY_S)
+        rollups.roll_up(ledger_connection())
+        with self.assertLogs("hoosh.ledger", logging.WARNING):
+            self.work(self.job(free_bytes=0))
+        assert Usage.objects.count() == 0
 
 
 class ChunkTests(TestCase):
@@ -196,6 +250,18 @@ class OtherRowsTests(RetentionCase):
         self.work()
         found = UsageRollup.objects.order_by("start").values_list("start", "seconds", "attempts")
         assert list(found) == [(NOON - 12 * HOUR_S, DAY_S, 2), (NOON + 20 * DAY_S, HOUR_S, 1)]
+
+    def test_how_far_sums_are_daily_survives_a_restart(self) -> None:
+        add_usage(at_s=NOON)
+        rollups.roll_up(ledger_connection())
+        self.work()
+        folded_to = rollups.state(ledger_connection(), retention.FOLDED_TO)
+        assert folded_to == NOW - 90 * DAY_S - 12 * HOUR_S
+        with CaptureQueriesContext(ledger_connection()) as seen:
+            self.work()
+        asked = [query["sql"] for query in seen.captured_queries if "start <" in query["sql"]]
+        assert len(asked) == 1
+        assert f"start >= {folded_to}" in asked[0]
 
 
 class ShapeTests(RetentionCase):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import threading
 from decimal import Decimal
 from typing import Any
 
@@ -11,7 +12,7 @@ from django.db import transaction
 from django.db.models import Sum
 from django.test import TestCase, TransactionTestCase
 
-from budgets import rollups
+from budgets import reports, rollups
 from budgets.ledger_sql import ROLLUP_LOCK
 from budgets.models import LedgerState, Usage, UsageRollup
 from tests.budgets.ledger_rows import DAY_S, HOUR_S, NOON, add_usage, ledger_connection
@@ -20,12 +21,13 @@ pytestmark = pytest.mark.database
 
 SUMMED = (
     *("input_tokens", "cached_tokens", "cache_write_tokens", "output_tokens", "reasoning_tokens"),
-    *("tokens", "cost_usd", "latency_us"),
+    *("tokens", "latency_us"),
 )
 
 
 def sums(model: Any) -> dict[str, Any]:
-    return model.objects.aggregate(**{f"{name}_sum": Sum(name) for name in SUMMED})
+    found = model.objects.aggregate(**{f"{name}_sum": Sum(name) for name in SUMMED})
+    return {**found, "cost": sum(row.cost_usd for row in model.objects.all())}
 
 
 def roll_up(limit: int = 1_000) -> rollups.Pass:
@@ -110,6 +112,20 @@ class RollupTests(TestCase):
             pass
         assert sums(UsageRollup) == sums(Usage)
         assert UsageRollup.objects.aggregate(rows=Sum("attempts"))["rows"] == 400
+
+    def test_rows_of_a_million_dollars_each_are_summed_within_and_across_passes_and_days(self) -> None:
+        """Ten of them are more pico-USD than 64 bits hold."""
+        for _ in range(3):
+            add_usage(30, cost_pico=10**18)
+            add_usage(1, at_s=NOON + HOUR_S, cost_pico=10**18 + 123)
+            roll_up()
+        wanted = Decimal(93_000_000) + Decimal(3 * 123).scaleb(-12)
+        assert sum(row.cost_usd for row in UsageRollup.objects.all()) == wanted
+        assert reports.totals(("model",))[0].cost_usd == wanted
+        rollups.fold(ledger_connection(), since=0, before=NOON + DAY_S, limit=100)
+        row = UsageRollup.objects.get()
+        assert (row.seconds, row.attempts, row.cost_usd) == (DAY_S, 93, wanted)
+        assert reports.totals(("model",))[0].cost_usd == wanted
 
     def test_the_last_row_that_names_a_shape_is_noted(self) -> None:
         add_usage(shape="a" * 32)
@@ -208,6 +224,32 @@ class LockTests(TransactionTestCase):
             assert roll_up() == (1, False)
         finally:
             other.close()
+
+    def test_two_hosts_that_make_hours_into_days_at_once_add_them_once(self) -> None:
+        for number in range(200):
+            add_usage(at_s=NOON - number % 24 * HOUR_S, team_id=number)
+        roll_up()
+        start, failures = threading.Barrier(4), []
+
+        def host() -> None:
+            connection = ledger_connection()
+            try:
+                connection.ensure_connection()
+                start.wait(10)
+                rollups.fold(connection, since=0, before=NOON + DAY_S, limit=500)
+            except Exception as exc:
+                failures.append(exc)
+            finally:
+                connection.close()
+
+        hosts = [threading.Thread(target=host) for _ in range(4)]
+        for thread in hosts:
+            thread.start()
+        for thread in hosts:
+            thread.join(30)
+        assert failures == []
+        assert sum(UsageRollup.objects.values_list("attempts", flat=True)) == 200
+        assert set(UsageRollup.objects.values_list("seconds", flat=True)) == {DAY_S}
 
     def test_a_failure_in_between_leaves_neither_sums_nor_the_mark(self) -> None:
         add_usage(cost_pico=1)

@@ -198,7 +198,7 @@ class ReplayTests(LedgerCase):
         lost = 0
 
         def lose(execute: Any, sql: str, params: Any, many: bool, context: Any) -> Any:
-            if sql.startswith("INSERT") and Usage._meta.db_table in sql:
+            if sql.startswith("INSERT") and JournalPosition._meta.db_table in sql:
                 transaction.on_commit(answer_is_lost, using=settings.HOOSH_LEDGER_DB)
             return execute(sql, params, many, context)
 

@@ -54,6 +54,45 @@ def test_a_charge_beyond_the_lease_is_granted_on_the_spot() -> None:
     assert (worker.granted, worker.remaining) == (150, 0)
 
 
+def test_a_prefetch_is_bounded_so_that_a_lease_can_live_for_ever() -> None:
+    free = transfers.CAPACITY_LIMIT
+    most = transfers.BLOCK_LIMIT
+    assert transfers.block_size(free=free, want=1, need=0, workers=1, unit=Unit.PICO_USD) == (most, True)
+    assert transfers.block_size(free=free, want=free, need=0, workers=1, unit=Unit.PICO_USD) == (most, True)
+    assert transfers.block_size(free=free, want=1, need=2 * most, workers=1, unit=Unit.PICO_USD) == (2 * most, True)
+    assert transfers.block_size(free=2 * most, want=most, need=0, workers=1) == (most // 2, False)
+
+
+def test_what_a_mistyped_price_charges_stays_within_the_columns() -> None:
+    pool, worker = window(10**15), lease()
+    transfers.grant(pool, worker, 100)
+    for _ in range(12):
+        assert transfers.charge(pool, worker, 10**18) >= 10**18 - 100
+    assert transfers.room(worker) == worker.remaining == pool.leased == 0
+    assert worker.granted == pool.committed == transfers.CAPACITY_LIMIT
+    assert pool.overrun == pool.committed - pool.capacity
+
+
+def test_what_is_adopted_stays_within_the_columns() -> None:
+    pool = window(committed=transfers.CAPACITY_LIMIT // 2)
+    for worker in (lease(), lease()):
+        transfers.adopt(pool, worker, transfers.CAPACITY_LIMIT)
+    assert pool.committed + pool.leased == transfers.CAPACITY_LIMIT
+
+
+def test_a_purse_that_was_changed_by_hand_is_set_right() -> None:
+    for take in (
+        lambda pool, worker: transfers.give_back(pool, worker, 100),
+        lambda pool, worker: transfers.charge(pool, worker, 100),
+        lambda pool, worker: transfers.end_lease(pool, worker, spent=False),
+    ):
+        pool, worker = window(), lease()
+        transfers.grant(pool, worker, 100)
+        pool.leased = 30
+        take(pool, worker)
+        assert (pool.leased, worker.remaining) == (0, 0)
+
+
 def test_an_overrun_shrinks_when_leases_come_back() -> None:
     pool, worker, other = window(), lease(), lease()
     transfers.grant(pool, other, 600)

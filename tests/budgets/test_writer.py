@@ -11,7 +11,7 @@ from django.db import OperationalError, connections
 
 from budgets.models import Usage
 from budgets.settle import WriterStoppedError
-from tests.budgets.ledger_case import LedgerCase
+from tests.budgets.ledger_case import TOKENS, LedgerCase
 from tests.budgets.records import new_rid, usage_record
 
 pytestmark = pytest.mark.database
@@ -47,6 +47,37 @@ class ThreadTests(LedgerCase):
         with pytest.raises(KeyError):
             writer.submit(fail).result(10)
         assert self.ask(writer, need=10).next()[0] >= 10
+
+    def test_an_ask_waits_for_one_worker_to_be_settled_and_not_for_all(self) -> None:
+        writer = self.start_writer(period_s=60)
+        workers = [self.open_journal(f"w{number}") for number in range(10)]
+        for worker in workers:
+            worker.complete(usage_record(new_rid(), 1))
+        go_on, settled = threading.Event(), []
+        writer.submit(lambda _connection: go_on.wait(10))
+        done = writer.settle_now()
+        writer.grant("w0", *TOKENS, 0, 1, lambda *_told: settled.append(Usage.objects.count()))
+        go_on.set()
+        done.result(10)
+        assert settled == [1]
+        assert Usage.objects.count() == 10
+
+    def test_workers_that_end_while_others_are_settled_are_settled_once(self) -> None:
+        """Each pass that is asked for meanwhile is made in between."""
+        writer = self.start_writer(period_s=60)
+        workers = [self.open_journal(f"w{number}") for number in range(10)]
+        for worker in workers:
+            worker.complete(usage_record(new_rid(), 1))
+            worker.close()
+        go_on = threading.Event()
+        writer.submit(lambda _connection: go_on.wait(10))
+        passes = [writer.settle_now() for _ in range(20)]
+        go_on.set()
+        for done in passes:
+            done.result(10)
+        assert Usage.objects.count() == 10
+        stats = writer.stats()
+        assert (stats["buried"], stats["errors"], stats["outages"]) == (10, 0, 0)
 
     def test_after_the_end_work_is_refused(self) -> None:
         writer = self.start_writer()

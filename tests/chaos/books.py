@@ -12,6 +12,7 @@ from tests.chaos.databases import rows
 
 Purse = tuple[int, int, int]  # pool, unit, window start
 TOKENS, PICO_USD = 0, 1
+PICO_PER_MILLI_USD = 10**9
 COMMITTING_ENTRIES = ("correction", "write_off")  # those that changed `committed`; the others changed `capacity`
 
 
@@ -147,8 +148,10 @@ def check_leftovers(connection: Any, files: Sequence[str], verdict: Verdict) -> 
 
 def check_rollups(connection: Any, sums: Sums, verdict: Verdict) -> None:
     """The rollups must come to the same as the rows."""
-    query = "SELECT COALESCE(SUM(attempts), 0), COALESCE(SUM(tokens), 0), COALESCE(SUM(cost_pico), 0)"
-    found = tuple(map(int, next(rows(connection, f"{query} FROM budgets_usagerollup"))))
+    names = ("attempts", "tokens", "cost_milli_usd", "cost_rest_pico")
+    columns = ", ".join(f"COALESCE(SUM({name}), 0)" for name in names)
+    *counts, milli, rest = map(int, next(rows(connection, f"SELECT {columns} FROM budgets_usagerollup")))
+    found = (*counts, milli * PICO_PER_MILLI_USD + rest)
     wanted = (sums.count, sums.tokens, sums.pico)
     if found != wanted:
         kind = "doubled" if found > wanted else "lost"

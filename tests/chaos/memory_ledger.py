@@ -5,14 +5,15 @@ Runs in the desks' own loop, so that a hundred thousand requests take seconds.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from budgets import transfers
 from budgets.desk import Desk
-from budgets.grants import GrantRequest, Grants
-from budgets.ledger import Answer
+from budgets.grants import GrantRequest, Grants, Return
+from budgets.leasing import Answer
 from budgets.stats import WriterStats
 
 Key = tuple[int, int, int]  # pool, unit, start of the window
@@ -45,11 +46,13 @@ class MemoryLedger:
         self.purses = {key: Purse(capacity) for key, capacity in capacities.items()}
         self.leases: dict[tuple[str, Key], LeaseRow] = {}
 
-    def grant(
-        self, owner: str, pool_id: int, unit: int, window_start: int, *, seen_total: int, want: int, need: int
-    ) -> Answer | None:
-        """See `Ledger.grant`."""
-        key = (pool_id, unit, window_start)
+    @contextmanager
+    def leasing(self, wanted: object) -> Iterator[MemoryLedger]:
+        """See `Ledger.leasing`."""
+        yield self
+
+    def grant(self, owner: str, key: Key, *, seen_total: int, want: int, need: int) -> Answer | None:
+        """See `Leasing.grant`."""
         purse = self.purses.get(key)
         if purse is None:
             return None
@@ -58,7 +61,7 @@ class MemoryLedger:
         amount, more, repeated = 0, True, lease.granted > seen_total
         if not repeated:
             amount, more = transfers.block_size(
-                free=transfers.free_amount(purse), want=want, need=need, workers=len(others) + 1, unit=unit
+                free=transfers.free_amount(purse), want=want, need=need, workers=len(others) + 1, unit=key[1]
             )
         if amount:
             transfers.grant(purse, lease, amount)
@@ -68,9 +71,8 @@ class MemoryLedger:
         self.check(key)
         return Answer(lease.granted, amount, more, spent_out, available, rest, repeated)
 
-    def give_back(self, owner: str, pool_id: int, unit: int, window_start: int, returned_total: int) -> int:
-        """See `Ledger.give_back`."""
-        key = (pool_id, unit, window_start)
+    def give_back(self, owner: str, key: Key, returned_total: int) -> int:
+        """See `Leasing.give_back`."""
         amount = transfers.give_back(self.purses[key], self.leases[owner, key], returned_total)
         self.check(key)
         return amount
@@ -112,10 +114,10 @@ class MemoryLine:
             self._later(self.desks[owner].on_granted, pool_id, unit, start, total, more, spent_out, available)
 
         request = GrantRequest(owner, pool_id, unit, start, seen_total, want, need, reply)
-        self.grants.serve(self.ledger, request)  # type: ignore[arg-type]
+        self.grants.serve(self.ledger, [request])  # type: ignore[arg-type]
 
     def _give_back(self, owner: str, pool_id: int, unit: int, start: int, returned_total: int) -> None:
-        self.grants.give_back(self.ledger, owner, (pool_id, unit, start), returned_total)  # type: ignore[arg-type]
+        self.grants.serve(self.ledger, [Return(owner, (pool_id, unit, start), returned_total)])  # type: ignore[arg-type]
 
     def _recall(self, pool_id: int, unit: int, start: int) -> None:
         for desk in self.desks.values():
