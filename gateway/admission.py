@@ -23,7 +23,7 @@ class Head:
     __slots__ = ("coding", "idempotency", "length", "pool", "secret")
 
     def __init__(self, headers: Headers) -> None:
-        """Raises UnauthorizedError without a credential, BadRequestError when two differ."""
+        """Raises UnauthorizedError without a credential, BadRequestError when two of them or of the keys differ."""
         secret: bytes | None = None
         self.coding = self.pool = b""
         self.idempotency: bytes | None = None
@@ -36,8 +36,16 @@ class Head:
             elif name == b"content-length":
                 self.length = int(value) if value.isdigit() else -1
             elif name == b"x-hoosh-pool":
+                if self.pool and self.pool != value:
+                    raise BadRequestError("The request names two different pools.", param="x-hoosh-pool")
                 self.pool = value
             elif name == b"idempotency-key":
+                if self.idempotency is not None and self.idempotency != value:
+                    raise BadRequestError(
+                        "The request carries two different Idempotency-Key headers. Send exactly one.",
+                        param="idempotency-key",
+                        code="invalid_idempotency_key",
+                    )
                 self.idempotency = value
             else:
                 self.coding = value

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from budgets.bound import AMOUNT_MAX, money_bound
-from budgets.journal import JournalError
+from budgets.bound import AMOUNT_MAX, media_tokens, money_bound
+from budgets.journal import BYTES_PER_TOKEN, JournalError
 from budgets.prices import PriceBound, cost
 from budgets.records import PRICE_FREE, PRICE_UNKNOWN, Basis, Draw, HoldRecord, UsageRecord
 from gateway.errors import GatewayError
@@ -158,9 +158,15 @@ class Attempt:
         )
 
     def mark(self, events: int, text_bytes: int) -> None:
-        """Write `D` before more is delivered than the last one allowed. Raises JournalError."""
-        if events > self._marked_events or text_bytes > self._marked_bytes:
-            self._marked_events, self._marked_bytes = events + MARK_EVENTS, text_bytes + MARK_BYTES
+        """Write `D` before more is delivered, or read on, than the last one allowed. Raises JournalError.
+
+        What is announced ahead is never above the hold; only what really came may be.
+        """
+        bound = self.output_bound
+        most_bytes = bound * BYTES_PER_TOKEN
+        if events > self._marked_events or text_bytes > self._marked_bytes < most_bytes:
+            self._marked_events = min(events + MARK_EVENTS, max(bound, events))
+            self._marked_bytes = min(text_bytes + MARK_BYTES, most_bytes)
             self.job.runtime.journal.delivered(self.job.rid, self.number, self._marked_events, self._marked_bytes)
 
     def settle(self, *, status: int, error: str = "", usage: Usage | None, basis: Basis) -> None:
@@ -177,10 +183,10 @@ class Attempt:
         try:
             record = self._record(status, error, usage, basis)
         except Exception:
-            # A fault of our own: this hold must not be missing from the pool for ever; the ledger charges it.
-            runtime.desk.settle(self.draws, self.tokens, self.cost_pico)
+            # A fault of our own: this hold must not be missing from the pool for ever. The ledger charges all of it.
+            runtime.desk.settle(self.draws, self.held, self.held_pico)
             raise
-        runtime.book(record, decision.shape)
+        runtime.book(record, decision.shape, self.held_pico)
         runtime.desk.took((time.monotonic_ns() - self._held_at_ns) / 1e9)
 
     def _record(self, status: int, error: str, usage: Usage | None, basis: Basis) -> UsageRecord:
@@ -233,7 +239,7 @@ class Attempt:
 
     def _price(self, snapshot: Snapshot, usage: Usage | None) -> int:
         """Set what is charged, in tokens and in money; the id of the price row used."""
-        free = PRICE_FREE if self.price.price_id == PRICE_FREE else PRICE_UNKNOWN
+        free = PRICE_FREE if self.candidate.free else PRICE_UNKNOWN
         if usage is None:
             return free
         self.tokens = usage.input + usage.output
@@ -265,12 +271,16 @@ class Attempt:
             log.warning("a failed attempt could not be journaled", extra={"request_id": self.job.rid_hex})
 
     def estimated(self, *, events: int, text_bytes: int) -> Usage:
-        """Usage where the provider told none: learned ratios over the bytes, never below what was delivered."""
+        """Usage where the provider told none: learned ratios over the bytes, and media by the table they were held by.
+
+        Never above what was held for it, and never below what was delivered.
+        """
         ratios, model, call = self.job.runtime.ratios, self.step.model, self.job.call
         assert call is not None
         text_in = call.prompt_tokens or ratios.tokens(model, output=False, text_bytes=len(call.body) - call.media_bytes)
-        output = max(events, ratios.tokens(model, output=True, text_bytes=text_bytes))
-        return Usage(input=min(text_in, self.input_bound), output=output, reported=False)
+        media = media_tokens(images=call.images, audios=call.audios, files=call.files + call.others)
+        output = max(events, min(self.output_bound, ratios.tokens(model, output=True, text_bytes=text_bytes)))
+        return Usage(input=min(text_in + media, self.input_bound), output=output, reported=False)
 
     def believed(self, usage: Usage, *, events: int) -> tuple[Usage, Basis]:
         """A reported usage, raised to what was delivered where it says less than that, which nobody can believe."""

@@ -55,7 +55,10 @@ def choose_pools(job: Job, snapshot: Snapshot) -> None:
     job.pool_id, job.pool_ids = record.pool_id, key.pool_ids
     if not head.pool and call.pool is None:
         return
-    named = head.pool.decode("utf-8", "replace") or call.pool or ""
+    in_header = head.pool.decode("utf-8", "replace")
+    if in_header and call.pool is not None and in_header != call.pool:
+        raise BadRequestError("The header 'x-hoosh-pool' and the field 'pool' name different pools.", param="pool")
+    named = in_header or call.pool or ""
     pool = snapshot.pools_by_name.get(named)
     if pool is None:
         raise BadRequestError(f"There is no pool named '{named[:100]}'.", param="pool", code="unknown_pool")
@@ -73,6 +76,8 @@ async def hold(job: Job, snapshot: Snapshot, candidate: Candidate, step: Step) -
     runtime, call, endpoint = job.runtime, job.call, job.endpoint
     assert call is not None
     chain = chain_of(job)
+    if call.surcharge and chain.limits_money:
+        raise surcharge_error(call.surcharge)
     card = snapshot.cards.find(step.model)
     bound = endpoint.bound(call, card)
     price = price_bound(job, snapshot, candidate, step, chain, bound)
@@ -94,11 +99,13 @@ async def hold(job: Job, snapshot: Snapshot, candidate: Candidate, step: Step) -
     draws = runtime.desk.hold(chain, attempt.held, attempt.held_pico)
     if draws is None:
         draws = await wait_or_shorten(attempt, chain, snapshot.settings.hold_wait_s)
-    attempt.begin(draws)
     try:
+        attempt.begin(draws)
         attempt.journal_hold()
-    except JournalError as exc:
-        runtime.desk.release(draws)
+    except BaseException as exc:
+        runtime.desk.release(draws)  # the journal knows nothing of it
+        if not isinstance(exc, JournalError):
+            raise
         raise GatewayUnavailableError(
             "The gateway cannot write its journal.", code="journal_unavailable", retry_after_s=5
         ) from exc
@@ -118,16 +125,22 @@ def price_bound(
 ) -> PriceBound:
     """The dearest the call's tokens can be. Raises `PriceUnknownError` where that must be known and is not."""
     provider, route = candidate.provider, candidate.route
+    # What has no price costs nothing here: then a price for some sizes only binds as far as it goes.
+    partly = candidate.free or not chain.limits_money or snapshot.settings.unknown_price != "refuse"
     price = snapshot.prices.bound(
-        provider.name, provider.kind, step.model, job.started_at_us / 1e6, route=route.name, input_tokens=input_bound
+        provider.name,
+        provider.kind,
+        step.model,
+        job.started_at_us / 1e6,
+        route=route.name,
+        input_tokens=input_bound,
+        partly=partly,
     )
     if price is not None:
         return price
-    if candidate.free:
-        return FREE
-    if chain.limits_money and snapshot.settings.unknown_price == "refuse":
+    if not partly:
         raise PriceUnknownError(provider.name, step.model)
-    return UNKNOWN
+    return FREE if candidate.free else UNKNOWN
 
 
 async def wait_or_shorten(attempt: Attempt, chain: Chain, timeout_s: float) -> tuple[Draw, ...]:
@@ -182,6 +195,15 @@ def shorten(attempt: Attempt) -> bool:
     if limit < attempt.limit:
         attempt.shorten(limit)
     return True
+
+
+def surcharge_error(field: str) -> BadRequestError:
+    """The 400 of a request that asks for what costs more than the prices say, on a pool that limits money."""
+    what = "Such a service tier costs" if field == "service_tier" else "Web searches cost"
+    return BadRequestError(
+        f"{what} more than the prices known here, and a pool of this request limits money. Leave out '{field}'.",
+        param=field,
+    )
 
 
 def disabled_error(job: Job, disabled: PoolDisabledError) -> ForbiddenError:

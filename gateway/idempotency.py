@@ -33,6 +33,7 @@ REPLY_MAX_BYTES = 1024 * 1024  # larger answers are not kept
 RESEND_S = 10.0  # ends told within this time before the line broke are told again: control may not have read them
 FLUSH_S = 0.25
 WAITING_BYTES = 32 * 1024 * 1024  # of bodies that could not be told yet; what comes above is told without its body
+WAITING_ENDS = 65_536  # ends that could not be told yet; more than that are left to the burial of this worker
 KEY_PATTERN = re.compile(rb"[\x20-\x7e]{1,255}\Z")
 _NEVER_KEPT = frozenset({408, 409, 425, 429})  # a provider's refusals that another try may not meet
 
@@ -70,11 +71,12 @@ class _End(NamedTuple):
 class Ticket:
     """The right to run one request; ends once, by `keep` or by `forget`."""
 
-    __slots__ = ("_book", "digest", "ended", "key_id", "rid")
+    __slots__ = ("_book", "digest", "ended", "key_id", "rid", "unclear")
 
     def __init__(self, book: Idempotency, key_id: int, digest: str, rid: str) -> None:
         self._book, self.key_id, self.digest, self.rid = book, key_id, digest, rid
         self.ended = False
+        self.unclear = False  # control may have registered it
 
     def keep(self, status: int, content_type: bytes, body: bytes | None) -> None:
         """Have the answer replayed from now on; `body` None = it is too large for that."""
@@ -128,7 +130,9 @@ class Idempotency:
                 return ticket
             return self._replay(ticket, answer)
         except BaseException:
-            ticket.forget()  # control may have registered it and could not say so
+            if ticket.unclear:
+                ticket.forget()  # control may have registered it and could not say so
+            ticket.ended = True
             raise
 
     def _replay(self, ticket: Ticket, answer: _Answer) -> StoredReply:
@@ -171,8 +175,11 @@ class Idempotency:
         try:
             if not self.send_begin(self._owner, number, ticket.key_id, ticket.digest, request_digest, ticket.rid):
                 return _Answer("unavailable")
+            ticket.unclear = True
             async with asyncio.timeout(self._answer_s):
-                return await future
+                answer = await future
+            ticket.unclear = answer.state in ("new", "unavailable")
+            return answer
         except TimeoutError:
             return _Answer("unavailable")
         finally:
@@ -206,6 +213,9 @@ class Idempotency:
         if sealed is not None and self._unsent_bytes + len(sealed) > WAITING_BYTES:
             sealed = None
         end = _End(self._owner, ticket.key_id, ticket.digest, ticket.rid, keep, status, content_type, sealed)
+        if len(self._unsent) >= WAITING_ENDS:
+            log.error("idempotency_end_dropped")
+            return
         self._unsent.append(end)
         self._unsent_bytes += len(end.body or b"")
         self._flush()
@@ -224,7 +234,11 @@ class Idempotency:
         now = time.monotonic()
         self._recent.append((now, end))
         self._recent_bytes += len(end.body or b"")
-        while self._recent and (self._recent[0][0] < now - RESEND_S or self._recent_bytes > WAITING_BYTES):
+        while self._recent and (
+            self._recent[0][0] < now - RESEND_S
+            or self._recent_bytes > WAITING_BYTES
+            or len(self._recent) > WAITING_ENDS
+        ):
             self._recent_bytes -= len(self._recent.popleft()[1].body or b"")
 
     def _flush_later(self) -> None:
@@ -367,7 +381,10 @@ def _content_type(headers: list[tuple[bytes, bytes]]) -> bytes:
 async def replay(job: Job, header: bytes, body: bytes) -> int:
     """Tell the stored answer and return its status; 0 = the request shall run, and its answer is recorded."""
     assert job.key is not None
-    told = await job.runtime.idempotency.begin(job.key.record.id, header, job.exchange.path, body, job.rid_hex)
+    assert job.head is not None
+    # The pool is part of the request, wherever it is named.
+    request = body + b"\0" + job.head.pool if job.head.pool else body
+    told = await job.runtime.idempotency.begin(job.key.record.id, header, job.exchange.path, request, job.rid_hex)
     if isinstance(told, Ticket):
         job.exchange = job.recorder = RecordingExchange(job.exchange, told)
         return 0

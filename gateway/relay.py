@@ -267,8 +267,7 @@ async def pump(attempt: Attempt, source: StreamReply | LocalStream, reader: Stre
             if not job.ttft_us:
                 job.ttft_us = (time.monotonic_ns() - job.started_ns) // 1000
             try:
-                if not exchange.gone:
-                    attempt.mark(reader.events, reader.delivered_bytes)
+                attempt.mark(reader.events, reader.delivered_bytes)  # also of what nobody is left to hear
                 if reader.done:
                     settle_stream(attempt, reader)
                     if job.runtime.durable:

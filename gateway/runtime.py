@@ -190,10 +190,10 @@ class Runtime:
         turns[model] = turn
         return turn
 
-    def book(self, record: UsageRecord, shape: Shape) -> None:
+    def book(self, record: UsageRecord, shape: Shape, held_pico: int) -> None:
         """Journal a complete usage record and return the rest of its hold. Raises JournalError when it cannot be
         written; then the hold stays and the record is written as soon as the journal works again. On any other error
-        the hold returns here and the ledger charges it in full."""
+        nothing of the hold (`record.held` tokens and `held_pico`) returns: the ledger will charge all of it."""
         try:
             self.journal.shape(shape.digest, shape.payload)
             self.journal.complete(record)
@@ -203,7 +203,7 @@ class Runtime:
             raise
         except Exception:
             # It can never be written: the ledger charges its hold when this worker's journal ends.
-            self.desk.settle(record.draws, record.tokens, record.cost_pico)
+            self.desk.settle(record.draws, record.held, held_pico)
             raise
         self.desk.settle(record.draws, record.tokens, record.cost_pico)
 
@@ -228,6 +228,7 @@ class Runtime:
             for pinger in tuple(self.pingers):
                 pinger.tick(now, interval_s)
         self._retry_unwritten()
+        self.journal.sync_soon()
         if self.access_log is not None:
             self.access_log.flush()
         if flush:

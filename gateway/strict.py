@@ -22,7 +22,7 @@ from gateway.errors import BadRequestError
 
 Document = dict[str, Any]
 
-# Fields that decide what is priced, where it goes and how it is answered.
+# Fields that decide what is priced, where it goes, how it is answered and whether it may be shortened.
 GUARDED = frozenset(
     [
         "model",
@@ -40,6 +40,16 @@ GUARDED = frozenset(
         "tools",
         "functions",
         "response_format",
+        "structured_outputs",
+        "guided_json",
+        "guided_regex",
+        "guided_choice",
+        "guided_grammar",
+        "json_schema",
+        "grammar",
+        "format",
+        "service_tier",
+        "web_search_options",
         "encoding_format",
         "dimensions",
         "models",
@@ -69,7 +79,6 @@ _KNOWN = GUARDED | frozenset(
         "repetition_penalty",
         "safety_identifier",
         "seed",
-        "service_tier",
         "stop",
         "store",
         "temperature",
@@ -79,7 +88,6 @@ _KNOWN = GUARDED | frozenset(
         "top_p",
         "user",
         "verbosity",
-        "web_search_options",
     ]
 )
 

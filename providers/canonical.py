@@ -42,7 +42,8 @@ class Call(msgspec.Struct):
     prompts; `best_of` counted; 0 for embeddings). `messages` counts messages or prompts. `prompt_tokens` is the exact
     prompt size of requests whose prompt is token numbers, else 0. `media_bytes` are the bytes of data URLs and base64
     payloads inside `body`; `others` counts content parts of a type that is not known here. `fields` are the top-level
-    keys of the body. `pool` is the gateway-only field of that name, never sent upstream.
+    keys of the body. `pool` is the gateway-only field of that name, never sent upstream. `surcharge` names a field that
+    asks for what costs more than the prices say ("" when none does).
     """
 
     endpoint: str  # "chat" | "completions" | "embeddings"
@@ -64,6 +65,7 @@ class Call(msgspec.Struct):
     encoding: str = "float"  # embeddings: "float" | "base64"
     dimensions: int | None = None
     pool: str | None = None
+    surcharge: str = ""
 
 
 class Target(msgspec.Struct, frozen=True):

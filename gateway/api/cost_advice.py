@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -53,10 +53,14 @@ class _Choice(NamedTuple):
     price_id: int | None
 
 
-def estimate(model: str, *, input_tokens: int, output_tokens: int) -> dict[str, Any]:
-    """What a request would cost at the candidate that is tried first. Raises `ModelNotFoundError`."""
+def estimate(model: str, key: ApiKey | None, *, input_tokens: int, output_tokens: int) -> dict[str, Any]:
+    """What a request would cost at the candidate that is tried first. Raises `ModelNotFoundError`.
+
+    To a key a model it may not use does not exist.
+    """
     world = _world()
-    steps = world.table.plan(model).steps
+    may_use = _may_use(key)
+    steps = world.table.plan(model).steps if may_use is None or may_use(model) else ()
     if not steps:
         raise ModelNotFoundError(model)
     provider = world.providers[steps[0].route.provider_id]
@@ -111,8 +115,7 @@ def required_tier(needs: Mapping[str, Any]) -> str:
 def _choices(needs: Mapping[str, Any], least: int, key: ApiKey | None, reasons: Counter[str]) -> Iterator[_Choice]:
     """Every model that qualifies; the others are counted in `reasons`."""
     world, book, cards = _world(), _book(), CardBook(feed.cards()[1])
-    allowed = validation.split(key.models_allowed) if key is not None else ()
-    may_use = any_matcher(allowed) if allowed else None
+    may_use = _may_use(key)
     for model in world.patterns:
         steps = world.table.plan(model).steps
         if not steps or (may_use is not None and not may_use(model)):
@@ -131,6 +134,12 @@ def _choices(needs: Mapping[str, Any], least: int, key: ApiKey | None, reasons: 
             reasons[reason] += 1
         elif quote.pico is not None:
             yield _Choice(quote.pico, rank, model, step, provider, quote.price_id)
+
+
+def _may_use(key: ApiKey | None) -> Callable[[str], bool] | None:
+    """Which models a key may use; None = all."""
+    allowed = validation.split(key.models_allowed) if key is not None else ()
+    return any_matcher(allowed) if allowed else None
 
 
 def _reason_against(needs: Mapping[str, Any], card: CardDoc, labels: frozenset[str]) -> str:

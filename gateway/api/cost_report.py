@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Callable, Mapping
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
@@ -14,13 +16,18 @@ from budgets import reports
 from budgets.models import Agent, ApiKey, LedgerState, Pool, Team
 from budgets.models.fields import PLACES
 from gateway.api.authentication import Caller
-from gateway.errors import BadRequestError, ForbiddenError
+from gateway.api.fields import is_plain
+from gateway.errors import BadRequestError, ForbiddenError, GatewayUnavailableError
 from providers.catalog import is_local
 from providers.models import Provider, Route
 
 GROUPS = ("provider", "team", "agent", "key", "model", "day", "pool", "route")
+GROUPS_MAX = 3
+RECORDS_MAX = 10_000
+TURN_WAIT_S = 3.0
 _PARAMETERS = ("group_by", "from", "to", "period", "team")
 _MICRO_PER_USD = 10**6
+_turn = threading.Lock()
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +50,8 @@ def question(query: QueryDict, caller: Caller) -> Question:
     unknown = [name for name in group_by if name not in GROUPS]
     if unknown:
         raise BadRequestError(f"group_by knows {', '.join(GROUPS)}; not '{unknown[0][:64]}'.", param="group_by")
+    if len(group_by) > GROUPS_MAX:
+        raise BadRequestError(f"group_by takes at most {GROUPS_MAX} dimensions at once.", param="group_by")
     period = query.get("period", "current")
     if period not in ("current", "all"):
         raise BadRequestError("period is 'current' or 'all'.", param="period")
@@ -82,7 +91,7 @@ def _team(asked: str | None, caller: Caller) -> Team | None:
         raise ForbiddenError("This account may not see what was used.")
     if asked is None:
         return own
-    team = Team.objects.filter(name=asked).first()
+    team = Team.objects.filter(name=asked).first() if is_plain(asked) else None
     if team is None and asked.isascii() and asked.isdigit():
         team = Team.objects.filter(pk=int(asked[:18])).first()
     if own is not None:
@@ -90,7 +99,8 @@ def _team(asked: str | None, caller: Caller) -> Team | None:
             raise ForbiddenError("This API key sees the costs of its own team only.", param="team")
         return own
     if team is None:
-        raise BadRequestError(f"There is no team '{asked[:100]}'.", param="team")
+        shown = asked[:100] if asked.isprintable() else "…"
+        raise BadRequestError(f"There is no team '{shown}'.", param="team")
     return team
 
 
@@ -98,16 +108,41 @@ def _sees_all(caller: Caller) -> bool:
     return caller.is_operator or (caller.user is not None and caller.user.has_perm("budgets.view_usage"))
 
 
+@contextmanager
+def turn() -> Iterator[None]:
+    """The right to make a report: one at a time in this process, because each may read the whole ledger.
+
+    Raises `GatewayUnavailableError` when it takes longer than `TURN_WAIT_S` to get it.
+    """
+    if not _turn.acquire(timeout=TURN_WAIT_S):
+        raise GatewayUnavailableError(
+            "Another report is being made. Try again shortly.", code="reports_busy", retry_after_s=TURN_WAIT_S
+        )
+    try:
+        yield
+    finally:
+        _turn.release()
+
+
 def answer(asked: Question, caller: Caller) -> dict[str, Any]:
-    """The report."""
-    found = reports.totals(
-        asked.group_by,
-        filters=None if asked.team is None else {"team": [asked.team.pk]},
-        since=asked.since,
-        until=asked.until,
-        period=reports.CURRENT if asked.is_current else None,
-    )
-    names = _Names(found, shows_addresses=_sees_all(caller))
+    """The report. Raises `BadRequestError` when it would have more than `RECORDS_MAX` records."""
+    try:
+        found = reports.totals(
+            asked.group_by,
+            filters=None if asked.team is None else {"team": [asked.team.pk]},
+            since=asked.since,
+            until=asked.until,
+            period=reports.CURRENT if asked.is_current else None,
+            limit=RECORDS_MAX,
+        )
+    except reports.TooManyGroupsError as exc:
+        raise BadRequestError(
+            f"The report would have more than {RECORDS_MAX:,} records. Narrow it: fewer dimensions in group_by, "
+            "fewer days (from, to), or one team.",
+            param="group_by",
+            code="too_many_records",
+        ) from exc
+    names = _Names(found, shows_addresses=caller.is_operator)
     cost = sum((total.cost_usd for total in found), Decimal(0))
     return {
         "total_requests": sum(total.requests for total in found),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from rest_framework import serializers
 
+from gateway.api.fields import TextField, TruthField, WholeNumberField
+
 MAX_TOKENS = 10**9
 
 _MICRO = "Whole millionths of a USD; what is smaller is cut off."
@@ -13,9 +15,9 @@ _USD = "Exact, with twelve places."
 class EstimateRequest(serializers.Serializer[None]):
     """A request that was not made yet."""
 
-    model = serializers.CharField(max_length=256, trim_whitespace=False)
-    input_tokens = serializers.IntegerField(min_value=0, max_value=MAX_TOKENS, default=0)
-    output_tokens = serializers.IntegerField(min_value=0, max_value=MAX_TOKENS, default=0)
+    model = TextField(most=256)
+    input_tokens = WholeNumberField(most=MAX_TOKENS, default=0)
+    output_tokens = WholeNumberField(most=MAX_TOKENS, default=0)
 
 
 class EstimateSerializer(serializers.Serializer[None]):
@@ -36,11 +38,11 @@ class EstimateSerializer(serializers.Serializer[None]):
 class RecommendRequest(serializers.Serializer[None]):
     """What a request needs of its model."""
 
-    input_tokens = serializers.IntegerField(min_value=0, max_value=MAX_TOKENS, default=0)
-    max_output_tokens = serializers.IntegerField(min_value=0, max_value=MAX_TOKENS, default=0)
-    uses_tools = serializers.BooleanField(default=False)
-    has_vision = serializers.BooleanField(default=False)
-    has_system_prompt = serializers.BooleanField(default=False)
+    input_tokens = WholeNumberField(most=MAX_TOKENS, default=0)
+    max_output_tokens = WholeNumberField(most=MAX_TOKENS, default=0)
+    uses_tools = TruthField(default=False)
+    has_vision = TruthField(default=False)
+    has_system_prompt = TruthField(default=False)
 
 
 class RecommendSerializer(serializers.Serializer[None]):

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from drf_spectacular.types import OpenApiTypes
 from drf_spectacular.utils import OpenApiParameter, OpenApiResponse, extend_schema
-from rest_framework import serializers
 from rest_framework.request import Request
 from rest_framework.response import Response
 
 from budgets import orders
 from gateway import plane
-from gateway.api import cost_advice, cost_report
+from gateway.api import cost_advice, cost_report, fields
 from gateway.api.authentication import HasKey, IsOperator, caller_of
 from gateway.api.cost_serializers import (
     CostsSerializer,
@@ -32,7 +29,10 @@ _REFUSED = {
     403: OpenApiResponse(ErrorSerializer, "The key may not do this."),
 }
 _QUERY = [
-    OpenApiParameter("group_by", description=f"One or several of {', '.join(cost_report.GROUPS)}, comma-separated."),
+    OpenApiParameter(
+        "group_by",
+        description=f"One to {cost_report.GROUPS_MAX} of {', '.join(cost_report.GROUPS)}, comma-separated.",
+    ),
     OpenApiParameter("from", OpenApiTypes.DATE, description="First day, in UTC."),
     OpenApiParameter("to", OpenApiTypes.DATE, description="Last day, in UTC; it is included."),
     OpenApiParameter("period", enum=("current", "all"), description="The reporting period in force, or all."),
@@ -45,11 +45,15 @@ class CostsView(ControlView):
 
     permission_classes = (HasKey,)
 
-    @extend_schema(parameters=_QUERY, responses={200: CostsSerializer, **_REFUSED}, summary="What was spent")
+    @extend_schema(
+        parameters=_QUERY, responses={200: CostsSerializer, 503: ErrorSerializer, **_REFUSED}, summary="What was spent"
+    )
     def get(self, request: Request) -> Response:
-        """A key sees its own team's costs, operators and staff who may view usage see all."""
+        """A key sees its own team's costs, operators and staff who may view usage see all. One report at a time."""
         caller = caller_of(request)
-        return Response(cost_report.answer(cost_report.question(request.query_params, caller), caller))
+        asked = cost_report.question(request.query_params, caller)
+        with cost_report.turn():
+            return Response(cost_report.answer(asked, caller))
 
 
 class CostsResetView(ControlView):
@@ -92,8 +96,8 @@ class CostEstimateView(ControlView):
     )
     def post(self, request: Request) -> Response:
         """At the route that would be tried first, with the price in force now."""
-        asked = _checked(EstimateRequest, request)
-        return Response(cost_advice.estimate(asked.pop("model"), **asked))
+        asked = fields.read(EstimateRequest, request.data)
+        return Response(cost_advice.estimate(asked.pop("model"), caller_of(request).key, **asked))
 
 
 class CostRecommendView(ControlView):
@@ -108,11 +112,4 @@ class CostRecommendView(ControlView):
     )
     def post(self, request: Request) -> Response:
         """Among the models that routes name exactly, whose price is known and whose card says what they can."""
-        return Response(cost_advice.recommend(_checked(RecommendRequest, request), caller_of(request).key))
-
-
-def _checked(shape: type[serializers.Serializer[None]], request: Request) -> dict[str, Any]:
-    """The body's values. Raises REST framework's `ValidationError`, which becomes a 400 naming the field."""
-    serializer = shape(data=request.data)
-    serializer.is_valid(raise_exception=True)
-    return dict(serializer.validated_data)
+        return Response(cost_advice.recommend(fields.read(RecommendRequest, request.data), caller_of(request).key))

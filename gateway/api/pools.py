@@ -7,20 +7,19 @@ left: it is called back when somebody needs it.
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
-from budgets.models import ApiKey, Pool, PoolWindow
+from budgets import balances as ledger
+from budgets.models import ApiKey, Pool
 from budgets.models.fields import usd
-from budgets.records import Unit
 from budgets.validation import split
 from gateway import plane
 from gateway.errors import ForbiddenError, NotFoundError
 from providers.globs import any_matcher
 
 LISTED_MAX = 1000
-_UNITS = len(Unit)
 
 Purse = tuple[int, int, int]  # pool id, unit, start of the window
 
@@ -93,11 +92,9 @@ def named(name: str) -> Pool:
 class Balance:
     """One purse; amounts in its unit. `capacity` None = no limit."""
 
-    start: int = 0
-    end: int = 0
-    capacity: int | None = None
-    used: int = 0
-    reserved: int = 0  # held for running requests and by reservations
+    capacity: int | None
+    used: int
+    reserved: int  # held for running requests and by reservations
 
     @property
     def available(self) -> int | None:
@@ -107,26 +104,21 @@ class Balance:
 
 @dataclass(frozen=True, slots=True)
 class PoolBalance:
-    """A pool's present window, in both units."""
+    """A pool's present window (Unix seconds; 0 = the beginning, never), in both units."""
 
     pool: Pool
-    purses: list[Balance] = field(default_factory=list)
-
-    @property
-    def tokens(self) -> Balance:
-        """The purse that counts tokens."""
-        return self.purses[Unit.TOKENS]
-
-    @property
-    def money(self) -> Balance:
-        """The purse that counts pico-USD."""
-        return self.purses[Unit.PICO_USD]
+    start: int
+    end: int
+    tokens: Balance
+    money: Balance  # pico-USD
 
 
 def balances(pools: Iterable[Pool]) -> list[PoolBalance]:
-    """The present windows of these pools."""
+    """The present windows of these pools, in a few queries however many there are."""
+    pools = list(pools)
+    known = ledger.balances(pools)
     idle = idle_at_workers()
-    return [_balance(pool, _newest(pool.pk), idle) for pool in pools]
+    return [_balance(pool, known[pool.pk], idle) for pool in pools]
 
 
 def left(chain: Iterable[PoolBalance]) -> int | None:
@@ -157,32 +149,16 @@ def idle_at_workers() -> dict[Purse, int]:
     return idle
 
 
-def _newest(pool_id: int) -> Collection[PoolWindow]:
-    """The rows of the pool's present window."""
-    rows = list(PoolWindow.objects.filter(pool_id=pool_id).order_by("-window_start")[:_UNITS])
-    return [row for row in rows if row.window_start == rows[0].window_start]
-
-
-def _balance(pool: Pool, rows: Collection[PoolWindow], idle: Mapping[Purse, int]) -> PoolBalance:
-    by_unit = {row.unit: row for row in rows}
-    limits = {Unit.TOKENS: pool.capacity_tokens, Unit.PICO_USD: None}
-    purses = []
-    for unit in Unit:
-        row = by_unit.get(unit)
-        if row is None:  # made just now: the ledger has no window of it yet
-            purses.append(Balance(capacity=limits[unit]))
-            continue
-        free = idle.get((pool.pk, unit.value, row.window_start), 0)
-        purses.append(
-            Balance(
-                start=row.window_start,
-                end=row.window_end,
-                capacity=row.capacity,
-                used=row.committed,
-                reserved=max(0, row.leased - free),
-            )
+def _balance(pool: Pool, known: ledger.PoolBalance, idle: Mapping[Purse, int]) -> PoolBalance:
+    tokens, money = (
+        Balance(
+            capacity=purse.capacity,
+            used=purse.committed,
+            reserved=max(0, purse.leased - idle.get((pool.pk, purse.unit, known.start), 0)),
         )
-    return PoolBalance(pool, purses)
+        for purse in known.purses
+    )
+    return PoolBalance(pool, known.start, known.end, tokens, money)
 
 
 def shown(balance: PoolBalance) -> dict[str, Any]:
@@ -198,8 +174,8 @@ def shown(balance: PoolBalance) -> dict[str, Any]:
         "used_usd": _usd(money.used),
         "available_usd": _usd(money.available),
         "window": balance.pool.window,
-        "window_start": _moment(tokens.start),
-        "window_end": _moment(tokens.end),
+        "window_start": _moment(balance.start),
+        "window_end": _moment(balance.end),
         "mode": balance.pool.mode,
     }
 

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import hashlib
 import re
+from functools import lru_cache
 from typing import Any
 
 from drf_spectacular.utils import OpenApiParameter, OpenApiResponse, extend_schema
-from rest_framework import serializers
 from rest_framework.request import Request
 from rest_framework.response import Response
 
 from budgets.models import ApiKey, Pool, Reservation
 from budgets.reservations import (
+    OPEN_MAX,
     TTL_S,
     AlreadyReportedError,
     LedgerAwayError,
@@ -26,13 +27,16 @@ from budgets.reservations import (
     ReservationNotFoundError,
     Reservations,
     Share,
+    TooManyReservationsError,
     Used,
     Wanted,
     new_id,
 )
+from budgets.settle import Writer
 from gateway import plane
 from gateway.api import pools
 from gateway.api.authentication import HasKey, caller_of, scopes
+from gateway.api.fields import read
 from gateway.api.serializers import ErrorSerializer
 from gateway.api.tokens_serializers import (
     CheckRequestSerializer,
@@ -55,6 +59,7 @@ _ERRORS = {
     503: OpenApiResponse(ErrorSerializer, "The ledger is away."),
 }
 _CONFLICT = OpenApiResponse(ErrorSerializer, "It was reported with another number.")
+_TOO_MANY = OpenApiResponse(ErrorSerializer, f"The key has {OPEN_MAX} open reservations.")
 _MISMATCH = OpenApiResponse(ErrorSerializer, "The Idempotency-Key made another reservation.")
 _HEADER = OpenApiParameter(
     "Idempotency-Key", str, OpenApiParameter.HEADER, description="The same key gives the same reservation."
@@ -72,7 +77,7 @@ class CheckView(ControlView):
     )
     def post(self, request: Request) -> Response:
         """Counts the pool and the budgets above it; operators may ask about any pool."""
-        asked = _read(CheckRequestSerializer, request)
+        asked = read(CheckRequestSerializer, request.data)
         caller = caller_of(request)
         name = asked.get("pool")
         if caller.key is None:
@@ -95,12 +100,12 @@ class ReserveView(ControlView):
     @extend_schema(
         request=ReserveRequestSerializer,
         parameters=[_HEADER],
-        responses={200: ReserveSerializer, 422: _MISMATCH, **_ERRORS},
+        responses={200: ReserveSerializer, 422: _MISMATCH, 429: _TOO_MANY, **_ERRORS},
         summary="Set tokens aside",
     )
     def post(self, request: Request) -> Response:
         """All or nothing, in the pool and the budgets above it. Without room the answer is 200 and `reserved` false."""
-        asked = _read(ReserveRequestSerializer, request)
+        asked = read(ReserveRequestSerializer, request.data)
         key = _spending_key(request)
         key_pools = pools.KeyPools(key)
         pool = key_pools.named(asked.get("pool"))
@@ -142,7 +147,7 @@ class ReportView(ControlView):
     )
     def post(self, request: Request) -> Response:
         """Charges what was used and gives the rest back. The same report again changes nothing when it has the id."""
-        asked = _read(ReportRequestSerializer, request)
+        asked = read(ReportRequestSerializer, request.data)
         key = _spending_key(request)
         number, name = asked.get("id", ""), asked.get("pool")
         if number and not _RESERVATION_ID.match(number):
@@ -178,15 +183,6 @@ class PoolsView(ControlView):
         else:
             raise ForbiddenError()
         return Response({"pools": [pools.shown(balance) for balance in pools.balances(rows)]})
-
-
-def _read(kind: type[serializers.Serializer[None]], request: Request) -> dict[str, Any]:
-    """The request's fields, checked."""
-    if not isinstance(request.data, dict):
-        raise BadRequestError("The body must be a JSON object.")
-    fields = kind(data=request.data)
-    fields.is_valid(raise_exception=True)
-    return dict(fields.validated_data)
 
 
 def _spending_key(request: Request) -> ApiKey:
@@ -226,7 +222,18 @@ def _reservations() -> Reservations:
     control = plane.current
     if control is None or control.writer is None:
         raise GatewayUnavailableError("This process does not keep the ledger.", code="no_control_plane")
-    return Reservations(control.writer, recall=control.recall)
+    return _reservations_of(control.writer)
+
+
+@lru_cache(maxsize=1)
+def _reservations_of(writer: Writer) -> Reservations:
+    """One object for all requests: they share the pause between two call-backs."""
+
+    def recall(pool_id: int, unit: int, window_start: int) -> None:
+        if plane.current is not None:
+            plane.current.recall(pool_id, unit, window_start)
+
+    return Reservations(writer, recall=recall)
 
 
 def _of_pool(row: Reservation) -> dict[str, Any]:
@@ -249,6 +256,14 @@ def _told(exc: ReservationError) -> Exception:
                 status=409,
                 code="reservation_reported",
                 param="id",
+            )
+        case TooManyReservationsError():
+            return ClientError(
+                f"This API key has {OPEN_MAX} open reservations. Report some of them, or let them expire.",
+                status=429,
+                type="rate_limit_error",
+                code="too_many_reservations",
+                retry_after_s=1,
             )
         case OtherReservationError():
             return ClientError(

@@ -1,57 +1,14 @@
-"""The shapes of `/v1/tokens/*`. Numbers are taken literally: "5", 5.0 and true are no whole numbers."""
+"""The shapes of `/v1/tokens/*`."""
 
 from __future__ import annotations
 
-from typing import Any
-
-from drf_spectacular.types import OpenApiTypes
-from drf_spectacular.utils import extend_schema_field
 from rest_framework import serializers
 
 from budgets.reservations import TOKENS_MAX, TTL_MAX_S, TTL_S
+from gateway.api.fields import TextField, WholeNumberField
 
 _NAME_MAX = 100
 _ID_MAX = 40
-
-
-@extend_schema_field(OpenApiTypes.INT64)
-class WholeNumberField(serializers.Field[int, Any, int, Any]):
-    """A JSON number without a fraction, within limits."""
-
-    def __init__(self, *, least: int = 0, most: int = TOKENS_MAX, **options: Any) -> None:
-        super().__init__(**options)
-        self.least, self.most = least, most
-
-    def to_internal_value(self, data: Any) -> int:
-        """The number; anything else is refused, not converted."""
-        if type(data) is not int or not self.least <= data <= self.most:
-            raise serializers.ValidationError(
-                f"{self.field_name} must be a whole number from {self.least} to {self.most}."
-            )
-        return data
-
-    def to_representation(self, value: int) -> int:
-        """As it is."""
-        return value
-
-
-@extend_schema_field(OpenApiTypes.STR)
-class TextField(serializers.Field[str, Any, str, Any]):
-    """A JSON text that is not empty."""
-
-    def __init__(self, *, most: int, **options: Any) -> None:
-        super().__init__(**options)
-        self.most = most
-
-    def to_internal_value(self, data: Any) -> str:
-        """The text; a number is refused, not converted."""
-        if not isinstance(data, str) or not 1 <= len(data) <= self.most:
-            raise serializers.ValidationError(f"{self.field_name} must be a text of 1 to {self.most} characters.")
-        return data
-
-    def to_representation(self, value: str) -> str:
-        """As it is."""
-        return value
 
 
 def _pool() -> TextField:
@@ -62,7 +19,7 @@ class CheckRequestSerializer(serializers.Serializer[None]):
     """Is there room?"""
 
     pool = _pool()
-    tokens = WholeNumberField()
+    tokens = WholeNumberField(most=TOKENS_MAX)
 
 
 class CheckSerializer(serializers.Serializer[None]):
@@ -76,7 +33,7 @@ class ReserveRequestSerializer(serializers.Serializer[None]):
     """Set tokens aside."""
 
     pool = _pool()
-    tokens = WholeNumberField(least=1)
+    tokens = WholeNumberField(least=1, most=TOKENS_MAX)
     ttl_s = WholeNumberField(
         least=1, most=TTL_MAX_S, required=False, help_text=f"Seconds until it ends by itself; {TTL_S} by default."
     )
@@ -96,8 +53,10 @@ class ReportRequestSerializer(serializers.Serializer[None]):
 
     pool = _pool()
     id = TextField(most=_ID_MAX, required=False, help_text="Without it: your key's oldest open one on the pool.")
-    actual = WholeNumberField()
-    reserved = WholeNumberField(required=False, help_text="Taken for compatibility; the reservation itself counts.")
+    actual = WholeNumberField(most=TOKENS_MAX)
+    reserved = WholeNumberField(
+        most=TOKENS_MAX, required=False, help_text="Taken for compatibility; the reservation itself counts."
+    )
 
 
 class ReportSerializer(serializers.Serializer[None]):

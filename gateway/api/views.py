@@ -20,6 +20,7 @@ from rest_framework.views import APIView
 from gateway import metrics, plane
 from gateway.api import reports
 from gateway.api.authentication import Caller, HasKey, IsOperator, caller_of
+from gateway.api.parsers import StrictJSONParser
 from gateway.api.reload import reload_configuration
 from gateway.api.serializers import ErrorSerializer, ProvidersHealthSerializer, ReloadSerializer, RequestSerializer
 from gateway.errors import ForbiddenError, NotFoundError, UnauthorizedError
@@ -42,6 +43,7 @@ class IgnoreAccept(DefaultContentNegotiation):
 class ControlView(APIView):
     """What all views here share: JSON only, no self-description on OPTIONS (that is the preflight's method)."""
 
+    parser_classes = (StrictJSONParser,)
     content_negotiation_class = IgnoreAccept
     metadata_class = None
 

@@ -27,6 +27,9 @@ _REFUSED = {
     "models": "Name one 'model'; fallback models are set up in the gateway's routes.",
 }
 _REFUSED_FIELDS = frozenset(_REFUSED)
+# Fields with which a request may cost more than its tokens do, and the tiers that do not.
+_SURCHARGED = frozenset({"service_tier", "web_search_options"})
+_PLAIN_TIERS = ("auto", "default", "flex", "standard_only")
 
 
 def parse_chat(body: bytes) -> Call:
@@ -117,6 +120,8 @@ def _common(endpoint: str, doc: strict.Document, body: bytes) -> Call:
     if not _NUMBERS.isdisjoint(fields):
         _check_ranges(doc)
     call = Call(endpoint, model, body, fields)
+    if not _SURCHARGED.isdisjoint(fields):
+        call.surcharge = _surcharge(doc)
     stream = doc.get("stream")
     if stream is not None:
         if type(stream) is not bool:
@@ -145,6 +150,13 @@ def _check_ranges(doc: strict.Document) -> None:
         value = doc.get(name)
         if value is not None and ((type(value) is not float and type(value) is not int) or not low <= value <= high):
             _refuse(name, f"must be a number from {low} to {high}")
+
+
+def _surcharge(doc: strict.Document) -> str:
+    tier = doc.get("service_tier")
+    if tier is not None and tier not in _PLAIN_TIERS:
+        return "service_tier"
+    return "web_search_options" if doc.get("web_search_options") is not None else ""
 
 
 def _asks_usage(options: Any) -> bool:

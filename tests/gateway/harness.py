@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import http.server
 import socket
+import struct
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -21,7 +22,7 @@ import uvicorn
 import uvloop
 
 from budgets.chain import PurseKey
-from budgets.journal import COMPLETE, HEADER, HOLD
+from budgets.journal import COMPLETE, DELIVERED, HEADER, HOLD
 from budgets.journal import KEY as RECORD_KEY
 from budgets.journal_reader import scan
 from budgets.records import HoldRecord, KeyRecord, PoolRecord, PriceRecord, UsageRecord
@@ -66,6 +67,7 @@ class Bank:
             block = max(want, need, self.block)
             # Near the edge as little as is needed, so that one worker does not get all there is.
             grant = 0 if free < need else block if block <= free // 4 else min(free, max(need, free // 4))
+            grant = grant if want or need else 0  # only the total was asked for
             total = self.leased[owner, key] = self.leased.get((owner, key), 0) + max(0, grant)
             left = max(0, free - grant)
         others = [worker for name, worker in self._workers.items() if name != owner]
@@ -300,6 +302,11 @@ def usage_rows(directory: Path) -> list[UsageRecord]:
 def hold_records(directory: Path) -> list[HoldRecord]:
     """The hold records in a test server's journal, oldest first."""
     return [msgspec.msgpack.decode(payload, type=HoldRecord) for payload in _payloads(directory, HOLD)]
+
+
+def delivered_marks(directory: Path) -> list[tuple[int, int]]:
+    """Events and bytes of the delivered marks in a test server's journal, oldest first."""
+    return [struct.unpack("<QQ", payload) for payload in _payloads(directory, DELIVERED)]
 
 
 def _payloads(directory: Path, wanted: int) -> Iterator[bytes]:

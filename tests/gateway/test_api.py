@@ -292,6 +292,29 @@ class ReloadTest(ApiCase):
                     self.error(self.reload(FakeLink(10**9)), 409)
 
 
+class BadBodyTest(ApiCase):
+    paths = (
+        *("/v1/tokens/check", "/v1/tokens/reserve", "/v1/tokens/report", "/v1/cost/estimate", "/v1/cost/recommend"),
+        *("/v1/admin/reload", "/v1/costs/reset", "/v1/nothing"),
+    )
+
+    def test_no_body_is_an_internal_error(self):
+        headers = {"Authorization": f"Bearer {self.operator_text}"}
+        for path in self.paths:
+            for body in (
+                b"[" * 100_000,
+                b'{"a":' * 50_000,
+                b'{"pool":"\\ud800","model":"\\ud800"}',
+                b"\xff\xfe",
+                b"\0",
+            ):
+                with self.subTest(path, body=body[:12]), control(None):
+                    response = self.client.post(path, body, content_type="application/json", headers=headers)
+                    assert response.status_code in (400, 404, 503), response.content
+                    assert set(response.json()["error"]) == {"message", "type", "param", "code"}
+                    assert response.json()["error"]["code"] != "internal_error"
+
+
 class RequestTest(ApiCase):
     @classmethod
     def setUpTestData(cls):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import itertools
 import json
+import re
 import shutil
 import tempfile
 from decimal import Decimal
@@ -14,6 +15,7 @@ from typing import Any
 import pytest
 from django.contrib.auth import get_user_model
 from django.contrib.auth.models import Permission
+from django.http import QueryDict
 from django.test import Client, RequestFactory, TestCase, TransactionTestCase
 from django.utils import timezone
 
@@ -21,8 +23,11 @@ from audit.models import OutboxEntry
 from budgets import access, keys
 from budgets.models import LedgerOrder, LedgerState, Price, Usage, UsageRollup
 from budgets.orders import Orders
+from budgets.records import PRICE_NONE
 from budgets.settle import Writer
 from gateway import plane
+from gateway.api import cost_report
+from gateway.api.authentication import Caller
 from gateway.api.costs import CostsResetView
 from providers import services
 from providers.models import ModelCard, Provider, Route
@@ -201,14 +206,43 @@ class CostsTests(CostCase):
         route = services.save_route(Route(name="r", pattern="gpt-small", provider=self.cloud), actor="test")
         self.usage(cost="1", route_id=route.pk)
         self.usage(self.other, cost="2", at=DAY + dt.timedelta(days=1), provider=self.local, attempt=1, error="x")
-        reply = self.ask("/v1/costs?group_by=team,agent,key,model,day,pool,route,provider", self.operator_text).json()
-        assert reply["group_by"] == ["team", "agent", "key", "model", "day", "pool", "route", "provider"]
-        dear, cheap = reply["records"]
+        dear, cheap = {}, {}
+        for group_by in ("team,agent,key", "model,day,pool", "route,provider"):
+            reply = self.ask(f"/v1/costs?group_by={group_by}", self.operator_text).json()
+            assert reply["group_by"] == group_by.split(",")
+            dear |= reply["records"][0]
+            cheap |= reply["records"][1]
         assert (dear["team"], dear["team_id"]) == ("blue", self.other_agent.team_id)
         assert (dear["agent"], dear["key"], dear["model"], dear["day"]) == ("app", "blue-1", "gpt-small", "2026-11-21")
         assert (dear["pool"], dear["route"], dear["provider"]) == (self.pool.name, "#0", "local")
         assert (cheap["route"], cheap["day"], cheap["request_count"]) == ("r", "2026-11-20", 1)
         assert (dear["request_count"], dear["attempt_count"], dear["error_count"]) == (0, 1, 1)
+
+    def test_a_report_has_a_limited_number_of_records(self):
+        Usage.objects.bulk_create(
+            Usage(
+                **{"rid": f"f{number:031x}", "at": DAY, "key_id": 1, "agent_id": 1, "team_id": self.agent.team_id},
+                **{"pool_id": 1, "endpoint": "chat", "model": f"m{number}", "status": 200},
+            )
+            for number in range(cost_report.RECORDS_MAX)
+        )
+        reply = self.ask("/v1/costs?group_by=model", self.text)
+        assert len(reply.json()["records"]) == cost_report.RECORDS_MAX
+        self.usage()  # of one more model
+        told = self.error(self.ask("/v1/costs?group_by=model", self.text), 400, "group_by")
+        assert told["code"] == "too_many_records"
+        assert self.ask("/v1/costs?group_by=team", self.text).json()["total_requests"] == cost_report.RECORDS_MAX + 1
+
+    def test_one_report_at_a_time(self):
+        asked = cost_report.question(QueryDict(), Caller(key=self.operator))
+        before, cost_report.TURN_WAIT_S = cost_report.TURN_WAIT_S, 0.05
+        self.addCleanup(setattr, cost_report, "TURN_WAIT_S", before)
+        with cost_report.turn():
+            reply = self.ask("/v1/costs", self.text)
+            assert self.error(reply, 503)["code"] == "reports_busy"
+            assert int(reply["Retry-After"]) >= 1
+            assert cost_report.answer(asked, Caller(key=self.operator))["records"] == []
+        assert self.ask("/v1/costs", self.text).status_code == 200
 
     def test_a_provider_that_was_deleted_keeps_its_costs(self):
         self.usage(cost="1", provider=Provider(pk=4711))
@@ -227,6 +261,7 @@ class CostsTests(CostCase):
     def test_tokens_without_a_known_price_are_told_apart(self):
         self.usage(price_id=0)
         self.usage(price_id=-1)
+        self.usage(price_id=PRICE_NONE)
         assert self.ask("/v1/costs", self.text).json()["unpriced_count"] == 1
 
     def test_what_cannot_be_asked(self):
@@ -234,6 +269,7 @@ class CostsTests(CostCase):
             ("group_by=price", "group_by"),
             ("group_by=", "group_by"),
             ("group_by=team,,key", "group_by"),
+            ("group_by=team,agent,key,model", "group_by"),
             ("period=last", "period"),
             ("from=yesterday", "from"),
             ("from=2026-13-01", "from"),
@@ -244,6 +280,10 @@ class CostsTests(CostCase):
         ):
             with self.subTest(query):
                 self.error(self.ask(f"/v1/costs?{query}", self.text), 400, param)
+        for team in ("%00", "a%00b", "%ED%A0%80", "9" * 50, "%D9%A3"):
+            with self.subTest(team):
+                self.error(self.ask(f"/v1/costs?team={team}", self.operator_text), 400, "team")
+                self.error(self.ask(f"/v1/costs?team={team}", self.text), 403, "team")
         self.error(self.post("/v1/costs", {}, self.text), 405)
 
 
@@ -383,19 +423,31 @@ class EstimateTests(AdviceCase):
         reply = self.post(self.path, {"model": "gpt-large", "input_tokens": 200_001}, self.text).json()
         assert (reply["price_id"], reply["estimated_cost_usd"]) == (long.pk, "1.000005000000")
 
+    def test_a_key_sees_the_models_it_may_use_only(self):
+        _, text = keys.create_key(self.agent, self.pool, "large-only", models_allowed=("*-large",), actor="test")
+        assert self.post(self.path, {"model": "gpt-large"}, text).status_code == 200
+        told = self.error(self.post(self.path, {"model": "gpt-small"}, text), 404, "model")
+        assert told["code"] == "model_not_found"
+
     def test_what_cannot_be_asked(self):
         for body, param in (
             ({}, "model"),
             ({"model": ""}, "model"),
             ({"model": "x" * 300}, "model"),
-            ({"model": 3.5, "input_tokens": -1}, "input_tokens"),
+            ({"model": 3.5, "input_tokens": -1}, "model"),
+            ({"model": "gpt-small", "input_tokens": -1}, "input_tokens"),
+            *(({"model": "gpt-small", "input_tokens": bad}, "input_tokens") for bad in ("5", 5.0, True, None, [])),
+            ({"model": "gpt\0small"}, "model"),
             ({"model": "gpt-small", "output_tokens": "many"}, "output_tokens"),
             ({"model": "gpt-small", "input_tokens": 10**12}, "input_tokens"),
             ([1], None),
         ):
             with self.subTest(body):
                 self.error(self.post(self.path, body, self.text), 400, param)
-        self.error(self.post(self.path, "{", self.text, raw=True), 400)
+        for raw in ("{", "[" * 100_000, '{"a":' * 50_000, '{"model": "\\ud800"}', "9" * 5_000, "\xff", "null", '"x"'):
+            with self.subTest(raw[:20]):
+                message = self.error(self.post(self.path, raw, self.text, raw=True), 400)["message"]
+                assert not re.search(r"set_int|digits|dictionary|NoneType|char \d", message), message
         assert self.error(self.post(self.path, {"model": "none"}, self.text), 404, "model")["code"] == "model_not_found"
 
 
@@ -457,6 +509,8 @@ class RecommendTests(AdviceCase):
             ({"input_tokens": -1}, "input_tokens"),
             ({"max_output_tokens": None}, "max_output_tokens"),
             ({"uses_tools": "perhaps"}, "uses_tools"),
+            ({"has_vision": 1}, "has_vision"),
+            ({"input_tokens": "1"}, "input_tokens"),
             ("text", None),
         ):
             with self.subTest(body):

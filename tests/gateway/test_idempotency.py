@@ -274,6 +274,20 @@ async def test_without_control_nothing_runs(setting: Setting) -> None:
     assert (await refusal(Idempotency("unwired", setting.vault_path))).code == "idempotency_unavailable"
 
 
+@asynchronous
+async def test_what_control_never_heard_of_or_refused_is_not_told_as_ended(setting: Setting) -> None:
+    worker = setting.worker()
+    setting.control.up = False
+    for number in range(100):
+        assert (await refusal(worker, header=b"once-%d" % number)).code == "idempotency_unavailable"
+    setting.control.up = True
+    await ticket(worker)
+    for _ in range(10):
+        assert (await refusal(worker)).code == "idempotency_in_progress"
+        assert (await refusal(worker, body=b"{}")).code == "idempotency_mismatch"
+    assert setting.control.ends == 0
+
+
 def test_an_answer_that_does_not_come_in_time_is_a_503_and_the_request_is_forgotten(setting: Setting) -> None:
     async def scenario() -> None:
         worker = setting.control.add(Idempotency("w", setting.vault_path, answer_s=0.05), "w")
@@ -453,6 +467,17 @@ def test_a_header_that_is_no_key_is_400(served: Served, value: str) -> None:
     reply = httpx.post(served.server.url + PATH, content=content, headers=headers, timeout=20)
     assert (reply.status_code, code_of(reply)) == (400, "invalid_idempotency_key")
     assert served.calls() == 0
+
+
+def test_two_different_keys_are_400_and_one_given_twice_is_one(served: Served) -> None:
+    content = json.dumps(served.body("ok")).encode()
+    for second, status in (("once-2", 400), ("once-1", 200)):
+        headers = [("authorization", f"Bearer {KEY}"), ("idempotency-key", "once-1"), ("idempotency-key", second)]
+        reply = httpx.post(served.server.url + PATH, content=content, headers=headers, timeout=20)
+        assert reply.status_code == status
+        if status == 400:
+            assert (code_of(reply), reply.json()["error"]["param"]) == ("invalid_idempotency_key", "idempotency-key")
+            assert served.calls() == 0
 
 
 @pytest.mark.parametrize(

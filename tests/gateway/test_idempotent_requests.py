@@ -92,6 +92,12 @@ def test_another_body_is_a_mismatch_and_what_the_gateway_refused_may_be_sent_aga
     assert post(server, "a").status_code == 200
     other = post(server, "a", max_tokens=6)
     assert (other.status_code, other.json()["error"]["code"]) == (422, "idempotency_mismatch")
+    elsewhere = httpx.post(
+        server.url + CHAT,
+        content=other.request.content.replace(b'"max_tokens":6', b'"max_tokens":5'),
+        headers={"x-api-key": KEY, "idempotency-key": "a", "x-hoosh-pool": "another"},
+    )
+    assert (elsewhere.status_code, elsewhere.json()["error"]["code"]) == (422, "idempotency_mismatch")
     assert len(up.inference) == 1
 
 

@@ -15,6 +15,7 @@ from gateway.holding import usd
 from providers.config import CardDoc, SettingsDoc
 from tests.gateway.harness import (
     KEY,
+    OTHER_KEY,
     Bank,
     GatewayServer,
     canned,
@@ -55,8 +56,8 @@ def payload(model: str = "ok", **more: Any) -> dict[str, Any]:
     return {"model": model, "messages": [{"role": "user", "content": "one two three"}], **more}
 
 
-def post(server: GatewayServer, body: dict[str, Any]) -> httpx.Response:
-    return httpx.post(server.url + CHAT, json=body, headers={"x-api-key": KEY}, timeout=20)
+def post(server: GatewayServer, body: dict[str, Any], key: str = KEY) -> httpx.Response:
+    return httpx.post(server.url + CHAT, json=body, headers={"x-api-key": key}, timeout=20)
 
 
 def code_of(reply: httpx.Response) -> tuple[int, str | None]:
@@ -174,6 +175,47 @@ def test_a_local_provider_is_free_unless_it_is_priced(up: FaultUpstream, tmp_pat
         assert post(server, payload()).status_code == 200
         (row,) = usage_rows(tmp_path / "b")
     assert (row.price_id, row.cost_pico > 0) == (5, True)
+
+
+@pytest.mark.parametrize(("kind", "none"), [("vllm", PRICE_FREE), ("custom", PRICE_UNKNOWN)])
+def test_a_price_for_long_requests_only_is_held_where_short_ones_may_go_without(
+    up: FaultUpstream, tmp_path: Path, kind: str, none: int
+) -> None:
+    some = [provider(1, up.url, kind=kind)]
+    settings = SettingsDoc(unknown_price="observe")
+    for name, tokens, price_id, cost in (("a", 2, 7, 3 * INPUT + 4 * OUTPUT), ("b", 50, none, 0)):
+        prices = [PriceRecord(id=7, provider="*", pattern="*", input=INPUT, output=OUTPUT, from_tokens=tokens)]
+        with start(up, tmp_path / name, providers=some, prices=prices, settings=settings) as server:
+            assert post(server, payload(max_tokens=4)).status_code == 200
+            (row,), (hold,) = usage_rows(tmp_path / name), hold_records(tmp_path / name)
+        assert (row.price_id, row.cost_pico) == (price_id, cost)
+        assert hold.draws[1].held == hold.input_bound * INPUT + 4 * OUTPUT, "never less than it may cost"
+    with start(up, tmp_path / "c", prices=prices) as server:
+        assert code_of(post(server, payload())) == (403, "price_unknown"), "a short one would have no price"
+
+
+SEARCH: dict[str, Any] = {"web_search_options": {}}
+
+
+@pytest.mark.parametrize("mode", ["hard", "soft"])
+@pytest.mark.parametrize("more", [{"service_tier": "priority"}, {"service_tier": ["x"]}, {"service_tier": 1}, SEARCH])
+def test_what_costs_more_than_the_prices_say_is_refused_where_money_is_limited(
+    up: FaultUpstream, tmp_path: Path, mode: str, more: dict[str, Any]
+) -> None:
+    (field,) = more
+    pools = [PoolRecord(id=1, name="money", units=(1,), mode=mode), PoolRecord(id=2, name="tokens")]
+    keys = [key_record(1, KEY), key_record(2, OTHER_KEY, pool_id=2)]
+    with start(up, tmp_path, pools=pools, keys=keys) as server:
+        reply = post(server, payload(**more))
+        assert (*code_of(reply), reply.json()["error"]["param"]) == (400, "invalid_request", field)
+        assert "limits money" in reply.text
+        assert held(server) == 0
+        spelled = post(server, payload(**{field.title(): more[field]}))
+        assert (*code_of(spelled), up.inference) == (400, "invalid_request", [])
+        assert post(server, payload(**more), OTHER_KEY).status_code == 200
+        assert up.inference[-1].json[field] == more[field]
+        for tier in (None, "auto", "default", "flex", "standard_only"):
+            assert post(server, payload(service_tier=tier, web_search_options=None)).status_code == 200
 
 
 def test_a_routes_own_price_and_a_dearer_tier_are_used(up: FaultUpstream, tmp_path: Path) -> None:

@@ -124,6 +124,20 @@ def test_a_named_pool_takes_the_place_of_the_default_one(
     assert row.pool_id == (DEFAULT if named == "agent" else expected[-1])
 
 
+def test_two_different_names_are_refused_wherever_they_stand(up: FaultUpstream, tmp_path: Path) -> None:
+    with start(up, tmp_path) as server:
+        assert post(server, header="project", pool="project").status_code == 200
+        assert code_of(post(server, header="project", pool="default")) == (400, "invalid_request")
+        twice = httpx.post(
+            server.url + CHAT,
+            json={"model": "ok", "messages": [{"role": "user", "content": "x"}]},
+            headers=[("x-api-key", KEY), ("x-hoosh-pool", "project"), ("x-hoosh-pool", "default")],
+            timeout=20,
+        )
+        assert code_of(twice) == (400, "invalid_request")
+        assert len(up.inference) == 1
+
+
 @pytest.mark.parametrize(
     ("named", "answer"),
     [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import subprocess
 import sys
 import time
@@ -129,26 +130,26 @@ def record(**more: Any) -> UsageRecord:
     values.update(
         rid=b"r" * 16, endpoint="chat", model="m", upstream_model="m", error="", stream=False, shape=b"s" * 16
     )
-    values.update(pool_id=1, tokens=30, held=100, client_request_id="", draws=(Draw(1, 0, 0, 100),))
+    values.update(pool_id=1, tokens=30, held=100, client_request_id="", draws=(Draw(1, 0, 0, 100), Draw(1, 1, 0, 900)))
     return UsageRecord(**(values | more))
 
 
-def test_a_record_that_cannot_be_written_at_all_raises_and_returns_its_hold(tmp_path: Path) -> None:
+def test_a_record_that_cannot_be_written_at_all_raises_and_keeps_what_the_ledger_will_charge(tmp_path: Path) -> None:
     async def story() -> None:
         runtime = Runtime(RuntimeOptions("w0-test", 0, tmp_path / "journal", tmp_path / "vault.key", "test"))
         await runtime.start()
-        runtime.desk.set_pools([PoolRecord(id=1, name="default")])
-        runtime.desk.on_granted(1, 0, 0, 1000, True, False, 0)
+        runtime.desk.set_pools([PoolRecord(id=1, name="default", units=(0, 1))])
+        for unit in (0, 1):
+            runtime.desk.on_granted(1, unit, 0, 10_000, True, False, 0)
         chain = runtime.desk.chain((1,))
-        assert runtime.desk.hold(chain, 100, 0)
+        assert runtime.desk.hold(chain, 100, 900)
         with pytest.raises(OverflowError):
-            runtime.book(record(cost_pico=2**70), Shape(digest=b"s" * 16, payload=b"{}"))
-        (wallet,) = runtime.desk.status()
-        assert (wallet["held"], wallet["used"]) == (0, 30)
+            runtime.book(record(cost_pico=2**70), Shape(digest=b"s" * 16, payload=b"{}"), 900)
+        assert [(entry["held"], entry["used"]) for entry in runtime.desk.status()] == [(0, 100), (0, 900)]
         assert runtime.journal_writable
-        assert runtime.desk.hold(chain, 100, 0)
-        runtime.book(record(), Shape(digest=b"s" * 16, payload=b"{}"))
-        assert runtime.desk.status()[0]["held"] == 0
+        assert runtime.desk.hold(chain, 100, 900)
+        runtime.book(record(cost_pico=70), Shape(digest=b"s" * 16, payload=b"{}"), 900)
+        assert [(entry["held"], entry["used"]) for entry in runtime.desk.status()] == [(0, 130), (0, 970)]
         await runtime.stop()
 
     asyncio.run(story())
@@ -177,7 +178,7 @@ async def story():
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
     shape = Shape(digest=b"s" * 16, payload=b"{}")
     try:
-        runtime.book(record(draws=draws, tokens=30, cost_pico=70), shape)
+        runtime.book(record(draws=draws, tokens=30, cost_pico=70), shape, 900)
         raise SystemExit("it was written")
     except JournalError:
         pass
@@ -199,6 +200,36 @@ def test_a_record_the_disk_refused_is_written_later_and_until_then_its_hold_stay
     assert done.returncode == 0, done.stderr
     (row,) = usage_rows(tmp_path)
     assert (row.tokens, row.cost_pico, len(row.draws)) == (30, 70, 2)
+
+
+def test_the_journal_of_a_quiet_worker_is_synced_though_nobody_waits_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[int] = []
+    fdatasync = os.fdatasync
+
+    def seen(fd: int) -> None:
+        synced.append(os.fstat(fd).st_size)
+        fdatasync(fd)
+
+    async def story() -> None:
+        options = RuntimeOptions(
+            "w0-test", 0, tmp_path / "journal", tmp_path / "vault.key", "test", journal_sync="host"
+        )
+        runtime = Runtime(options)
+        await runtime.start()
+        await asyncio.sleep(0.6)
+        synced.clear()
+        runtime.journal.delivered(b"r" * 16, 0, 64, 256)
+        async with asyncio.timeout(5):
+            while not synced:
+                await asyncio.sleep(0.05)
+        await asyncio.sleep(0.6)
+        assert synced == [runtime.journal.bytes_written], "once is enough"
+        await runtime.stop()
+
+    monkeypatch.setattr(os, "fdatasync", seen)
+    asyncio.run(story())
 
 
 def test_round_robin_stays_even_while_one_route_is_out(up: FaultUpstream, tmp_path: Path) -> None:

@@ -5,17 +5,25 @@ from __future__ import annotations
 import datetime as dt
 import shutil
 import tempfile
+import threading
+import time
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import pytest
+from django.conf import settings
 from django.contrib.auth import get_user_model
 from django.contrib.auth.models import Permission
+from django.db import connections
 from django.test import Client, TransactionTestCase
+from django.test.utils import CaptureQueriesContext
 
 from budgets import access, keys
+from budgets.grants import RECALL_PAUSE_S
 from budgets.models import Pool, PoolWindow, Reservation, Usage
-from budgets.records import Unit
+from budgets.records import PRICE_NONE, Unit
+from budgets.reservations import OPEN_MAX
 from budgets.settle import Writer
 from budgets.windows import WindowSpec
 from gateway import plane
@@ -143,12 +151,17 @@ class ValidationTest(TokensCase):
         assert not Reservation.objects.exists()
 
     def test_a_huge_exponent_or_a_body_that_is_no_object_is_400(self) -> None:
-        for body in ('{"tokens":1e3}', '{"tokens":1e999}', "[]", "3", "null", '"x"', "{", ""):
-            with self.subTest(body):
-                assert self.post("check", body).status_code == 400
+        bad = ('{"tokens":1e3}', '{"tokens":1e999}', "[]", "3", "null", '"x"', "{", "")
+        worse = ('{"tokens":1,"pool":"\\ud800"}', '{"tokens":%s}' % ("9" * 5_000), "[" * 100_000, '{"a":' * 50_000)
+        for what in ("check", "reserve", "report"):
+            for body in (*bad, *worse):
+                with self.subTest(what, body=body[:30]):
+                    response = self.post(what, body)
+                    told = self.error(response, 400, "invalid_request", response.json()["error"]["param"])
+                    assert "set_int" not in told["message"]
 
     def test_a_pools_name_is_a_text(self) -> None:
-        for value in (5, "", "x" * 101, None, ["default"]):
+        for value in (5, "", "x" * 101, None, ["default"], "\0", "a\0b"):
             with self.subTest(value=value):
                 self.error(self.post("check", {"pool": value, "tokens": 1}), 400, "invalid_request", "pool")
 
@@ -172,6 +185,26 @@ class ValidationTest(TokensCase):
             response = self.client.post(f"/v1/tokens/{what}", {"tokens": 1}, content_type="application/json")
             self.error(response, 401, "invalid_api_key")
         assert self.client.get("/v1/tokens/pools").status_code == 401
+
+
+class OpenTest(TokensCase):
+    def test_a_key_has_a_limited_number_of_open_reservations(self) -> None:
+        first = self.ok("reserve", {"tokens": 1}, headers={"Idempotency-Key": "first"})
+        for _ in range(OPEN_MAX - 1):
+            self.ok("reserve", {"tokens": 1})
+        response = self.post("reserve", {"tokens": 1})
+        self.error(response, 429, "too_many_reservations")
+        assert response["Retry-After"] == "1"
+        assert self.ok("reserve", {"tokens": 1}, headers={"Idempotency-Key": "first"})["id"] == first["id"]
+        assert self.ok("reserve", {"tokens": 1}, key=self.other_key("team"))["reserved"] is True
+        self.ok("report", {"actual": 1})
+        assert self.ok("reserve", {"tokens": 1})["reserved"] is True
+
+    def test_what_is_reported_is_no_missing_price(self) -> None:
+        made = self.ok("reserve", {"tokens": 100})
+        self.ok("report", {"id": made["id"], "actual": 60})
+        assert Usage.objects.get().price_id == PRICE_NONE
+        assert self.client.get("/v1/costs", headers={"x-api-key": self.text}).json()["unpriced_count"] == 0
 
 
 class OwnershipTest(TokensCase):
@@ -271,6 +304,25 @@ class ModesTest(TokensCase):
         self.plane.recall = lambda *recalled: self.writer.give_back("w", *recalled, 9_000)
         assert self.ok("reserve", {"tokens": 5_000})["reserved"] is True
 
+    def test_requests_that_wait_share_their_call_backs(self) -> None:
+        purse, begin = (self.pool.pk, 0, 0), time.monotonic()
+        granted = threading.Event()
+        self.writer.grant("w", *purse, 0, 9_000, lambda *told: granted.set(), 9_000)
+        assert granted.wait(10)
+        threads = [threading.Thread(target=self.reserve_and_close, args=(9_500,)) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(30)
+        assert 1 <= len(self.plane.recalled) <= (time.monotonic() - begin) / RECALL_PAUSE_S + 1
+
+    def reserve_and_close(self, tokens: int) -> None:
+        try:
+            headers = {"Authorization": f"Bearer {self.text}"}
+            Client().post("/v1/tokens/reserve", {"tokens": tokens}, content_type="application/json", headers=headers)
+        finally:
+            connections.close_all()
+
     def test_what_each_mode_and_missing_limit_means(self) -> None:
         team = self.agent.team
         soft = self.make_pool("soft", 50, mode="soft", team=team)
@@ -290,10 +342,17 @@ class ModesTest(TokensCase):
         assert PoolWindow.objects.get(pool_id=soft.pk, unit=0).overrun == 4_950
 
     def test_money_and_windows_are_shown(self) -> None:
+        start = int(time.time()) // 86_400 * 86_400
         self.make_pool(
-            "daily", None, pico=5 * USD, start=86_400, end=172_800, window="day", team=self.agent.team, mode="soft"
+            *("daily", None),
+            pico=5 * USD,
+            start=start,
+            end=start + 86_400,
+            window="day",
+            team=self.agent.team,
+            mode="soft",
         )
-        PoolWindow.objects.filter(window_start=86_400, unit=1).update(committed=USD // 4, leased=USD)
+        PoolWindow.objects.filter(window_start=start, unit=1).update(committed=USD // 4, leased=USD)
         shown = next(pool for pool in self.pools() if pool["name"] == "daily")
         assert shown == {
             "name": "daily",
@@ -305,15 +364,27 @@ class ModesTest(TokensCase):
             "used_usd": "0.25",
             "available_usd": "3.75",
             "window": "day",
-            "window_start": "1970-01-02T00:00:00Z",
-            "window_end": "1970-01-03T00:00:00Z",
+            "window_start": f"{dt.datetime.fromtimestamp(start, dt.UTC):%Y-%m-%dT%H:%M:%SZ}",
+            "window_end": f"{dt.datetime.fromtimestamp(start + 86_400, dt.UTC):%Y-%m-%dT%H:%M:%SZ}",
             "mode": "soft",
         }
 
     def test_a_pool_made_a_moment_ago_is_shown_before_the_ledger_knows_it(self) -> None:
-        access.save_pool(Pool(name="new", capacity_tokens=5, team=self.agent.team), actor="test")
-        assert next(pool for pool in self.pools() if pool["name"] == "new")["available"] == 5
+        row = Pool(name="new", capacity_tokens=5, capacity_usd=Decimal("2.5"), team=self.agent.team)
+        access.save_pool(row, actor="test")
+        shown = next(pool for pool in self.pools() if pool["name"] == "new")
+        assert (shown["available"], shown["capacity_usd"], shown["available_usd"]) == (5, "2.5", "2.5")
         self.error(self.post("reserve", {"pool": "new", "tokens": 1}), 503, "ledger_unavailable")
+
+    def test_the_list_asks_once_for_all_balances(self) -> None:
+        self.pools()
+        with CaptureQueriesContext(connections[settings.HOOSH_LEDGER_DB]) as few:
+            self.pools()
+        for number in range(12):
+            self.make_pool(f"p{number}", 5, team=self.agent.team)
+        with CaptureQueriesContext(connections[settings.HOOSH_LEDGER_DB]) as many:
+            assert len(self.pools()) == 13
+        assert len(many) == len(few)
 
 
 class RepeatTest(TokensCase):
