@@ -105,7 +105,7 @@ class LiveAdmin(Page[_Model]):
             try:
                 field = self.opts.get_field(name)
                 if field.concrete:
-                    found[name] = number(str(value)) if field.is_relation else field.to_python(value)
+                    found[name] = number(str(value)) if field.is_relation else field.clean(value, None)
             except (FieldDoesNotExist, ValidationError):
                 continue
         return found

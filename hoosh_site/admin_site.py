@@ -67,8 +67,10 @@ def _place(name: str, order: tuple[str, ...]) -> tuple[int, str]:
 
 
 def _refuse_unusable(request: HttpRequest) -> None:
-    """Refuse a NUL in the query string, which PostgreSQL takes nowhere, years that no calendar has, and rows of a list
-    that are no ids."""
+    """Refuse a NUL in the address, which PostgreSQL takes nowhere, years that no calendar has, and rows of a list that
+    are no ids."""
+    if "\0" in request.path:
+        raise BadRequest("The address has a NUL character.")
     for name, values in request.GET.lists():
         if "\0" in name or any("\0" in value for value in values):
             raise BadRequest("The query string has a NUL character.")

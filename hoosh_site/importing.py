@@ -14,6 +14,7 @@ from django.db import transaction
 from audit.record import record
 from budgets import importing as budgets_importing
 from budgets.importing import WantedPool, WantedToken
+from budgets.members import WantedMember
 from budgets.models import Price
 from hoosh_site import env
 from providers import hoosh_toml, importing, publish, services, wanted
@@ -23,7 +24,7 @@ from providers.wanted import ImportRefusedError, Wanted
 
 FORMAT_KEY = "hoosh_configuration"  # the mark of our own file; its value is the format's number
 FORMAT = 1
-OUR_KEYS = frozenset({FORMAT_KEY, "settings", "provider", "route", "policy", "card", "pool", "price"})
+OUR_KEYS = frozenset({FORMAT_KEY, "settings", "provider", "route", "policy", "card", "pool", "team", "agent", "price"})
 
 
 class ImportFileError(Exception):
@@ -54,6 +55,7 @@ class _File:
     prices: list[Price]
     report: Report
     tokens_known: bool = True
+    teams: list[WantedMember] = field(default_factory=list)
     fingerprint: str = ""
 
 
@@ -144,9 +146,10 @@ def _ours(tables: Mapping[str, Any], environ: Mapping[str, str], report: Report)
     unknown = [f"{key} is not known." for key in tables if key not in OUR_KEYS]
     if unknown:
         raise ImportRefusedError(unknown)
-    pools, prices = budgets_importing.from_tables(tables)
+    pools, teams, prices = budgets_importing.from_tables(tables)
     # This format cannot hold keys, so it says nothing about those an import made: they stay.
-    return _File(wanted.from_tables(tables, environ), pools, [], prices, report, tokens_known=False)
+    asked = wanted.from_tables(tables, environ)
+    return _File(asked, pools, [], prices, report, tokens_known=False, teams=teams)
 
 
 def _fingerprint(data: bytes, environ: Mapping[str, str], asked: Wanted) -> str:
@@ -177,7 +180,11 @@ def _apply(file: _File, actor: str, *, adopt: bool) -> Report:
 def _write(file: _File, actor: str, *, adopt: bool) -> None:
     made = importing.apply(file.wanted, actor=actor, adopt=adopt)
     spent = budgets_importing.apply(
-        *(file.pools, file.tokens, file.prices), actor=actor, adopt=adopt, tokens_known=file.tokens_known
+        *(file.pools, file.tokens, file.prices),
+        teams=file.teams,
+        actor=actor,
+        adopt=adopt,
+        tokens_known=file.tokens_known,
     )
     file.report.changes = made.changes + spent.changes
     file.report.warnings += made.warnings + spent.warnings

@@ -19,7 +19,7 @@ from django.core.management.base import CommandError
 from django.test import TestCase
 
 from budgets import access, keys
-from budgets.models import ApiKey, Pool, Price, Team
+from budgets.models import Agent, ApiKey, Pool, Price, Team
 from budgets.validation import split
 from hoosh_site import toml
 from hoosh_site.exporting import export_text
@@ -119,6 +119,10 @@ class RoundTripTests(TestCase):
         row.strategy, row.max_attempts, row.cors_origins, row.hold_wait_s = "round_robin", 9, "", 0.25
         row.unknown_price = "observe"
         services.save_settings(row, actor="a")
+        self.fill_budgets()
+
+    def fill_budgets(self) -> None:
+        """Pools, teams, agents and prices with every field away from its default."""
         access.save_pool(Pool(name="p", capacity_tokens=12, enabled=False, note="n"), actor="a")
         access.save_pool(
             Pool(
@@ -137,6 +141,11 @@ class RoundTripTests(TestCase):
         )
         access.save_pool(Pool(name="counted", capacity_tokens=None, mode="observe", alert_percents=""), actor="a")
         access.save_pool(Pool(name="two", capacity_tokens=0, capacity_usd=Decimal(0)), actor="a")
+        team = access.save_team(
+            Team(name="red ü", enabled=False, note="n\nm", pool=Pool.objects.get(name="p")), actor="a"
+        )
+        access.save_agent(Agent(team=team, name="one", pool=Pool.objects.get(name="two")), actor="a")
+        access.save_agent(Agent(team=Team.objects.get(name="blue"), name="one", enabled=False, note="x"), actor="a")
         price = {"provider": "one", "pattern": "m", "valid_from": dt.datetime(2026, 1, 1, 12, tzinfo=dt.UTC)}
         access.add_price(
             Price(**price, input_usd_per_mtok=Decimal("0.15"), reasoning_usd_per_mtok=Decimal(0)), actor="a"
@@ -154,7 +163,10 @@ class RoundTripTests(TestCase):
         )
 
     def wipe(self) -> None:
-        for model in (Route, Provider, RoutingPolicy, ModelCard, GatewaySettings, Pool, Price):
+        for model in (Route, Provider, RoutingPolicy, ModelCard, GatewaySettings, Agent):
+            model.objects.all().delete()
+        Team.objects.update(pool=None)
+        for model in (Pool, Price, Team):
             model.objects.all().delete()
 
     def document(self) -> config.ConfigDocument:
@@ -181,13 +193,17 @@ class RoundTripTests(TestCase):
             | {"team": pool.team and pool.team.name, "alerts": split(pool.alert_percents)}
             for pool in Pool.objects.order_by("name")
         ]
-        return [*rows, *pools]
+        members = [
+            (str(row), row.enabled, row.note, row.pool and row.pool.name)
+            for model in (Team, Agent)
+            for row in model.objects.order_by("name", "note")
+        ]
+        return [*rows, *pools, *members]
 
     def test_export_wipe_import_gives_the_same_configuration(self) -> None:
         self.fill()
         before, others, text = self.document(), self.others(), export_text()
         self.wipe()
-        Team.objects.all().delete()
         self.load(text)
         self.assertEqual(config.digest(without_ids(self.document())), config.digest(without_ids(before)))
         self.assertEqual(self.others(), others)
@@ -268,6 +284,26 @@ class RoundTripTests(TestCase):
                 "from_tokens = -1\n",
                 "price of * p",
             ),
+            *(
+                (f"hoosh_configuration = 1\n{text}\n", place)
+                for text, place in (
+                    ("[[team]]\nname = 't'\nbudget = 'none'", "team[1].budget: there is no pool named “none”"),
+                    ("[[agent]]\nname = 'a'\nteam = 't'\nbudget = 'none'", "agent[1].budget: there is no pool"),
+                    ("[[team]]\nenabled = true", "team[1].name"),
+                    ("[[team]]\nname = 't'\nteam = 'x'", "team[1].team is not known"),
+                    ("[[team]]\nname = 't'\nenabled = 1", "team[1].enabled"),
+                    ("[[team]]\nname = 't '", "team[1]: A name has"),
+                    ("[[agent]]\nname = 'a'", "agent[1].team"),
+                    ("[[agent]]\nname = 'a'\nteam = 't '", "agent[1].team: A name has"),
+                    ("[[agent]]\nname = 'a'\nteam = 't'\nnote = 1", "agent[1].note"),
+                    ("[team]\nname = 't'", "team must be written as [[team]]"),
+                )
+            ),
+            (
+                "hoosh_configuration = 1\n[[price]]\npattern = 'p'\nvalid_from = 2026-01-01T00:00:00Z\n"
+                "output_usd_per_mtok = '1000000.01'\n",
+                "price of * p",
+            ),
             (f"hoosh_configuration = 1\n{provider}{provider}", "name"),
         ):
             with self.assertRaises(ImportFileError) as caught:
@@ -299,6 +335,31 @@ class RoundTripTests(TestCase):
         agent.pool = None
         access.save_agent(agent, actor="a")
         self.assertIn("pool “p” removed", self.load("hoosh_configuration = 1\n# again\n").changes)
+
+    def test_teams_and_agents_follow_the_file_and_stay_when_it_names_them_no_longer(self) -> None:
+        head = "hoosh_configuration = 1\n[[pool]]\nname = 'p'\nunlimited = true\n"
+        agent = "[[agent]]\nname = 'a'\nteam = 't'\nbudget = 'p'\n"
+        report = self.load(f"{head}{agent}[[team]]\nname = 't'\nbudget = 'p'\n")
+        self.assertEqual(report.changes[1:], ["team “t” created", "agent “a” of the team “t” created"])
+        team, row = Team.objects.get(), Agent.objects.get()
+        self.assertEqual((team.pool, row.pool, row.team), (Pool.objects.get(), Pool.objects.get(), team))
+        report = self.load(f"{head}[[team]]\nname = 't'\nenabled = false\n")
+        self.assertEqual(report.changes, ["team “t” changed"])
+        team.refresh_from_db()
+        self.assertEqual((team.pool, team.enabled), (None, False))
+        self.assertEqual(Agent.objects.get().pool, Pool.objects.get())
+        report = self.load("hoosh_configuration = 1\n[[agent]]\nname = 'a'\nteam = 't'\n")
+        self.assertEqual(report.changes, ["agent “a” of the team “t” changed", "pool “p” removed"])
+        self.assertEqual((Team.objects.count(), Agent.objects.count(), Pool.objects.count()), (1, 1, 0))
+
+    def test_an_operators_team_is_left_unless_adopted(self) -> None:
+        access.save_team(Team(name="t"), actor="a")
+        same, other = ("hoosh_configuration = 1\n[[team]]\nname = 't'\n" + more for more in ("", "enabled = false\n"))
+        self.assertFalse([line for line in self.load(same).warnings if "operator" in line])
+        self.assertIn("The team “t” was made by an operator; it is left as it is.", self.load(other).warnings)
+        self.assertTrue(Team.objects.get().enabled)
+        self.assertEqual(self.load(other, adopt=True).changes, ["team “t” changed"])
+        self.assertEqual((Team.objects.get().enabled, Team.objects.get().managed_by), (False, "import"))
 
     def test_the_commands_work_together(self) -> None:
         self.fill()

@@ -22,6 +22,7 @@ from budgets.prices import PriceBook
 from hoosh_site import env
 from hoosh_site.management.commands.import_prices import KINDS
 from providers.catalog import CATALOG
+from providers.models import Provider
 
 pytestmark = pytest.mark.database
 
@@ -103,11 +104,12 @@ class ImportPricesTests(TestCase):
         assert json.loads(run("--json", "--yes", "--provider", "grok"))["written"] == Price.objects.count() > 0
 
     def test_a_provider_for_rows_of_a_name_of_ones_own(self) -> None:
+        Provider.objects.create(name="my-cloud", kind="openai", base_url="https://cloud.example")
         run("--yes", "--provider", "together=my-cloud", "--provider", "cerebras")
         assert set(Price.objects.values_list("provider", flat=True)) == {"my-cloud", "cerebras"}
 
     def test_what_cannot_be_asked(self) -> None:
-        for chosen in (["nobody"], ["openai", "openai"], ["x-ai", "grok"], ["groq=a", "openai=a"]):
+        for chosen in (["nobody"], ["openai", "openai"], ["x-ai", "grok"], ["groq=a", "openai=a"], ["openai=typo"]):
             with self.subTest(chosen), pytest.raises(CommandError):
                 run(*(part for each in chosen for part in ("--provider", each)))
         assert not Price.objects.exists()

@@ -15,6 +15,8 @@ from django.utils import timezone
 from budgets import price_import
 from budgets.price_list import Amounts, PriceList, Remark
 from hoosh_site.management.remote import printable
+from providers.catalog import CATALOG
+from providers.models import Provider
 
 if TYPE_CHECKING:
     from budgets.price_import import Change, Plan
@@ -107,7 +109,9 @@ def _names(chosen: Iterable[str], known: Iterable[str]) -> dict[str, str]:
         package_id = asked if asked in (available := set(known)) else kinds.get(asked, "")
         if package_id not in available:
             raise CommandError(f"There are no prices for '{asked}'. There are some for {', '.join(sorted(available))}.")
-        name = name.strip() or KINDS.get(package_id, package_id)
+        own_name, name = name.strip(), name.strip() or KINDS.get(package_id, package_id)
+        if own_name and own_name not in CATALOG and not Provider.objects.filter(name=own_name).exists():
+            raise CommandError(f"There is no provider named '{own_name}' here.")  # rows cannot be deleted again
         if package_id in found or name in found.values():
             raise CommandError(f"'{asked}' is asked for twice, or two providers for the name '{name}'.")
         found[package_id] = name
