@@ -19,7 +19,7 @@ from typing import NamedTuple
 from django.db import DatabaseError, DataError, IntegrityError, InterfaceError
 
 from budgets.leasing import Answer, Leasing
-from budgets.ledger import Ledger, sources_of
+from budgets.ledger import Ledger
 from budgets.ledger_books import Key
 from budgets.stats import WriterStats
 from budgets.windows import WindowSpec
@@ -30,7 +30,7 @@ RECALL_PAUSE_S = 0.05  # between two recalls of one purse
 HUNGRY_S = 5.0  # so long an unmet ask is remembered; a worker that still waits asks again before
 _REMEMBERED = 4096  # recalls and dead owners: windows and workers come and go
 
-GrantReply = Callable[[int, bool, bool, int], object]  # total, more, spent_out, available
+GrantReply = Callable[[int, bool, bool, int, int], object]  # total, more, spent_out, available, others
 OnRecall = Callable[[int, int, int], object]  # pool id, unit, start of the window
 
 
@@ -113,15 +113,11 @@ class Grants:
 
     def sync_windows(self, ledger: Ledger, specs: Sequence[WindowSpec]) -> None:
         """Make windows or change their limits. Raised, waiting asks are met; lowered, idle amounts are called back."""
-        changes = ledger.sync_windows(specs)
-        wanted = {(spec.pool_id, spec.unit, spec.window_start) for spec in specs}
-        newest = {source: target for target, source in sources_of(specs).items()}
+        changes, sources = ledger.sync_windows(specs)
+        newest = {source: target for target, source in sources.items()}
         for source, target in list(self._carried.items()):
-            if target in newest:
-                self._carried[source] = newest[target]  # past the window between, which takes nothing any more
-            elif target in wanted:
-                del self._carried[source]
-        self._carried.update({**ledger.late_sources(specs), **newest})
+            self._carried[source] = newest.get(target, target)  # past the window between, which takes nothing any more
+        self._carried.update({**ledger.late_sources(sources), **newest})
         self._offer(ledger, [key for key, change in changes.items() if change > 0])
         for key, change in changes.items():
             if change < 0:
@@ -244,7 +240,7 @@ class Grants:
 
     def _reply(self, request: GrantRequest, answer: Answer) -> None:
         try:
-            request.reply(answer.total, answer.more, answer.spent_out, answer.available)
+            request.reply(answer.total, answer.more, answer.spent_out, answer.available, answer.others)
         except Exception:
             log.exception("grant_reply_failed", extra={"owner": request.owner})
 

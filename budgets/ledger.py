@@ -11,14 +11,14 @@ import time
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 from django.db import DataError, IntegrityError, transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 from budgets import ledger_books, ledger_sql, transfers
 from budgets.leasing import Leasing, Wanted
-from budgets.ledger_books import Books, Key, PurseRow, opened
+from budgets.ledger_books import NO_SOURCE, Books, Key, PurseRow, opened
 from budgets.ledger_sql import Row
 from budgets.models.ledger import JournalPosition, Lease, LedgerEntry
 from budgets.records import Unit, UsageRecord
@@ -35,6 +35,13 @@ _UNITS = frozenset(Unit)
 
 class LedgerError(Exception):
     """A batch cannot be brought into the ledger, whatever is tried."""
+
+
+class Synced(NamedTuple):
+    """What bringing windows into the ledger came to."""
+
+    changes: dict[Key, int]  # of what is free
+    sources: dict[Key, Key]  # the purses whose rest goes to them, for those that take one over
 
 
 class _NotAllNew(Exception):
@@ -273,25 +280,36 @@ class Ledger:
 
     # --- windows ----------------------------------------------------------------------------------------------------
 
-    def sync_windows(self, specs: Sequence[WindowSpec]) -> dict[Key, int]:
+    def sync_windows(self, specs: Sequence[WindowSpec]) -> Synced:
         """Make windows or change their limits, ends and alerts, and carry rests over; one transaction for all.
 
-        The change of what is free, by purse.
+        From which window one takes over the rest is settled when it is opened; later it is what it was then.
         """
         wanted = {(spec.pool_id, spec.unit, spec.window_start): spec for spec in specs}
         with opened(self._connection, self._stats) as books:
             ledger_books.make(self._connection, {key: spec.capacity for key, spec in wanted.items()})
-            sources = sources_of(specs)
+            links = {row.key: row.carry_from for row in ledger_books.read(self._connection, wanted)}
+            for key, spec in wanted.items():
+                if links[key] is None:
+                    links[key] = NO_SOURCE if spec.carry_from is None else spec.carry_from
+            sources = {
+                (pool_id, unit, start): (pool_id, unit, link)
+                for (pool_id, unit, start), link in links.items()
+                if link is not None and NO_SOURCE < link < start
+            }
             purses = books.purses([*wanted, *sources.values()])
             before = {key: transfers.free_amount(purses[key]) for key in wanted}
             for key, spec in wanted.items():
                 purse = purses[key]
                 transfers.set_limit(purse, spec.capacity)
                 purse.window_end, purse.alerts = spec.window_end, spec.alerts
+                if purse.carry_from is None:
+                    purse.carry_from = links[key]
             for target, source in sources.items():
                 if source in purses:
                     self._carry(books, purses[source], purses[target])
-            return {key: transfers.free_amount(purses[key]) - before[key] for key in wanted}
+            changes = {key: transfers.free_amount(purses[key]) - before[key] for key in wanted}
+            return Synced(changes, sources)
 
     def carry(self, pairs: Mapping[Key, Key]) -> dict[Key, int]:
         """Move what is free in old windows to those that follow them (`pairs`: target by source); by target."""
@@ -309,15 +327,15 @@ class Ledger:
         """What is free and what is leased in these purses, without a lock; those without a row are left out."""
         return {row.key: (transfers.free_amount(row), row.leased) for row in ledger_books.read(self._connection, keys)}
 
-    def late_sources(self, specs: Iterable[WindowSpec]) -> dict[Key, Key]:
-        """Windows before those that these specs carry from, and the specs' own, to which their rests go.
+    def late_sources(self, sources: Mapping[Key, Key]) -> dict[Key, Key]:
+        """Windows before the `sources` (by target) that pass their rests on to them, and the targets, by source.
 
         Those where leases are still out (their owner lives on, or control died before it was buried), or where what
         came back was not carried on yet.
         """
         targets: dict[tuple[int, int], Key] = {}
         spans: list[tuple[int, int, int, int]] = []
-        for target, source in sources_of(specs).items():
+        for target, source in sources.items():
             pool_id, unit, start = source
             targets[pool_id, unit] = target
             spans.append((pool_id, unit, start - _LATE_WINDOWS * (target[2] - start), start))
@@ -330,15 +348,6 @@ class Ledger:
             books.enter(LedgerEntry.Kind.CARRY, target, amount)
             self._stats.carried += 1
         return amount
-
-
-def sources_of(specs: Iterable[WindowSpec]) -> dict[Key, Key]:
-    """Where each of these purses gets a rest carried over from, for those that do."""
-    return {
-        (spec.pool_id, spec.unit, spec.window_start): (spec.pool_id, spec.unit, spec.carry_from)
-        for spec in specs
-        if spec.carry_from is not None and spec.carry_from < spec.window_start
-    }
 
 
 def _sums(rows: list[Row]) -> tuple[dict[Key, int], dict[Key, int]]:

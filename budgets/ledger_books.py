@@ -33,6 +33,7 @@ from budgets.stats import WriterStats
 
 log = logging.getLogger("hoosh.ledger")
 
+NO_SOURCE = -1  # a window's `carry_from`, when it takes over nothing
 NO_WORKER = ":"  # an owner with this in its name is no worker (a caller's reservation): it cannot be asked to give back
 
 Key = tuple[int, int, int]  # pool id, unit, start of the window
@@ -49,6 +50,7 @@ class PurseRow(msgspec.Struct, gc=False):
     window_end: int
     capacity: int | None
     adjusted: int
+    carry_from: int | None  # see `PoolWindow`
     alerts: str
     committed: int
     leased: int
@@ -105,11 +107,11 @@ def read(connection: BaseDatabaseWrapper, keys: Iterable[Key]) -> list[PurseRow]
 def unfinished(connection: BaseDatabaseWrapper, spans: list[tuple[int, int, int, int]]) -> list[Key]:
     """The purses from which something may still be carried over, of pools and units in spans of window starts.
 
-    A span is pool id, unit, first and last start. Leases are out there, or something came back after the rest had been
-    carried over.
+    A span is pool id, unit, first and last start. Something is free or leased there, and each window after it up to
+    the last takes over the rest of the one before.
     """
     with connection.cursor() as cursor:
-        cursor.execute(_statements(connection).unfinished, (_json(spans), LedgerEntry.Kind.CARRY.value))
+        cursor.execute(_statements(connection).unfinished, (_json(spans),))
         return [(pool_id, unit, start) for pool_id, unit, start in cursor.fetchall()]
 
 
@@ -264,7 +266,7 @@ class Books:
         log.warning("pool_alert", extra=fields)
 
 
-_PURSES, _LEASES, _ENTRIES = (model._meta.db_table for model in (PoolWindow, Lease, LedgerEntry))
+_PURSES, _LEASES = (model._meta.db_table for model in (PoolWindow, Lease))
 _PURSE_COLUMNS = ", ".join(f"w.{name}" for name in PurseRow.__struct_fields__)
 _LEASE_COLUMNS = ", ".join(f"l.{name}" for name in LeaseRow.__struct_fields__)
 _CASTS = {"unit": "smallint", "owner": "text", "state": "text", "alerts": "text"}  # all others: bigint
@@ -294,8 +296,9 @@ class _Statements:
             f"SELECT w.pool_id, w.unit, w.window_start FROM (SELECT {span} FROM {source}) AS k "  # noqa: S608
             f"{'' if postgres else 'CROSS '}JOIN {_PURSES} AS w ON w.pool_id = k.pool_id AND w.unit = k.unit "
             "AND w.window_start BETWEEN k.first_start AND k.last_start "
-            f"WHERE w.leased > 0 OR w.committed < w.capacity - w.leased AND EXISTS (SELECT 1 FROM {_ENTRIES} AS e "
-            "WHERE e.kind = %s AND e.pool_id = w.pool_id AND e.window_start = w.window_start AND e.unit = w.unit)"
+            f"WHERE (w.leased > 0 OR w.committed < w.capacity) AND NOT EXISTS (SELECT 1 FROM {_PURSES} AS x "
+            "WHERE x.pool_id = w.pool_id AND x.unit = w.unit AND x.window_start > w.window_start "
+            f"AND x.window_start <= k.last_start AND (x.carry_from IS NULL OR x.carry_from = {NO_SOURCE}))"
         )
         self.lock = self.read + (" FOR UPDATE OF w" if postgres else "")
         # On PostgreSQL arrays: its planner knows what an index can do for them.
@@ -327,7 +330,7 @@ class _Statements:
         )
 
 
-_SAVED = ("id", "window_end", "capacity", "adjusted", "alerts", "committed", "leased", "overrun")
+_SAVED = ("id", "window_end", "capacity", "adjusted", "carry_from", "alerts", "committed", "leased", "overrun")
 _LEASED = ("owner", "window_id", "state", "granted", "returned", "remaining")
 _POSTGRES, _SQLITE = _Statements(postgres=True), _Statements(postgres=False)
 

@@ -210,7 +210,7 @@ class Migration(migrations.Migration):
         migrations.AddField(
             model_name='pool',
             name='carry_over',
-            field=models.BooleanField(default=False, help_text='What a window leaves over is added to the next one.'),
+            field=models.BooleanField(default=False, help_text='What a window leaves over is added to the next one. Acts from the next window on.'),
         ),
         migrations.AddField(
             model_name='pool',
@@ -241,6 +241,11 @@ class Migration(migrations.Migration):
             model_name='poolwindow',
             name='adjusted',
             field=models.BigIntegerField(default=0, help_text='The part of the capacity that was carried over or transferred; less than zero if away.'),
+        ),
+        migrations.AddField(
+            model_name='poolwindow',
+            name='carry_from',
+            field=models.BigIntegerField(blank=True, help_text='Start of the window whose rest goes to this one, settled when it was opened; -1 = of none. Empty: control has not opened it.', null=True),
         ),
         migrations.AddField(
             model_name='poolwindow',

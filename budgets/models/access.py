@@ -121,7 +121,9 @@ class Pool(models.Model):
     )
     window_since = models.BigIntegerField(default=0, editable=False)  # Unix seconds; see budgets.windows
     mode = models.CharField(max_length=16, choices=Mode.choices, default=Mode.HARD)
-    carry_over = models.BooleanField(default=False, help_text="What a window leaves over is added to the next one.")
+    carry_over = models.BooleanField(
+        default=False, help_text="What a window leaves over is added to the next one. Acts from the next window on."
+    )
     alert_percents = models.CharField(
         "alerts at (percent)",
         max_length=64,

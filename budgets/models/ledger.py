@@ -32,6 +32,12 @@ class PoolWindow(models.Model):
     adjusted = models.BigIntegerField(
         default=0, help_text="The part of the capacity that was carried over or transferred; less than zero if away."
     )
+    carry_from = models.BigIntegerField(
+        null=True,
+        blank=True,
+        help_text="Start of the window whose rest goes to this one, settled when it was opened; -1 = of none. Empty: "
+        "control has not opened it.",
+    )
     alerts = models.CharField(max_length=64, blank=True, help_text="Percents of the capacity an alert is raised at.")
     committed = models.BigIntegerField(default=0, help_text="Charged.")
     leased = models.BigIntegerField(default=0, help_text="What workers may still spend: held, idle or not settled yet.")

@@ -241,15 +241,60 @@ class CarryTests(LedgerCase):
         assert self.capacities(FIRST, SECOND, (POOL, 1, 1_000), (POOL, 1, 2_000)) == [100, 1_000, None, 50]
         assert not LedgerEntry.objects.exists()
 
-    def test_carrying_over_stops_when_it_is_switched_off(self) -> None:
+    def test_a_window_begun_with_carrying_over_takes_rests_also_after_it_is_switched_off(self) -> None:
         writer = self.start_writer(capacity=None)
         self.sync(writer, spec(FIRST, capacity=1_000))
         self.ask(writer, need=1_000, key=FIRST).next()
         self.next_window(writer)
         self.sync(writer, spec(SECOND, capacity=1_000))
         writer.give_back("w", *FIRST, 900)
+        self.eventually(lambda: self.capacities(FIRST, SECOND) == [100, 1_900])
+        self.sync(writer, spec(THIRD, capacity=1_000))
+        writer.run_jobs().result(10)
+        assert self.capacities(FIRST, SECOND, THIRD) == [100, 1_900, 1_000]
+
+    def test_a_window_begun_without_carrying_over_takes_nothing_when_it_is_switched_on(self) -> None:
+        """Neither from the window before nor from those before that, whatever comes back there and who restarts."""
+        fourth: Key = (POOL, Unit.TOKENS.value, 4_000)
+        writer = self.start_writer(capacity=None)
+        self.sync(writer, spec(FIRST, capacity=1_000))
+        self.ask(writer, need=1_000, key=FIRST).next()
+        self.next_window(writer)  # carries over
+        self.sync(writer, spec(THIRD, capacity=1_000))  # does not
+        writer.stop()
+        writer = self.start_writer(capacity=None)
+        self.next_window(writer, THIRD, after=SECOND)  # switched on meanwhile
+        writer.give_back("w", *FIRST, 900)
+        writer.run_jobs().result(10)
+        assert self.capacities(SECOND, THIRD) == [1_000, 1_000]
+        self.next_window(writer, fourth, after=THIRD)
+        writer.run_jobs().result(10)
+        assert self.capacities(FIRST, SECOND, THIRD, fourth) == [1_000, 1_000, 0, 2_000]
+        assert set(PoolWindow.objects.values_list("carry_from", flat=True)) == {-1, 1_000, 3_000}
+
+    def test_all_of_a_window_that_came_back_while_control_was_dying_is_carried_by_the_next(self) -> None:
+        """At the boundary nothing was free, so nothing was carried yet that would tell of it."""
+        writer = self.start_writer(capacity=None)
+        self.sync(writer, spec(FIRST, capacity=1_000))
+        self.ask(writer, need=1_000, key=FIRST).next()
+        self.next_window(writer)
+        self.next_window(writer, THIRD, after=SECOND)
+        writer.stop()
+        ledger = Ledger(connections[settings.HOOSH_LEDGER_DB])
+        with ledger.leasing([("w", FIRST)]) as leasing:
+            leasing.give_back("w", FIRST, 1_000)
+        again = self.start_writer(capacity=None)
+        self.next_window(again, THIRD, after=SECOND)
+        self.eventually(lambda: self.capacities(FIRST, SECOND, THIRD) == [0, 0, 3_000])
+
+    def test_a_window_that_usage_came_to_before_control_opened_it_is_opened_like_any_other(self) -> None:
+        writer = self.start_writer(capacity=None)
+        self.sync(writer, spec(FIRST, capacity=1_000))
+        self.open_journal().complete(usage_record(new_rid(), 30, draws=(tokens_of(POOL, start=2_000),)))
         writer.settle_now().result(10)
-        assert self.capacities(FIRST, SECOND) == [1_000, 1_000]
+        assert self.window(SECOND).carry_from is None
+        self.next_window(writer)
+        assert (self.capacities(FIRST, SECOND), self.window(SECOND).carry_from) == ([0, 2_000], 1_000)
 
     def test_a_window_that_never_was_leaves_nothing(self) -> None:
         writer = self.start_writer(capacity=None)
