@@ -27,6 +27,7 @@ class Account:
         "closing",
         "key",
         "need",
+        "others",
         "spent_out",
         "timer",
         "unanswered",
@@ -40,6 +41,7 @@ class Account:
         self.waiters: list[Waiter] = []  # by arrival
         self.answers = 0
         self.available = 0  # in the purse beside what is leased, at the last answer
+        self.others = 0  # left in other workers' leases, at the last answer
         self.need = 0  # of the last ask; of all unanswered ones the largest, since an answer does not say to which
         self.unanswered = 0
         self.checking = False  # the last thing said was a question for the total

@@ -183,9 +183,18 @@ class Desk:
         self._prime()
 
     def on_granted(
-        self, pool_id: int, unit: int, window_start: int, total: int, more: bool, spent_out: bool, available: int
+        self,
+        pool_id: int,
+        unit: int,
+        window_start: int,
+        total: int,
+        more: bool,
+        spent_out: bool,
+        available: int,
+        others: int = 0,
     ) -> None:
-        """Control's answer to an ask: the absolute total granted, and what is left in the purse beside leases."""
+        """Control's answer to an ask: the absolute total granted, what is left in the purse beside leases, and what
+        other workers have left in theirs."""
         key = (pool_id, unit, window_start)
         account = self._accounts.get(key)
         if account is None:
@@ -199,7 +208,7 @@ class Desk:
             wallet.forget_ask()
         account.answers += 1
         account.unanswered = max(0, account.unanswered - 1)
-        account.available = available
+        account.available, account.others = available, others
         account.spent_out = spent_out
         if account.closing:
             self._close(account)
@@ -372,8 +381,11 @@ class Desk:
             retry_after_s = max(1, math.ceil(end - self._wall_clock()))
         else:
             retry_after_s = RETRY_LIFETIME_S
+        available = _left(account)
+        if account.spent_out and available + account.others < wanted:
+            available += account.others  # all there is, and still too little
         return PoolSpentError(
-            pool_id, unit=unit, available=_left(account), wanted=wanted, retry_after_s=retry_after_s, window_end=end
+            pool_id, unit=unit, available=available, wanted=wanted, retry_after_s=retry_after_s, window_end=end
         )
 
 

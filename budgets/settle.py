@@ -132,7 +132,7 @@ class Writer(threading.Thread):
         reply: GrantReply,
         need: int = 0,
     ) -> None:
-        """Lease to a worker and call `reply(total, more, spent_out, available)` from the writer's thread.
+        """Lease to a worker and call `reply(total, more, spent_out, available, others)` from the writer's thread.
 
         `seen_total` is the total the worker knows: with less than was granted the answer is only repeated. `need` is
         what a waiting request lacks, given whole or not at all; the answer to it comes (again) when something returns.

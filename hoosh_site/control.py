@@ -19,6 +19,7 @@ from typing import Any, Protocol
 
 import msgspec
 
+from budgets.grants import GrantReply
 from budgets.windows import WindowSpec
 from gateway import plane as registry
 from hoosh_site import child
@@ -48,10 +49,10 @@ class LedgerWriter(Protocol):
         window_start: int,
         seen_total: int,
         want: int,
-        reply: Callable[[int, bool, bool, int], None],
+        reply: GrantReply,
         need: int = 0,
     ) -> None:
-        """Lease from a purse; `reply(total, more, spent_out, available)` is called in the writer's thread."""
+        """Lease from a purse; `reply(total, more, spent_out, available, others)` is called in the writer's thread."""
 
     def give_back(self, owner: str, pool_id: int, unit: int, window_start: int, returned_total: int) -> None:
         """Take back a part of a lease."""
@@ -152,8 +153,8 @@ class ControlPlane:
         self.link.broadcast_threadsafe([Recall(pool_id, window_start, unit)])
 
     def _ask(self, ask: Ask, reply: Callable[[Granted], None]) -> None:
-        def answered(total: int, more: bool, spent_out: bool, available: int) -> None:
-            reply(Granted(ask.pool_id, ask.window_start, total, more, spent_out, available, ask.unit))
+        def answered(total: int, more: bool, spent_out: bool, available: int, others: int) -> None:
+            reply(Granted(ask.pool_id, ask.window_start, total, more, spent_out, available, ask.unit, others))
 
         self.writer.grant(
             *(ask.owner, ask.pool_id, ask.unit, ask.window_start, ask.seen_total, ask.want), answered, need=ask.need

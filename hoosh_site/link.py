@@ -145,6 +145,7 @@ class Granted(msgspec.Struct, tag="granted"):
     spent_out: bool
     available: int
     unit: int = 0
+    others: int = 0  # left in other workers' leases
 
 
 class Recall(msgspec.Struct, tag="recall"):

@@ -66,7 +66,15 @@ class DeskLike(Protocol):
     send_return: Callable[[str, int, int, int, int], object] | None
 
     def on_granted(
-        self, pool_id: int, unit: int, window_start: int, total: int, more: bool, spent_out: bool, available: int
+        self,
+        pool_id: int,
+        unit: int,
+        window_start: int,
+        total: int,
+        more: bool,
+        spent_out: bool,
+        available: int,
+        others: int = 0,
     ) -> None:
         """Control's answer to an ask."""
 
@@ -178,7 +186,8 @@ def connect(runtime: RuntimeLike, path: Path, register: Register) -> LinkClient:
             CardsPush: lambda push: runtime.on_cards(push.cards, push.prices, push.models),
             HealthPush: lambda push: runtime.on_health(push.down),
             Granted: lambda push: desk.on_granted(
-                push.pool_id, push.unit, push.window_start, push.total, push.more, push.spent_out, push.available
+                *(push.pool_id, push.unit, push.window_start, push.total, push.more, push.spent_out),
+                *(push.available, push.others),
             ),
             Recall: lambda push: desk.on_recall(push.pool_id, push.unit, push.window_start),
             IdemAnswer: lambda push: idempotency.on_answer(

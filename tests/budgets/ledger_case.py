@@ -102,7 +102,7 @@ class Answers:
     def __init__(self) -> None:
         self._queue: queue.Queue[tuple[int, bool, bool, int]] = queue.Queue()
 
-    def __call__(self, total: int, more: bool, spent_out: bool, available: int) -> None:
+    def __call__(self, total: int, more: bool, spent_out: bool, available: int, others: int) -> None:
         self._queue.put((total, more, spent_out, available))
 
     def next(self, timeout_s: float = 10) -> tuple[int, bool, bool, int]:

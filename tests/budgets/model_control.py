@@ -98,7 +98,7 @@ class Control:
         left = max(0, transfers.free_amount(purse))
         spent_out = not amount and not repeated and left + others < max(1, need)
         if (amount or not offer) and owner not in self._cut:
-            self.desks[owner].on_granted(*key, lease.granted, more, spent_out, left)
+            self.desks[owner].on_granted(*key, lease.granted, more, spent_out, left, others)
         return bool(amount or repeated or spent_out)
 
     def _recall(self, key: PurseKey) -> None:

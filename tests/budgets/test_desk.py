@@ -117,6 +117,19 @@ def test_a_spent_pool_refuses_at_once_with_the_numbers() -> None:
     run(story)
 
 
+def test_the_numbers_of_a_spent_pool_count_what_other_workers_have() -> None:
+    async def story() -> None:
+        control = Control(1_000)
+        desk, other = control.desk("a", [PLAIN]), control.desk("b", [PLAIN])
+        await take(other, 300)
+        await take(desk, 400)
+        with pytest.raises(PoolSpentError) as caught:
+            await take(desk, 2_000, timeout_s=5)
+        assert (caught.value.available, caught.value.wanted) == (600, 2_000)
+
+    run(story)
+
+
 def test_a_pool_with_holds_out_refuses_after_the_wait() -> None:
     async def story() -> None:
         desk = Control(1_000).desk("a", [PLAIN])

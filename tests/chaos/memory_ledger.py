@@ -110,8 +110,8 @@ class MemoryLine:
         desk.connected()
 
     def _ask(self, owner: str, pool_id: int, unit: int, start: int, seen_total: int, want: int, need: int) -> None:
-        def reply(total: int, more: bool, spent_out: bool, available: int) -> None:
-            self._later(self.desks[owner].on_granted, pool_id, unit, start, total, more, spent_out, available)
+        def reply(total: int, more: bool, spent_out: bool, available: int, others: int) -> None:
+            self._later(self.desks[owner].on_granted, pool_id, unit, start, total, more, spent_out, available, others)
 
         request = GrantRequest(owner, pool_id, unit, start, seen_total, want, need, reply)
         self.grants.serve(self.ledger, [request])  # type: ignore[arg-type]

@@ -74,7 +74,7 @@ class Bank:
         out = sum(self._out(runtime, key) for _, runtime in others)
         loop, runtime = self._workers[owner]
         spent_out = grant <= 0 and left + out < max(1, need)
-        loop.call_soon(runtime.desk.on_granted, *key, total, left > 0, spent_out, left)
+        loop.call_soon(runtime.desk.on_granted, *key, total, left > 0, spent_out, left, 0)
         if need and grant <= 0:
             for other_loop, other in others:
                 other_loop.call_soon_threadsafe(other.desk.on_recall, *key)

@@ -173,7 +173,7 @@ def test_a_worker_and_control_speak_of_the_same_purse_and_the_same_request() -> 
 
         def grant(ask: Ask, reply: Callable[[Granted], None]) -> None:
             got.append(ask)
-            reply(Granted(ask.pool_id, ask.window_start, 5, True, False, 9, ask.unit))
+            reply(Granted(ask.pool_id, ask.window_start, 5, True, False, 9, ask.unit, 4))
 
         def begin(message: IdemBegin, reply: Callable[[IdemAnswer], None]) -> None:
             got.append(message)
@@ -209,7 +209,7 @@ def test_a_worker_and_control_speak_of_the_same_purse_and_the_same_request() -> 
         IdemBegin("w-1", 3, 7, "d", "r", "rid"),
         IdemEnd("w-1", 7, "d", "rid", True, 200, "text/plain", b"body"),
     ]
-    assert runtime.desk.told == [(7, 1, 3600, 5, True, False, 9), (7, 1, 3600)]
+    assert runtime.desk.told == [(7, 1, 3600, 5, True, False, 9, 4), (7, 1, 3600)]
     assert runtime.idempotency.answers == [(3, "running", 0, "", None)]
     assert runtime.desk.line == "down"
 
