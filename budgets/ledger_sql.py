@@ -38,6 +38,11 @@ _TEXTS = tuple(  # where a text stands and how long its column is
     for index, field in enumerate(_FIELDS)
     if isinstance(field, CharField) and index not in (_RID, _SHAPE, _POOLS)
 )
+_SUMMED = tuple(
+    index
+    for index, name in enumerate(UsageRecord.__struct_fields__)
+    if name in ("tokens", "held", "latency_us", "ttft_us") or name.endswith("_tokens")
+)
 _POOLS_LENGTH = _FIELDS[_POOLS].max_length
 _RANGES = {"PositiveSmallIntegerField": (0, _SMALLINT), "IntegerField": (-_INT, _INT)}
 _PARTS = (100, 10, 1)  # rows bound at once on SQLite: other threads of the process may run between two
@@ -100,7 +105,8 @@ def storable_row(row: Row) -> Row:
             clean.append(max(low, min(high, value)))
         else:
             clean.append(value)
-    clean[TOKENS] = max(-_TOKENS_LIMIT, min(_TOKENS_LIMIT, clean[TOKENS]))
+    for index in _SUMMED:
+        clean[index] = max(-_TOKENS_LIMIT, min(_TOKENS_LIMIT, clean[index]))
     clean[COST] = max(-_COST_LIMIT, min(_COST_LIMIT, clean[COST]))
     purses = tuple((min(_BIGINT, pool), unit, min(_BIGINT, start), free) for pool, unit, start, free in charged.chain)
     return clean, charged if purses == charged.chain else Charged(purses)

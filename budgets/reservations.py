@@ -110,8 +110,11 @@ class Used(NamedTuple):
     actual: int
 
 
-class _Outcome(NamedTuple):
+class Outcome(NamedTuple):
+    """What came of a wish for a reservation."""
+
     made: Reservation | None
+    available: int = 0  # when none was made: what the least of the pools had free, beside what workers have
     lacking: tuple[Key, ...] = ()
     elsewhere: bool = False  # workers have so much of every lacking purse that it would do
 
@@ -135,18 +138,18 @@ class Reservations:
         self._lock = threading.Lock()
         self._recalled_at: dict[Key, float] = {}  # monotonic clock
 
-    def reserve(self, wanted: Wanted, *, wait_s: float = RECALL_WAIT_S) -> Reservation | None:
-        """The reservation, or None when there is no room for it.
+    def reserve(self, wanted: Wanted, *, wait_s: float = RECALL_WAIT_S) -> Outcome:
+        """The reservation, or none when there is no room for it.
 
         What lies idle at workers is called back and waited for. With an idempotency key the reservation it made before
-        is returned. Raises `OtherReservationError` when that was a different one, `TooManyReservationsError` and
-        `LedgerAwayError`.
+        is returned, in whatever state it is now. Raises `OtherReservationError` when that was a different one,
+        `TooManyReservationsError` and `LedgerAwayError`.
         """
         ends_at = time.monotonic() + wait_s
         while True:
             outcome = self._do(lambda connection: _reserve(connection, wanted))
             if outcome.made is not None or not outcome.elsewhere or time.monotonic() >= ends_at:
-                return outcome.made
+                return outcome
             for purse in outcome.lacking:
                 self._call_back(purse)
             time.sleep(RECALL_STEP_S)
@@ -216,17 +219,17 @@ def _rows(connection: BaseDatabaseWrapper) -> QuerySet[Reservation]:
     return Reservation.objects.using(connection.alias)
 
 
-def _reserve(connection: BaseDatabaseWrapper, wanted: Wanted) -> _Outcome:
+def _reserve(connection: BaseDatabaseWrapper, wanted: Wanted) -> Outcome:
     try:
         return _reserve_once(connection, wanted)
     except IntegrityError:  # the control of another host has just made it
         return _reserve_once(connection, wanted)
 
 
-def _reserve_once(connection: BaseDatabaseWrapper, wanted: Wanted) -> _Outcome:
+def _reserve_once(connection: BaseDatabaseWrapper, wanted: Wanted) -> Outcome:
     with opened(connection) as books:
         if (made := _made_before(connection, wanted)) is not None:
-            return _Outcome(made)
+            return Outcome(made)
         if _rows(connection).filter(key_id=wanted.key_id, state=_State.OPEN).count() >= OPEN_MAX:
             raise TooManyReservationsError(f"the key has {OPEN_MAX} open reservations")
         starts = current_windows(connection, (share.pool_id for share in wanted.shares))
@@ -239,11 +242,12 @@ def _reserve_once(connection: BaseDatabaseWrapper, wanted: Wanted) -> _Outcome:
         owner = owner_of(wanted.id)
         if lacking:
             elsewhere = all(_could_come_back(books, owner, purses[key], held[key]) for key in lacking)
-            return _Outcome(None, tuple(lacking), elsewhere)
+            available = min(max(0, transfers.free_amount(purses[key])) for key in lacking)
+            return Outcome(None, available, tuple(lacking), elsewhere)
         for key, amount in held.items():
             if amount:
                 transfers.grant(purses[key], books.lease(owner, purses[key]), amount)
-        return _Outcome(_insert(connection, wanted, keys.values()))
+        return Outcome(_insert(connection, wanted, keys.values()))
 
 
 def _made_before(connection: BaseDatabaseWrapper, wanted: Wanted) -> Reservation | None:

@@ -18,10 +18,12 @@ from rest_framework import exceptions
 from rest_framework.response import Response
 from rest_framework.views import set_rollback
 
+from budgets.outages import is_outage
 from gateway.errors import GatewayError
 
 log = logging.getLogger(__name__)
 
+AWAY = "The database does not answer. Try again shortly."
 INTERNAL = "Something failed inside the gateway; its log has the details."
 
 _TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
@@ -63,6 +65,9 @@ def exception_handler(exc: Exception, context: dict[str, Any]) -> Response:
         exc = exceptions.PermissionDenied()
     if isinstance(exc, GatewayError):
         return _reply_to_gateway_error(exc)
+    if is_outage(exc):
+        log.error("api.database_away", extra={"reason": f"{type(exc).__name__}: {exc}"})
+        return Response(body(503, AWAY, code="database_unavailable"), status=503, headers={"Retry-After": "1"})
     if not isinstance(exc, exceptions.APIException):
         view = context.get("view")
         log.error("api.view_failed", exc_info=exc, extra={"view": type(view).__name__})

@@ -122,15 +122,21 @@ class ReserveView(ControlView):
             idempotency_key=_idempotency_key(request),
         )
         try:
-            made = _reservations().reserve(wanted)
+            outcome = _reservations().reserve(wanted)
         except ReservationError as exc:
             raise _told(exc) from exc
+        made = outcome.made
+        if made is None:
+            return Response(
+                {"reserved": False, "available": outcome.available, "id": None, "expires_at": None, "state": None}
+            )
         return Response(
             {
-                "reserved": made is not None,
+                "reserved": made.state == Reservation.State.OPEN,
                 "available": pools.left(pools.balances(chain)),
-                "id": made.pk if made is not None else None,
-                "expires_at": made.expires_at if made is not None else None,
+                "id": made.pk,
+                "expires_at": made.expires_at,
+                "state": made.state,
             }
         )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from rest_framework import serializers
 
+from budgets.models import Reservation
 from budgets.reservations import TOKENS_MAX, TTL_MAX_S, TTL_S
 from gateway.api.fields import TextField, WholeNumberField
 
@@ -46,6 +47,9 @@ class ReserveSerializer(serializers.Serializer[None]):
     available = serializers.IntegerField(allow_null=True, help_text="What is left now; null = no limit")
     id = serializers.CharField(allow_null=True)
     expires_at = serializers.DateTimeField(allow_null=True)
+    state = serializers.ChoiceField(
+        list(Reservation.State.choices), allow_null=True, help_text="A repeated call may find it reported or expired."
+    )
 
 
 class ReportRequestSerializer(serializers.Serializer[None]):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 from django.db import connections
 
 from budgets import transfers
-from budgets.models import Lease, PoolWindow, Usage
+from budgets.models import Lease, PoolWindow, Usage, UsageRollup
+from budgets.rollups import Rollups
 from tests.budgets.ledger_case import MONEY, TOKENS, USD, LedgerCase, spec
 from tests.budgets.records import POOL, money_of, new_rid, tokens_of, usage_record
 
@@ -51,6 +53,18 @@ class AbsurdTests(LedgerCase):
         worker.close()
         writer.settle_now().result(10)
         assert not Lease.objects.exists()
+
+    def test_absurd_counts_are_cut_so_that_sums_over_many_rows_stay_in_range(self) -> None:
+        writer = self.start_writer(capacity=None, period_s=60)
+        worker = self.open_journal()
+        for _ in range(20):
+            record = usage_record(new_rid(), 9 * 10**18, draws=(tokens_of(POOL),))
+            worker.complete(msgspec.structs.replace(record, input_tokens=9 * 10**18, output_tokens=9 * 10**18))
+        writer.settle_now().result(10)
+        writer.submit(Rollups().run).result(10)
+        row = UsageRollup.objects.get()
+        assert (row.requests, row.input_tokens, row.output_tokens) == (20, 20 * 10**15, 20 * 10**15)
+        assert writer.stats()["errors"] == 0
 
     def test_a_purse_that_cannot_be_charged_leaves_the_others_alone(self) -> None:
         """The database refuses every change of one row."""

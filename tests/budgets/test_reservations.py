@@ -76,7 +76,7 @@ class ReservationCase(TransactionTestCase):
         return Wanted(**{**fields, "tokens": tokens, **changes})
 
     def reserve(self, tokens: int = 100, *pools: int, wait_s: float = 0, **changes: Any) -> Reservation | None:
-        return self.reservations.reserve(self.wanted(tokens, *pools, **changes), wait_s=wait_s)
+        return self.reservations.reserve(self.wanted(tokens, *pools, **changes), wait_s=wait_s).made
 
     def made(self, *arguments: Any, **changes: Any) -> Reservation:
         made = self.reserve(*arguments, **changes)
@@ -110,7 +110,7 @@ class ReserveTest(ReservationCase):
         answered = threading.Event()
         self.writer.grant("w", PROJECT, 0, 0, 0, 10, lambda *told: (granted.append(told), answered.set()), 10)
         assert answered.wait(10)
-        assert granted[0] == (0, False, True, 0), "a worker gets nothing, and is not told to wait for a reservation"
+        assert granted[0] == (0, False, True, 0, 0), "a worker gets nothing, and is not told to wait for a reservation"
 
     def test_all_pools_of_the_chain_or_none(self) -> None:
         self.window(PROJECT, 1_000)
@@ -166,7 +166,7 @@ class ReserveTest(ReservationCase):
             self.writer.give_back("w", *purse, 900)
 
         reservations = Reservations(self.writer, recall=give_back)
-        assert reservations.reserve(self.wanted(800)) is not None
+        assert reservations.reserve(self.wanted(800)).made is not None
         assert self.recalled[0] == (PROJECT, 0, 0)
 
     def test_what_workers_use_is_not_waited_for_for_ever(self) -> None:
@@ -201,7 +201,7 @@ class ReserveTest(ReservationCase):
     def test_the_same_call_again_makes_nothing_new(self) -> None:
         self.window()
         wanted = self.wanted(100)
-        first, second = self.reservations.reserve(wanted), self.reservations.reserve(wanted)
+        first, second = (self.reservations.reserve(wanted).made for _ in range(2))
         assert first is not None
         assert second is not None
         assert first.pk == second.pk
@@ -231,7 +231,7 @@ class ReserveTest(ReservationCase):
 
         def reserve(number: int) -> None:
             wanted = self.wanted(100, idempotency_key=f"{number // 4:064}")
-            made.append(hosts[number % 2].reserve(wanted, wait_s=0))
+            made.append(hosts[number % 2].reserve(wanted, wait_s=0).made)
 
         threads = [threading.Thread(target=reserve, args=(number,)) for number in range(24)]
         for thread in threads:

@@ -14,12 +14,15 @@ from django.conf import settings
 from django.contrib.auth import get_user_model
 from django.contrib.auth.models import Permission
 from django.core.exceptions import ValidationError
-from django.test import Client, TestCase, override_settings
+from django.db import OperationalError, ProgrammingError
+from django.db.utils import ConnectionHandler
+from django.test import Client, SimpleTestCase, TestCase, override_settings
 from django.utils import timezone
 
 from budgets import access, keys
 from budgets.models import DecisionShape, Usage
 from gateway import plane
+from gateway.api import errors as api_errors
 from gateway.api.views import is_loopback
 from providers import services
 from providers.models import Provider, ProviderProbe, Route
@@ -61,6 +64,27 @@ def control(link: FakeLink | None):
         yield link
     finally:
         plane.current = before
+
+
+class AwayTest(SimpleTestCase):
+    """Real connections that cannot be made, and what an exception of a view becomes."""
+
+    databases = "__all__"
+
+    def test_a_database_that_is_away_is_a_503(self) -> None:
+        server = {"ENGINE": "django.db.backends.postgresql", "HOST": "127.0.0.1", "PORT": "1", "NAME": "x", "USER": "x"}
+        file = {"ENGINE": "django.db.backends.sqlite3", "NAME": "/nowhere/at/all.sqlite3"}
+        for away in (server, file):
+            with self.subTest(away["ENGINE"]):
+                with pytest.raises(OperationalError) as caught:
+                    ConnectionHandler({"default": away})["default"].ensure_connection()
+                response = api_errors.exception_handler(caught.value, {"view": None})
+                assert (response.status_code, response.headers["Retry-After"]) == (503, "1")
+                assert response.data["error"]["code"] == "database_unavailable"
+
+    def test_a_statement_that_is_wrong_is_a_500(self) -> None:
+        response = api_errors.exception_handler(ProgrammingError("no such column"), {"view": None})
+        assert (response.status_code, response.data["error"]["code"]) == (500, "internal_error")
 
 
 class ApiCase(TestCase):

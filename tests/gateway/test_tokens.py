@@ -23,7 +23,7 @@ from budgets import access, keys
 from budgets.grants import RECALL_PAUSE_S
 from budgets.models import Pool, PoolWindow, Reservation, Usage
 from budgets.records import PRICE_NONE, Unit
-from budgets.reservations import OPEN_MAX
+from budgets.reservations import OPEN_MAX, ReservationExpiry
 from budgets.settle import Writer
 from budgets.windows import WindowSpec
 from gateway import plane
@@ -118,7 +118,15 @@ class HooshTest(TokensCase):
 
     def test_a_reservation_that_does_not_fit_is_told_with_200(self) -> None:
         answer = self.ok("reserve", {"tokens": 10_001})
-        assert answer == {"reserved": False, "available": 10_000, "id": None, "expires_at": None}
+        assert answer == {"reserved": False, "available": 10_000, "id": None, "expires_at": None, "state": None}
+
+    def test_a_refusal_tells_what_could_have_been_had_in_the_least_of_the_pools(self) -> None:
+        team = self.agent.team
+        team.pool = self.make_pool("team's", 700)
+        access.save_team(team, actor="test")
+        self.ok("reserve", {"tokens": 200})
+        assert self.ok("reserve", {"tokens": 501})["available"] == 500
+        assert self.ok("reserve", {"tokens": 10_001})["available"] == 500
 
     def test_more_used_than_there_was_is_written_down(self) -> None:
         self.ok("reserve", {"tokens": 100})
@@ -398,6 +406,18 @@ class RepeatTest(TokensCase):
         expires_at = dt.datetime.fromisoformat(first["expires_at"])
         assert abs(expires_at - dt.datetime.now(dt.UTC) - dt.timedelta(seconds=60)) < dt.timedelta(seconds=20)
         assert self.pools()[0]["reserved"] == 100
+
+    def test_a_repeated_call_tells_what_became_of_its_reservation(self) -> None:
+        body = {"tokens": 100, "ttl_s": 1}
+        first = self.ok("reserve", body, headers={"Idempotency-Key": "short"})
+        assert (first["reserved"], first["state"]) == (True, "open")
+        time.sleep(1.1)
+        self.writer.submit(ReservationExpiry().run).result(10)
+        again = self.ok("reserve", body, headers={"Idempotency-Key": "short"})
+        assert (again["id"], again["reserved"], again["state"]) == (first["id"], False, "expired")
+        self.ok("report", {"id": first["id"], "actual": 30})
+        again = self.ok("reserve", body, headers={"Idempotency-Key": "short"})
+        assert (again["id"], again["reserved"], again["state"]) == (first["id"], False, "reported")
 
     def test_a_key_that_is_none_is_400(self) -> None:
         for value in ("", "x" * 256, "é"):
