@@ -83,9 +83,8 @@ def _on(
     texts = json.loads(setup.gateway.manage("shell", "-c", _ROWS).splitlines()[-1])
     time.sleep(IDLE_S)
     gateway = setup.targets()[-1]
+    # Not pinned: on the core of the load generator it would wait for that, which no database server does.
     gateway.others["database"] = [pid for server in database for pid in (server, *descendants(server))]
-    for pid in gateway.others["database"] if setup.pinned else []:
-        processes.pin(pid, processes.cores()[-1])
     chosen = [dataclasses.replace(gateway, name=name, key=text) for name, text in texts.items()]
     samples: dict[str, Any] = dict(scenarios.unary(chosen, connections=CONNECTIONS, runs=runs, seconds=seconds))
     limited = chosen[-1]

@@ -19,7 +19,6 @@ from typing import Any, Protocol
 
 import msgspec
 
-from budgets.grants import GrantReply
 from budgets.windows import WindowSpec
 from gateway import plane as registry
 from hoosh_site import child
@@ -49,7 +48,7 @@ class LedgerWriter(Protocol):
         window_start: int,
         seen_total: int,
         want: int,
-        reply: GrantReply,
+        reply: Callable[[int, bool, bool, int, int], object],
         need: int = 0,
     ) -> None:
         """Lease from a purse; `reply(total, more, spent_out, available, others)` is called in the writer's thread."""
