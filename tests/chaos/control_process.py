@@ -138,11 +138,12 @@ async def serve(options: ControlOptions) -> None:
     )
 
     def ask(message: Ask, reply: Any) -> None:
-        writer.grant(
-            *(message.owner, message.pool_id, message.unit, message.window_start, message.seen_total, message.want),
-            lambda *answer: reply(Granted(message.pool_id, message.window_start, *answer, message.unit)),
-            message.need,
-        )
+        def answered(total: int, more: bool, spent_out: bool, available: int, others: int) -> None:
+            pool_id, start = message.pool_id, message.window_start
+            reply(Granted(pool_id, start, total, more, spent_out, available, message.unit, others))
+
+        wanted = (message.owner, message.pool_id, message.unit, message.window_start, message.seen_total, message.want)
+        writer.grant(*wanted, answered, message.need)
 
     def give_back(message: Return) -> None:
         writer.give_back(message.owner, message.pool_id, message.unit, message.window_start, message.returned_total)

@@ -49,9 +49,10 @@ class Sampler(threading.Thread):
                 time.sleep(PERIOD_S)
 
     def stop(self) -> None:
-        """End it."""
+        """End it, if it was started."""
         self._over.set()
-        self.join(10)
+        if self.ident is not None:
+            self.join(10)
 
     def _look(self, connection: object) -> None:
         found = fetch(connection, self._query)
