@@ -11,6 +11,9 @@ BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes
 LOCK := $(BIN)/uv pip compile --quiet --generate-hashes --no-emit-index-url --no-emit-find-links --python-version 3.11 --universal
 ARGS ?=
+# Command line clients that tests drive, 750 MB of them: installed once and again only when their versions change.
+CLIS := $(if $(filter 1,$(HOOSH_TEST_WITHOUT_CLIS)),,$(VENV)/node/clis/.installed)
+NPM_INSTALL := npm install --silent --no-audit --no-fund --no-package-lock
 
 .PHONY: help install run test check bench chaos fmt lock clean
 
@@ -24,7 +27,7 @@ run: install  ## Prepare the data directory on the first start, then serve (PORT
 	@$(BIN)/python manage.py init
 	@exec $(BIN)/python manage.py serve
 
-test: $(VENV)/.installed-dev $(VENV)/node/.installed  ## Every test on SQLite, database tests again on PostgreSQL (ARGS=...)
+test: $(VENV)/.installed-dev $(VENV)/node/.installed $(CLIS)  ## Every test on SQLite, database tests again on PostgreSQL (ARGS=...)
 	@tools/ensure_system.sh
 	@tools/run_tests.sh $(BIN)/pytest $(ARGS)
 
@@ -63,7 +66,12 @@ $(VENV)/.installed-dev: $(VENV)/.installed requirements-dev.txt
 $(VENV)/node/.installed: $(VENV)/.installed tests/e2e/node/package.json
 	@tools/ensure_system.sh
 	@mkdir -p $(VENV)/node && cp tests/e2e/node/package.json $(VENV)/node/
-	@npm install --prefix $(VENV)/node --silent --no-audit --no-fund --no-package-lock
+	@$(NPM_INSTALL) --prefix $(VENV)/node
+	@touch $@
+
+$(VENV)/node/clis/.installed: tests/e2e/node/clis/package.json | $(VENV)/node/.installed
+	@mkdir -p $(@D) && cp tests/e2e/node/clis/package.json $(@D)/
+	@$(NPM_INSTALL) --prefix $(@D)
 	@touch $@
 
 # One target per check, so that `make -j check` runs them side by side and a failure names itself.

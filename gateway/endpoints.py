@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
+import msgspec
+
 from budgets.bound import input_bound
 from gateway import strict
 from gateway.dialects import anthropic, gemini, ollama, openai, responses
@@ -54,6 +56,9 @@ def text_bound(call: Call, card: CardDoc) -> int:
 def parse_chat(body: bytes, exchange: Exchange) -> Call:
     """A chat-completions body, or one of the Responses API, which some clients send to the same path."""
     doc, body = strict.load(body)
+    if doc.get("tool_choice") == "any":  # Mistral's word, in its SDK; the adapters know who wants which
+        doc["tool_choice"] = "required"
+        body = msgspec.json.encode(doc)
     if "messages" not in doc and responses.looks_like_responses(doc):
         return responses.chat_from_responses(doc)
     return openai.chat_call(doc, body)

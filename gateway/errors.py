@@ -107,6 +107,7 @@ class UnauthorizedError(ClientError):
     status = 401
     type = "authentication_error"
     code = "invalid_api_key"
+    should_retry = False  # some clients repeat a 401 for minutes
     message_default = "No valid API key was given. Send it as 'Authorization: Bearer hk-…'."
 
     @property

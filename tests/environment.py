@@ -17,7 +17,8 @@ from tests.postgres import PostgresServer
 # What a developer's shell may carry and no test may see.
 _FOREIGN = ("DATABASE_URL", "PORT", "DJANGO_SETTINGS_MODULE", "PROMETHEUS_MULTIPROC_DIR")
 
-_KEPT = ("HOOSH_TEST_DATABASE", "HOOSH_TEST_WITHOUT_BROWSER")  # they choose among the tests
+# They choose among the tests.
+_KEPT = ("HOOSH_TEST_DATABASE", "HOOSH_TEST_WITHOUT_BROWSER", "HOOSH_TEST_WITHOUT_CLIS")
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 session_postgres: PostgresServer | None = None

@@ -50,13 +50,26 @@ class ProviderEntry:
 
 
 class LlamaServer:
-    """A real llama.cpp server with a tiny generated model: chat, streams, completions and embeddings."""
+    """A real llama.cpp server with a tiny generated model: chat, streams, completions and embeddings.
 
-    def __init__(self, directory: Path, *, alias: str = "tiny", key: str = "", end_bias: float = 0.0) -> None:
+    `model` is passed on to `tests.tiny_gguf.write`; `context` is that of each of the `slots`.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        alias: str = "tiny",
+        key: str = "",
+        context: int = 8192,
+        slots: int = 4,
+        **model: Any,
+    ) -> None:
         self.alias, self.key = alias, key
         self.port = 0
         self._directory = directory
-        self._end_bias = end_bias
+        self._model = model
+        self._size = ["--context", str(context), "--slots", str(slots)]
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -74,12 +87,15 @@ class LlamaServer:
         self._directory.mkdir(parents=True, exist_ok=True)
         model = self._directory / "tiny.gguf"
         if not model.exists():
-            tiny_gguf.write(model, end_bias=self._end_bias)
+            tiny_gguf.write(model, **self._model)
         self.port = children.free_port()
         log = self._directory / "llama.log"
         key = ["--key", self.key] if self.key else []
         self._process = children.spawn(
-            [sys.executable, "-m", "tests.llama_process", model, str(self.port), "--alias", self.alias, *key],
+            [
+                *(sys.executable, "-m", "tests.llama_process", model, str(self.port), "--alias", self.alias),
+                *(*key, *self._size),
+            ],
             log=log,
             env=environment.clean_environment(),
             cwd=PROJECT_DIR,

@@ -40,14 +40,21 @@ Token = tuple[str, float, int]
 
 
 def write(
-    path: Path, *, seed: int = 1, context: int = 131_072, end_bias: float = 0.0, tool_happy: bool = False
+    path: Path,
+    *,
+    seed: int = 1,
+    context: int = 131_072,
+    layers: int = _LAYERS,
+    end_bias: float = 0.0,
+    tool_happy: bool = False,
 ) -> Path:
     """Write the model file and return its path. The same arguments make the same weights."""
     tokens = _vocabulary()
     writer = gguf.GGUFWriter(str(path), "llama")
-    _write_shape(writer, context=context, vocabulary=len(tokens))
+    _write_shape(writer, context=context, layers=layers, vocabulary=len(tokens))
     _write_tokenizer(writer, tokens)
-    _write_weights(writer, tokens, np.random.default_rng(seed), end_bias=end_bias, tool_happy=tool_happy)
+    random = np.random.default_rng(seed)
+    _write_weights(writer, tokens, random, layers=layers, end_bias=end_bias, tool_happy=tool_happy)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -75,11 +82,11 @@ def _vocabulary() -> list[Token]:
     return tokens
 
 
-def _write_shape(writer: gguf.GGUFWriter, *, context: int, vocabulary: int) -> None:
+def _write_shape(writer: gguf.GGUFWriter, *, context: int, layers: int, vocabulary: int) -> None:
     writer.add_name("tiny-random")
     writer.add_context_length(context)
     writer.add_embedding_length(_WIDTH)
-    writer.add_block_count(_LAYERS)
+    writer.add_block_count(layers)
     writer.add_feed_forward_length(_FEED_FORWARD)
     writer.add_head_count(_HEADS)
     writer.add_head_count_kv(_KV_HEADS)
@@ -107,7 +114,13 @@ def _write_tokenizer(writer: gguf.GGUFWriter, tokens: list[Token]) -> None:
 
 
 def _write_weights(
-    writer: gguf.GGUFWriter, tokens: list[Token], random: np.random.Generator, *, end_bias: float, tool_happy: bool
+    writer: gguf.GGUFWriter,
+    tokens: list[Token],
+    random: np.random.Generator,
+    *,
+    layers: int,
+    end_bias: float,
+    tool_happy: bool,
 ) -> None:
     def matrix(rows: int, columns: int, scale: float = 0.15) -> Matrix:
         return (random.standard_normal((rows, columns)) * scale).astype(np.float32)
@@ -122,8 +135,12 @@ def _write_weights(
         if text not in words and index != _EOS:
             output[index] = 0.0  # bytes, markers and beginnings of words: rarely sampled
     output[_EOS, 0] = end_bias
+    numbers = {text: index for index, (text, _, _) in enumerate(tokens)}
+    if end_bias:  # prompts end with a newline; the end does not follow one, so that no answer is empty
+        embedding[:, 1], output[:, 1] = 0.0, 0.0
+        embedding[numbers["<0x0A>"], 1], output[_EOS, 1] = 32.0, -2.5
     if tool_happy:
-        output[next(index for index, token in enumerate(tokens) if token[0] == "<tool_call>"), 0] = 6.0
+        output[numbers["<tool_call>"], 0] = 6.0
     writer.add_tensor("token_embd.weight", embedding)
     writer.add_tensor("output.weight", output)
     writer.add_tensor("output_norm.weight", ones)
@@ -137,7 +154,7 @@ def _write_weights(
         "ffn_up": (_FEED_FORWARD, _WIDTH),
         "ffn_down": (_WIDTH, _FEED_FORWARD),
     }
-    for layer in range(_LAYERS):
+    for layer in range(layers):
         writer.add_tensor(f"blk.{layer}.attn_norm.weight", ones)
         writer.add_tensor(f"blk.{layer}.ffn_norm.weight", ones)
         for name, (rows, columns) in shapes.items():

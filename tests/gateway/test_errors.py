@@ -134,3 +134,7 @@ def test_failed_connections_are_502(kind: str) -> None:
 @pytest.mark.parametrize("kind", ["first_byte_timeout", "gap_timeout", "total_timeout"])
 def test_passed_deadlines_are_504(kind: str) -> None:
     assert errors.from_transport(kind).status == 504
+
+
+def test_a_wrong_key_is_not_to_be_tried_again() -> None:
+    assert (b"x-should-retry", b"false") in errors.UnauthorizedError().headers

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from gateway import endpoints
 from gateway.dialects import openai
 from gateway.errors import BadRequestError
 from providers.canonical import Call
@@ -226,3 +227,9 @@ def test_embedding_fields_are_read() -> None:
     assert (call.endpoint, call.messages, call.encoding, call.dimensions, call.n) == ("embeddings", 2, "base64", 256, 0)
     assert embedding(input=[[1, 2, 3], [4]]).prompt_tokens == 4
     assert embedding().encoding == "float"
+
+
+def test_the_word_of_one_provider_for_a_forced_tool_is_understood_for_all() -> None:
+    endpoint = endpoints.INFERENCE["/v1/chat/completions"]
+    body = b'{"model":"m","messages":[{"role":"user","content":"hi"}],"tools":[],"tool_choice":"any"}'
+    assert json.loads(endpoint.parse(body, None).body)["tool_choice"] == "required"  # type: ignore[arg-type]
