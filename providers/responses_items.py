@@ -251,6 +251,8 @@ def finish_reason(response: Mapping[str, Any], *, calls: bool) -> str:
     return "tool_calls" if calls else "stop"
 
 
-def incomplete_reason(finish: str) -> str:
-    """Why a response with this canonical finish reason is incomplete; "" when it is complete."""
-    return {"length": "max_output_tokens", "content_filter": "content_filter"}.get(finish, "")
+def incomplete_reason(finish: Any) -> str:
+    """Why a response with this canonical finish reason is incomplete; "" when it is complete, or the reason odd."""
+    if finish == "length":
+        return "max_output_tokens"
+    return "content_filter" if finish == "content_filter" else ""

@@ -17,8 +17,9 @@ import msgspec
 
 from gateway import strict
 from gateway.dialects import openai, reading
-from gateway.dialects.anthropic_blocks import Conversation, refuse, without
+from gateway.dialects.anthropic_blocks import Conversation, without
 from gateway.dialects.anthropic_stream import AnthropicCall, Writer, answer, error_body, error_event
+from gateway.dialects.reading import refuse
 from gateway.errors import GatewayError
 from gateway.exchange import Exchange
 from providers.canonical import Call
@@ -81,6 +82,8 @@ def _parse(body: bytes, exchange: Exchange | None, *, counted: bool) -> Call:
         if type(limit) is not int or not 1 <= limit <= openai.LIMIT_MAX:
             refuse("max_tokens", f"must be an integer from 1 to {openai.LIMIT_MAX}")
         canonical["max_tokens"] = limit
+    reading.check_size(doc.get("messages"), "messages")
+    reading.check_size([{"content": doc.get("system")}], "system")
     conversation = Conversation(findings)
     conversation.system(doc.get("system"))
     conversation.read(doc.get("messages"))
@@ -262,8 +265,11 @@ def _rest(doc: strict.Document, findings: reading.Findings, marks: Conversation)
         if name in _TRANSLATED or value is None:
             continue
         if name in _OWN or name in _DEARER:
-            if value != _DEARER.get(name, []):
-                findings.only(name, costs=name)
+            if value == _DEARER.get(name, []):
+                continue
+            findings.only(name, costs="" if name in _DEARER else name)
+            if name in _DEARER:
+                findings.dearer(name)
         elif name == "compaction":
             findings.only(name)
         else:

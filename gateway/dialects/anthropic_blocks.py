@@ -7,12 +7,13 @@ findings: only a provider of this API can then be asked. Format: the API's publi
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from typing import Any, NoReturn
+from types import MappingProxyType
+from typing import Any
 
 import msgspec
 
 from gateway.dialects import reading
-from gateway.errors import BadRequestError
+from gateway.dialects.reading import refuse
 
 FORMAT = "anthropic-claude-v1"  # of `reasoning_details` that this API made and takes back
 
@@ -38,6 +39,23 @@ _OWN = frozenset(
     }
 )
 _ROLES = ("user", "assistant", "system")
+# Blocks that are translated, and where they may hold further blocks or files. Nothing of them may hide any elsewhere.
+_PLACES: Mapping[str, frozenset[str]] = MappingProxyType(
+    {
+        "text": frozenset(),
+        "thinking": frozenset(),
+        "redacted_thinking": frozenset(),
+        "tool_use": frozenset({"input"}),
+        "tool_reference": frozenset(),
+        "fallback": frozenset(),
+        "image": frozenset({"type", "source"}),
+        "document": frozenset({"type", "source"}),
+        "search_result": frozenset({"content"}),
+        "tool_result": frozenset({"content"}),
+    }
+)
+_SOURCES = ("data", "url", "file_id", "content")
+_MESSAGE = frozenset({"role", "content"})
 
 _encode = msgspec.json.Encoder().encode
 
@@ -71,6 +89,8 @@ class Conversation:
             if type(message) is not dict:
                 refuse(where, "must be an object")
             role, content = message.get("role"), message.get("content")
+            if message.keys() - _MESSAGE and reading.hidden_files(message, besides=_MESSAGE):
+                refuse(where, "must hold images, documents and files in its 'content' only")
             if role not in _ROLES:
                 refuse(f"{where}.role", "must be 'user', 'assistant' or 'system'")
             if role == "system":
@@ -93,7 +113,7 @@ class Conversation:
             if block["type"] == "text":
                 parts.append(self._text(block, at))
             elif block["type"] in _OWN:
-                self._findings.only(at)
+                parts.extend(self._parts(block, at))
             else:
                 refuse(at, "must be a text block")
         self.messages.append({"role": "system", "content": content_of(parts)})
@@ -134,11 +154,11 @@ class Conversation:
             message["reasoning_details"] = details
         if calls:
             message["tool_calls"] = calls
+        by_id = {call["id"]: call for call in reversed(calls)}  # of equal ids the first counts
         for wrap in wraps:
             extra = reading.extra_of(wrap.get("extra_content"))
-            holder = (
-                next((call for call in calls if call["id"] == wrap.get("call")), None) if "call" in wrap else message
-            )
+            id = wrap.get("call")
+            holder = (by_id.get(id) if isinstance(id, str) else None) if "call" in wrap else message
             if extra is not None and holder is not None:
                 holder["extra_content"] = extra
         self.messages.append(message)
@@ -158,9 +178,13 @@ class Conversation:
             return [self._marked(self._search_result(block, where), block)]
         if kind == "tool_reference":  # found by a search among tools; all of them are offered anyway
             return [text_part(f"Tool found: {reading.text_of(block, 'tool_name')}")]
+        if kind == "container_upload":  # it is read in a container, by code, as often as that likes
+            self._findings.only(f"{where}.type", costs=kind)
+            return [file_part({"file_id": reading.text_of(block, "file_id")})]
         self._findings.only(f"{where}.type")
-        # What an unknown block stands for is not known either: it counts as one file.
-        return [] if kind in _OWN else [{"type": "unknown"}]
+        # What an unknown block stands for is not known either: it counts as a file, and so does every one inside.
+        files = reading.hidden_files(block) + int(kind not in _OWN)
+        return [{"type": "unknown"}] * files
 
     def _text(self, block: Block, where: str) -> Part:
         if type(block.get("text")) is not str:
@@ -177,7 +201,7 @@ class Conversation:
         if type(mark) is not dict:
             return None
         if mark.get("ttl") not in (None, "5m"):
-            self._findings.surcharge = self._findings.surcharge or "cache_control.ttl"
+            self._findings.dearer("cache_control")
         return mark
 
     def _media(self, block: Block, where: str, kind: str) -> Part:
@@ -230,8 +254,8 @@ class Conversation:
         self._citations(block, where)
         lines = [reading.text_of(block, "title"), reading.text_of(block, "source")]
         for _, inner, at in blocks_of(block.get("content"), f"{where}.content"):
-            if type(inner.get("text")) is not str:
-                refuse(f"{at}.text", "must be a string")
+            if inner["type"] != "text" or type(inner.get("text")) is not str:
+                refuse(at, "must be a text block")
             lines.append(inner["text"])
         return text_part("\n".join(filter(None, lines)))
 
@@ -327,6 +351,12 @@ def blocks_of(value: Any, where: str) -> list[tuple[str, Block, str]]:
         at = f"{where}[{place}]"
         if type(block) is not dict or type(kind := block.get("type")) is not str:
             refuse(at, "must be an object with a 'type'")
+        places = _PLACES.get(kind)
+        source = block.get("source")
+        if type(source) is dict and sum(source.get(name) is not None for name in _SOURCES) > 1:
+            refuse(f"{at}.source", "must be one of data, an address, a file and content")
+        if places is not None and reading.hidden_files(block, besides=places):
+            refuse(at, f"is of the type '{kind}', which holds no images, documents or files there")
         found.append((kind, block, at))
     return found
 
@@ -354,8 +384,3 @@ def content_of(parts: list[Part]) -> str | list[Part]:
 def _detail(wrap: dict[str, Any]) -> dict[str, Any] | None:
     detail = wrap.get("detail")
     return detail if isinstance(detail, dict) and isinstance(detail.get("type"), str) else None
-
-
-def refuse(param: str, what: str) -> NoReturn:
-    """Raise the refusal of one field."""
-    raise BadRequestError(f"'{param}' {what}.", param=param)

@@ -39,6 +39,7 @@ _ERRORS = {
     504: "timeout_error",
     529: "overloaded_error",
 }
+_WHOLE_TRIES = 64  # how often arguments are looked at to see whether they are whole, while other blocks wait
 _INVALID = "INVALID_JSON"  # the key the documentation suggests for arguments that are no JSON object
 
 _encode = msgspec.json.Encoder().encode
@@ -208,16 +209,22 @@ def _thoughts(message: Mapping[str, Any], thought: str, shown: str) -> Iterator[
 class _Open:
     """A content block of a stream: being told, or waiting for its turn with all that came for it."""
 
-    __slots__ = ("begun", "kind", "over", "signed", "start", "tool", "waiting")
+    __slots__ = ("begun", "kind", "over", "signed", "start", "tool", "tries", "waiting")
 
     def __init__(self, kind: str, start: Block, tool: reading.ToolCall | None = None) -> None:
         self.kind, self.start, self.tool = kind, start, tool
         self.begun = self.over = self.signed = False
         self.waiting: list[Block] = []
+        self.tries = _WHOLE_TRIES
 
     def is_complete(self) -> bool:
         """Whether nothing can follow, now that a later block has begun. Text can: it would open a block of its own."""
-        return self.tool is None or (bool(self.tool.pieces) and self.tool.arguments() is not None)
+        if self.tool is None:
+            return True
+        if not self.tries or not self.tool.pieces or not self.tool.pieces[-1].rstrip().endswith("}"):
+            return False
+        self.tries -= 1
+        return self.tool.arguments() is not None
 
 
 class Writer:
@@ -272,7 +279,7 @@ class Writer:
         self._begin(chunk)
         for index, choice, delta in reading.choices_of(chunk, "delta"):
             if index == 0:
-                self._reason = choice.get("finish_reason") or self._reason
+                self._reason = reading.text_of(choice, "finish_reason") or self._reason
                 self._delta(delta)
 
     def _delta(self, delta: dict[str, Any]) -> None:

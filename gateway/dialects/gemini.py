@@ -19,15 +19,16 @@ import msgspec
 
 from gateway import strict
 from gateway.dialects import openai, reading
-from gateway.dialects.gemini_contents import Conversation, camel, field, json_schema, many, refuse
+from gateway.dialects.gemini_contents import PARTS_MAX, Conversation, camel, field, json_schema, many, only_text, refuse
 from gateway.dialects.gemini_stream import GeminiCall, Writer, answer, error_body
-from gateway.errors import BadRequestError, GatewayError, NotFoundError
+from gateway.errors import GatewayError, NotFoundError
 from gateway.exchange import Exchange
 from providers.canonical import Call
 
 NAME = "gemini"
 
 GENERATE, STREAM, COUNT = "generateContent", "streamGenerateContent", "countTokens"
+_WHOLE = "generateContentRequest"  # what :countTokens takes in place of `contents`
 EMBED, EMBED_BATCH = "embedContent", "batchEmbedContents"
 ACTIONS = frozenset({GENERATE, STREAM, COUNT, EMBED, EMBED_BATCH})
 
@@ -70,15 +71,15 @@ _encode = msgspec.json.Encoder().encode
 def route(path: str) -> tuple[str, str] | None:
     """Model and action of a path such as `/v1beta/models/M:generateContent`; None for a path of another kind.
 
-    Any prefix before `/models/` (or `/tunedModels/`) is taken, and none. M may hold slashes, as such or as `%2F`, and
-    may repeat the prefix `models/`.
+    The path is a decoded one, as servers hand it on. Any prefix before `/models/` (or `/tunedModels/`) is taken, and
+    none. M may hold slashes and may repeat the prefix `models/`.
     """
     kind = "/tunedModels/" if "/models/" not in path and "/tunedModels/" in path else "/models/"
     _, found, rest = path.partition(kind)
     name, colon, action = rest.rpartition(":")
     if not found or not colon or not name or action not in ACTIONS:
         return None
-    name = urllib.parse.unquote(name).removeprefix("models/")
+    name = name.removeprefix("models/")
     return (f"tunedModels/{name}" if kind == "/tunedModels/" else name), action
 
 
@@ -120,16 +121,27 @@ def parse_count(body: bytes, exchange: Exchange | None = None) -> Call:
     """Validate a body of :countTokens: `contents`, or a whole request under `generateContentRequest`."""
     doc, body = strict.load(body)
     model, _ = _routed(exchange, doc, COUNT)
-    whole = field(doc, "generateContentRequest")
+    whole = field(doc, _WHOLE)
     if whole is None:
-        return _chat(doc, body, model)
+        return _chat(*_without(doc, body, _WHOLE, "generate_content_request"), model)
     if type(whole) is not dict:
-        refuse("generateContentRequest", "must be an object")
+        refuse(_WHOLE, "must be an object")
     if field(doc, "contents") is not None:
-        refuse("contents", "and 'generateContentRequest' exclude each other")
+        refuse("contents", f"and '{_WHOLE}' exclude each other")
+    if field(whole, _WHOLE, f"{_WHOLE}.") is not None:
+        refuse(f"{_WHOLE}.{_WHOLE}", "cannot stand inside of another")
+    whole, _ = _without(whole, b"", _WHOLE, "generate_content_request")
     _routed(exchange, whole, COUNT)
     pool = {"pool": doc["pool"]} if doc.get("pool") is not None else {}
     return _chat({**whole, **pool}, _encode(whole), model)
+
+
+def _without(doc: strict.Document, body: bytes, *names: str) -> tuple[strict.Document, bytes]:
+    """A body less some of its fields, so that no one behind reads what was passed over here."""
+    if not any(name in doc for name in names):
+        return doc, body
+    doc = {name: value for name, value in doc.items() if name not in names}
+    return doc, _encode(doc)
 
 
 def count_answer(tokens: int) -> bytes:
@@ -197,7 +209,8 @@ def _tools(doc: strict.Document, canonical: dict[str, Any], findings: reading.Fi
         return
     choice, names = _choice(field(doc, "toolConfig"))
     if names:
-        tools = [tool for tool in tools if tool["function"]["name"] in names]
+        allowed = frozenset(names)
+        tools = [tool for tool in tools if tool["function"]["name"] in allowed]
         if not tools:
             refuse("toolConfig.functionCallingConfig.allowedFunctionNames", "must name declared functions")
     canonical["tools"] = tools
@@ -342,20 +355,28 @@ def _thinking(config: Any, canonical: dict[str, Any], findings: reading.Findings
 def parse_embed(body: bytes, exchange: Exchange | None = None) -> Call:
     """Validate a body of :embedContent or :batchEmbedContents. Raises as `parse_generate` does."""
     doc, body = strict.load(body)
-    model, action = _routed(exchange, doc, EMBED_BATCH if "requests" in doc else EMBED, EMBED, EMBED_BATCH)
+    given = doc.get("requests")
+    model, action = _routed(exchange, doc, EMBED if given is None else EMBED_BATCH, EMBED, EMBED_BATCH)
     batch = action == EMBED_BATCH
-    requests = many(doc.get("requests"), "requests") if batch else [doc]
-    if not requests:
+    if batch and (type(given) is not list or not given):
         refuse("requests", "must be a non-empty array")
+    if not batch and given is not None:
+        refuse("requests", f"is for :{EMBED_BATCH}; send 'content'")
+    if batch and doc.get("content") is not None:
+        refuse("content", "and 'requests' exclude each other")
+    doc, body = _without(doc, body, "content" if batch else "requests")
+    requests = many(given, "requests") if batch else [doc]
     findings = reading.Findings()
-    texts, sizes = [], set()
+    texts, sizes, parts = [], set(), 0
     for index, request in enumerate(requests):
         where = f"requests[{index}]." if batch else ""
         if batch:
             _routed(exchange, request, EMBED_BATCH)
             if not model:
                 model = reading.text_of(request, "model").removeprefix("models/")
-        texts.append(_embedded_text(request.get("content"), f"{where}content"))
+        read, count = _embedded_text(request.get("content"), f"{where}content", PARTS_MAX - parts)
+        texts.append(read)
+        parts += count
         sizes.add(_size(request, where))
         for name, value in request.items():
             known = camel(name)
@@ -375,17 +396,17 @@ def parse_embed(body: bytes, exchange: Exchange | None = None) -> Call:
     return call
 
 
-def _embedded_text(content: Any, where: str) -> str:
+def _embedded_text(content: Any, where: str, limit: int) -> tuple[str, int]:
+    """The text to embed, and the number of its parts, which must not be above `limit`."""
     if type(content) is not dict:
         refuse(where, "must be an object with 'parts'")
-    texts = []
-    for place, part in enumerate(many(content.get("parts"), f"{where}.parts")):
-        if type(part.get("text")) is not str:
-            raise BadRequestError(f"'{where}.parts[{place}]' must be text.", param=f"{where}.parts[{place}]")
-        texts.append(part["text"])
+    parts = many(content.get("parts"), f"{where}.parts")
+    if len(parts) > limit:
+        refuse(f"{where}.parts", f"must not bring the request above {PARTS_MAX} parts; send fewer")
+    texts = [only_text(part, f"{where}.parts[{place}].") for place, part in enumerate(parts)]
     if not any(texts):
         refuse(where, "must hold text")
-    return "\n".join(texts)
+    return "\n".join(texts), len(parts)
 
 
 def _size(request: dict[str, Any], where: str) -> int | None:

@@ -8,8 +8,11 @@ a provider of this API can then be asked. Format: the public API reference of `m
 from __future__ import annotations
 
 import base64
+import functools
 import re
+from collections import deque
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, NoReturn
 
 import msgspec
@@ -21,14 +24,21 @@ FORMAT = "google-gemini-v1"  # of `reasoning_details` that carry a thought signa
 # The documented stand-in where a provider of this API demands a signature for a call that another model made.
 STAND_IN = "skip_thought_signature_validator"
 
-_DATA = ("text", "inlineData", "fileData", "functionCall", "functionResponse")
-_OWN = ("executableCode", "codeExecutionResult", "toolCall", "toolResponse", "videoMetadata")
+CONTENTS_MAX = 4096
+PARTS_MAX = 16_384  # of one request, those inside of function responses among them
+
+_MEDIA = ("inlineData", "fileData")
+_OWN = ("executableCode", "codeExecutionResult", "toolCall", "toolResponse")
+# A part holds one of these. What stands beside it says how to take it.
+_DATA = ("text", *_MEDIA, "functionCall", "functionResponse", *_OWN)
+_BESIDE = frozenset({"thought", "thoughtSignature", "videoMetadata", "mediaResolution", "partMetadata"})
+_FOLDED: Mapping[str, str] = MappingProxyType({name.lower(): name for name in _DATA})
 _SOUNDS = {"x-wav": "wav", "wave": "wav", "vnd.wave": "wav", "mpeg": "mp3", "mpga": "mp3"}
 # Addresses that only the provider can read: its own files, buckets, films of a certain site.
 _OWN_FILE = re.compile(
     r"(?i)gs://|https://generativelanguage\.googleapis\.com/|https?://(?:www\.)?youtu(?:\.be|be\.com)/"
 )
-_SNAKE = re.compile(r"(?<!^)([A-Z])")
+_CAPITAL = re.compile(r"(?<!^)([A-Z])")
 _CAMEL = re.compile(r"_([a-z])")
 
 _encode = msgspec.json.Encoder().encode
@@ -38,13 +48,18 @@ Part = dict[str, Any]
 
 def field(holder: Mapping[str, Any], name: str, where: str = "") -> Any:
     """A field in either spelling. Both at once are refused: readers might not agree on which counts."""
-    snake = _SNAKE.sub(lambda match: "_" + match[1].lower(), name)
+    snake = _snake(name)
     value = holder.get(name)
     if snake == name or snake not in holder:
         return value
     if name in holder:
         refuse(where + snake, f"and '{where}{name}' are the same field; send one of them")
     return holder[snake]
+
+
+@functools.lru_cache(maxsize=256)
+def _snake(name: str) -> str:
+    return _CAPITAL.sub(lambda match: "_" + match[1].lower(), name)
 
 
 def camel(name: str) -> str:
@@ -70,6 +85,37 @@ def string(holder: Mapping[str, Any], name: str, where: str) -> str:
     return value
 
 
+def data_of(part: Part, where: str) -> str:
+    """The name of the field that holds a part's content, "" when it has none. `where` ends with a dot.
+
+    Several in one part are refused: what is read here would not be all that the provider reads.
+    """
+    found = ""
+    for key, value in part.items():
+        name = _FOLDED.get(key.replace("_", "").lower())
+        if name is None or value is None:
+            continue
+        if key not in (name, _snake(name)):
+            refuse(where + key[:64], f"is not known; write '{name}'")
+        if found == name:
+            field(part, name, where)  # in both spellings
+        if found:
+            refuse(where + name, f"and '{found}' cannot stand in one part; send a part for each")
+        found = name
+    return found
+
+
+def only_text(part: Part, where: str) -> str:
+    """The text of a part in a place where nothing else can stand. Raises `BadRequestError`."""
+    name = data_of(part, where)
+    if name not in ("", "text"):
+        refuse(where + name, "cannot stand here; only text can")
+    if type(part.get("text")) is not str:
+        refuse(f"{where}text", "must be a string")
+    text: str = part["text"]
+    return text
+
+
 class Conversation:
     """Reads `systemInstruction` and `contents` into canonical `messages`.
 
@@ -81,9 +127,13 @@ class Conversation:
         self.messages: list[dict[str, Any]] = []
         self.changed = False
         self._findings = findings
-        self._waiting: list[tuple[str, str]] = []  # name and id of calls without a result so far
-        self._ids: set[str] = set()
+        # The calls by their ids, and their numbers by their names, in order; a call that got its result is in `_told`.
+        self._calls: dict[str, deque[int]] = {}
+        self._named: dict[str, deque[int]] = {}
+        self._call_ids: list[str] = []
+        self._told: set[int] = set()
         self._made = 0
+        self._parts_read = 0
 
     def system(self, value: Any) -> None:
         """The system instruction: its texts are one message."""
@@ -94,24 +144,24 @@ class Conversation:
         else:
             if type(value) is not dict:
                 refuse("systemInstruction", "must be an object with 'parts'")
-            texts = []
-            for place, part in enumerate(many(value.get("parts"), "systemInstruction.parts")):
-                if type(part.get("text")) is not str:
-                    refuse(f"systemInstruction.parts[{place}].text", "must be a string")
-                texts.append(part["text"])
+            parts = self._listed(value.get("parts"), "systemInstruction.parts")
+            texts = [only_text(part, f"systemInstruction.parts[{place}].") for place, part in enumerate(parts)]
         if any(texts):
             self.messages.append({"role": "system", "content": "\n".join(texts)})
 
     def read(self, contents: Any) -> None:
         """All of `contents`; neighbours of one role are one turn. Raises `BadRequestError`."""
         turns: list[tuple[str, list[tuple[Part, str]]]] = []
-        for index, content in enumerate(many(contents, "contents")):
+        listed = many(contents, "contents")
+        if len(listed) > CONTENTS_MAX:
+            refuse("contents", f"must not hold more than {CONTENTS_MAX} items")
+        for index, content in enumerate(listed):
             where = f"contents[{index}]"
             role = content.get("role") or "user"
             if role not in ("user", "model", "function"):
                 refuse(f"{where}.role", "must be 'user' or 'model'")
             role = "assistant" if role == "model" else "user"
-            parts = many(content.get("parts"), f"{where}.parts")
+            parts = self._listed(content.get("parts"), f"{where}.parts")
             placed = [(part, f"{where}.parts[{place}].") for place, part in enumerate(parts)]
             if turns and turns[-1][0] == role:
                 turns[-1][1].extend(placed)
@@ -125,16 +175,24 @@ class Conversation:
             else:
                 self._user(placed)
 
+    def _listed(self, value: Any, where: str) -> list[Part]:
+        """A list of parts. All of them are counted before any is read."""
+        parts = many(value, where)
+        self._parts_read += len(parts)
+        if self._parts_read > PARTS_MAX:
+            refuse(where, f"must not bring the request above {PARTS_MAX} parts; send fewer")
+        return parts
+
     # --- one turn ---------------------------------------------------------------------------------------------------
 
     def _user(self, placed: list[tuple[Part, str]]) -> None:
         results, parts = [], []
         for part, where in placed:
-            response = field(part, "functionResponse", where)
-            if response is not None:
-                results.append(self._result(response, f"{where}functionResponse."))
+            kind = data_of(part, where)
+            if kind == "functionResponse":
+                results.append(self._result(field(part, kind, where), f"{where}{kind}."))
             else:
-                parts.extend(self._parts(part, where))
+                parts.extend(self._parts(part, kind, where))
         self.messages.extend(results)  # right behind the calls they answer
         if parts or not results:
             self.messages.append({"role": "user", "content": content_of(parts)})
@@ -143,18 +201,24 @@ class Conversation:
         said: list[Part] = []
         calls: list[dict[str, Any]] = []
         details: list[dict[str, Any]] = []
-        thought, unsigned = "", ""
+        thought: list[str] = []
+        unsigned: list[str] = []  # the thoughts since the last signature
         message: dict[str, Any] = {"role": "assistant", "content": None}
         for part, where in placed:
             signature = field(part, "thoughtSignature", where)
+            kind = data_of(part, where)
             call = field(part, "functionCall", where)
+            thinks = part.get("thought") is True
             if call is not None:
                 calls.append(self._call(call, f"{where}functionCall."))
-            elif part.get("thought") is True:
-                text = self._text(part, where) if part.get("text") is not None else ""
-                thought, unsigned = thought + text, unsigned + text
+            elif kind == "functionResponse":
+                refuse(where + kind, "cannot stand in a turn of the model")
+            elif thinks and kind == "text":
+                text = self._text(part, where)
+                thought.append(text)
+                unsigned.append(text)
             else:
-                said.extend(self._parts(part, where))
+                said.extend(self._parts(part, kind, where))
             if type(signature) is not str or not signature:
                 continue
             wrap = reading.unwrapped(signature)
@@ -163,15 +227,16 @@ class Conversation:
                 details.extend(self._unwrapped(part, wrap, calls[-1] if call is not None else message))
             elif call is not None:
                 calls[-1]["extra_content"] = extra
-            elif part.get("thought") is True:
-                details.append({"type": "reasoning.text", "text": unsigned, "signature": signature, "format": FORMAT})
-                unsigned = ""
+            elif thinks:
+                text = "".join(unsigned)
+                details.append({"type": "reasoning.text", "text": text, "signature": signature, "format": FORMAT})
+                unsigned.clear()
             else:
                 message["extra_content"] = extra
         if said or not calls:
             message["content"] = content_of(said, joined=True)
-        if thought:
-            message["reasoning_content"] = thought
+        if any(thought):
+            message["reasoning_content"] = "".join(thought)
         if details:
             message["reasoning_details"] = details
         if calls:
@@ -193,23 +258,25 @@ class Conversation:
 
     # --- one part ---------------------------------------------------------------------------------------------------
 
-    def _parts(self, part: Part, where: str) -> list[Part]:
-        """The canonical content parts of a part that is neither a call nor a result."""
+    def _parts(self, part: Part, kind: str, where: str) -> list[Part]:
+        """The canonical content parts of a part whose content is in the field `kind`, neither a call nor a result."""
         found: list[Part] = []
-        if part.get("text") is not None:
-            text = self._text(part, where)
-            found.append({"type": "text", "text": text})
-        if (blob := field(part, "inlineData", where)) is not None:
-            found.append(self._inline(blob, f"{where}inlineData."))
-        if (file := field(part, "fileData", where)) is not None:
-            found.append(self._file(file, f"{where}fileData."))
-        for name in _OWN:
-            if field(part, name, where) is not None:
-                self._findings.only(where + name)
-        if not found and part and not any(camel(name) in _OWN or name.startswith("thought") for name in part):
+        if kind in _MEDIA and part.get("thought") is True:
+            refuse(where + kind, "cannot stand in a thought")
+        if kind == "text":
+            found.append({"type": "text", "text": self._text(part, where)})
+        elif kind == "inlineData":
+            found.append(self._inline(field(part, kind, where), f"{where}{kind}."))
+        elif kind == "fileData":
+            found.append(self._file(field(part, kind, where), f"{where}{kind}."))
+        elif kind in _OWN:
+            self._findings.only(where + kind)
+        elif unknown := [name for name, value in part.items() if value is not None and camel(name) not in _BESIDE]:
             # A kind of content that is not known here: only the provider can tell what it is.
-            self._findings.only(where + min(part)[:64])
+            self._findings.only(where + min(unknown)[:64])
             found.append({"type": "unknown"})
+        if field(part, "videoMetadata", where) is not None:
+            self._findings.only(f"{where}videoMetadata")
         return found
 
     @staticmethod
@@ -254,8 +321,10 @@ class Conversation:
             refuse(f"{where}args", "must be an object")
         if type(id) is not str or not id:
             id = self._new_id()
-        self._ids.add(id)
-        self._waiting.append((name, id))
+        number = len(self._call_ids)
+        self._call_ids.append(id)
+        self._calls.setdefault(id, deque()).append(number)
+        self._named.setdefault(name, deque()).append(number)
         return {"id": id, "type": "function", "function": {"name": name, "arguments": _encode(args or {}).decode()}}
 
     def _new_id(self) -> str:
@@ -263,8 +332,18 @@ class Conversation:
         while True:
             self._made += 1
             id = f"call_{self._made}"
-            if id not in self._ids:
+            if id not in self._calls:
                 return id
+
+    def _answered(self, name: str, id: Any) -> str:
+        """The id of the first call that a result can belong to: by its id, else by its name; "" when there is none."""
+        for waiting in (self._calls.get(id) if type(id) is str else None, self._named.get(name)):
+            while waiting:
+                number = waiting.popleft()
+                if number not in self._told:
+                    self._told.add(number)
+                    return self._call_ids[number]
+        return ""
 
     def _result(self, response: Any, where: str) -> dict[str, Any]:
         if type(response) is not dict:
@@ -272,18 +351,17 @@ class Conversation:
         name, told, id = string(response, "name", where), response.get("response"), response.get("id")
         if told is not None and type(told) is not dict:
             refuse(f"{where}response", "must be an object")
-        message: dict[str, Any] = {"role": "tool", "tool_call_id": ""}
-        waiting = next((item for item in self._waiting if item[1] == id), None)
-        waiting = waiting or next((item for item in self._waiting if item[0] == name), None)
-        if waiting is not None:
-            self._waiting.remove(waiting)
-            message["tool_call_id"] = waiting[1]
-        else:  # the provider may judge
+        message: dict[str, Any] = {"role": "tool", "tool_call_id": self._answered(name, id)}
+        if not message["tool_call_id"]:  # the provider may judge
             message |= {"tool_call_id": id if type(id) is str and id else self._new_id(), "name": name}
         text, failed = _told(told or {})
         parts = [{"type": "text", "text": text}] if text else []
-        for place, part in enumerate(many(response.get("parts"), f"{where}parts")):
-            parts.extend(self._parts(part, f"{where}parts[{place}]."))
+        for place, part in enumerate(self._listed(response.get("parts"), f"{where}parts")):
+            inner = f"{where}parts[{place}]."
+            kind = data_of(part, inner)
+            if kind in ("functionCall", "functionResponse"):
+                refuse(inner + kind, "cannot stand in a result")
+            parts.extend(self._parts(part, kind, inner))
         message["content"] = content_of(parts)
         if failed:
             message["is_error"] = True
@@ -321,6 +399,7 @@ def content_of(parts: list[Part], *, joined: bool = False) -> str | list[Part]:
 
 _NUMBERS = frozenset({"maxItems", "minItems", "maxLength", "minLength", "maxProperties", "minProperties"})
 _SCHEMAS = frozenset({"anyOf", "oneOf", "allOf", "prefixItems"})
+_WHERE_MAX = 512
 _RENAMED = {"defs": "$defs", "ref": "$ref"}
 
 
@@ -329,6 +408,7 @@ def json_schema(value: Any, where: str) -> dict[str, Any]:
     if type(value) is not dict:
         refuse(where, "must be a schema")
     told: dict[str, Any] = {}
+    where = where[:_WHERE_MAX]  # as long as the way down, for each of the schemas at its end
     for key, item in value.items():
         name = camel(key)
         name = _RENAMED.get(name, name)

@@ -11,6 +11,7 @@ known one is refused, because two readers of the body would not agree.
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, NoReturn
@@ -18,7 +19,7 @@ from typing import Any, NoReturn
 import msgspec
 
 from gateway import strict
-from gateway.dialects import ollama_answers, openai
+from gateway.dialects import ollama_answers, openai, reading
 from gateway.dialects.ollama_answers import OllamaCall, Writer
 from gateway.dialects.ollama_models import parse_show, ps, show, tags, version
 from gateway.errors import BadRequestError, GatewayError
@@ -248,8 +249,9 @@ def _options(options: Any, canonical: dict[str, Any], dropped: list[str]) -> Non
 def _messages(messages: Any) -> list[dict[str, Any]]:
     if type(messages) is not list or not messages:
         _refuse("messages", "must be a non-empty array; models are not loaded or unloaded through the gateway")
+    reading.check_size(messages, "messages")
     made: list[dict[str, Any]] = []
-    unanswered: list[tuple[str, str]] = []  # ids and names of tool calls without a result yet
+    unanswered = _Unanswered()
     for index, message in enumerate(messages):
         where = f"messages[{index}]"
         if type(message) is not dict:
@@ -266,7 +268,8 @@ def _messages(messages: Any) -> list[dict[str, Any]]:
                 told["reasoning_content"] = thinking
             if calls := _tool_calls(message.get("tool_calls"), index):
                 told |= {"content": told["content"] or None, "tool_calls": calls}
-                unanswered += [(call["id"], call["function"]["name"]) for call in calls]
+                for call in calls:
+                    unanswered.add(call["id"], call["function"]["name"])
         elif told["role"] == "tool":
             told |= _answered(message, unanswered, index)
         made.append(told)
@@ -311,17 +314,42 @@ def _tool_calls(calls: Any, index: int) -> list[dict[str, Any]]:
     return made
 
 
-def _answered(message: dict[str, Any], unanswered: list[tuple[str, str]], index: int) -> dict[str, Any]:
+class _Unanswered:
+    """Tool calls without a result yet, in their order; each is found and taken in constant time."""
+
+    def __init__(self) -> None:
+        self._all: deque[list[str]] = deque()
+        self._by_id: dict[str, deque[list[str]]] = {}
+        self._by_name: dict[str, deque[list[str]]] = {}
+
+    def add(self, id: str, name: str) -> None:
+        """A call. The same list stands in all three queues, and is empty once it was taken."""
+        call = [id]
+        self._all.append(call)
+        self._by_id.setdefault(id, deque()).append(call)
+        self._by_name.setdefault(name, deque()).append(call)
+
+    def take(self, id: str, name: str) -> str:
+        """The id of the call that a result answers; "" when there is none."""
+        if id:
+            return self._first(self._by_id.get(id))
+        return self._first(self._by_name.get(name)) or self._first(self._all)
+
+    def _first(self, calls: deque[list[str]] | None) -> str:
+        while calls:
+            call = calls.popleft()
+            if call:
+                return call.pop()
+        return ""
+
+
+def _answered(message: dict[str, Any], unanswered: _Unanswered, index: int) -> dict[str, Any]:
     """Which call a tool's result answers: the one it names, else the first open one of that tool, else the first."""
     where = f"messages[{index}]."
     id, name = _text(message, "tool_call_id", where), _text(message, "tool_name", where)
-    found = next((call for call in unanswered if call[0] == id), None) if id else None
-    if not id:
-        found = next((call for call in unanswered if call[1] == name), None) or next(iter(unanswered), None)
-    if found is None:
-        return {"tool_call_id": id or f"call_{index}", **({"name": name} if name else {})}
-    unanswered.remove(found)
-    return {"tool_call_id": found[0]}
+    if found := unanswered.take(id, name):
+        return {"tool_call_id": found}
+    return {"tool_call_id": id or f"call_{index}", **({"name": name} if name else {})}
 
 
 def _tool(tool: Any, where: str) -> dict[str, Any]:

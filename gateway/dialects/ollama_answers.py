@@ -13,6 +13,7 @@ from typing import Any
 
 import msgspec
 
+from gateway.dialects import reading
 from gateway.errors import GatewayError
 from providers import sse
 from providers.canonical import Call, Usage, parse_usage
@@ -41,7 +42,7 @@ def answer(call: Call, body: bytes, *, generate: bool) -> bytes:
     pieces = _Pieces()
     try:
         choice = told["choices"][0]
-        pieces.take(choice.get("message"), choice.get("logprobs"))
+        pieces.take(choice.get("message"), choice.get("logprobs"), whole=True)
         pieces.flush()
         reason = choice.get("finish_reason")
     except (LookupError, TypeError, AttributeError):
@@ -130,7 +131,7 @@ class Writer:
         if not isinstance(choice, dict):
             return b""
         self._pieces.take(choice.get("delta"), choice.get("logprobs"))
-        self._reason = choice.get("finish_reason") or self._reason
+        self._reason = reading.text_of(choice, "finish_reason") or self._reason
         return self._line()
 
     def _line(self) -> bytes:
@@ -147,7 +148,7 @@ class _Pieces:
     """What has come of an answer and was not told yet. Nothing in here raises on what a provider may have sent."""
 
     def __init__(self) -> None:
-        self._calls: dict[int, dict[str, Any]] = {}
+        self._calls = reading.ToolCalls()
         self.clear()
 
     def clear(self) -> None:
@@ -161,8 +162,8 @@ class _Pieces:
         """Whether there is something to tell."""
         return bool(self.content or self.thinking or self.calls)
 
-    def take(self, part: Any, logprobs: Any) -> None:
-        """Take a message or a delta."""
+    def take(self, part: Any, logprobs: Any, *, whole: bool = False) -> None:
+        """Take a delta, or with `whole` a message."""
         if not isinstance(part, dict):
             return
         self._content(part.get("content"))
@@ -172,10 +173,8 @@ class _Pieces:
                 break
         if isinstance(part.get("refusal"), str):
             self.content += part["refusal"]
-        calls = part.get("tool_calls")
-        for place, call in enumerate(calls if isinstance(calls, list) else ()):
-            if isinstance(call, dict):
-                self._call(call, place)
+        for _ in self._calls.take(part, whole=whole):
+            pass
         tokens = logprobs.get("content") if isinstance(logprobs, dict) else None
         if isinstance(tokens, list):
             self.logprobs += tokens
@@ -183,14 +182,15 @@ class _Pieces:
     def flush(self) -> None:
         """The answer is complete, and so are its calls. Arguments that are no object are told as text, as Ollama does
         with a call it cannot read: a tool must not be run with less than the model wrote."""
-        for place, (_, held) in enumerate(sorted(self._calls.items())):
-            arguments = _object(held["arguments"])
+        for place, call in enumerate(sorted(self._calls.all, key=lambda call: call.index)):
+            written = "".join(call.pieces)
+            arguments: Any = {} if written.strip() == "null" else call.arguments()
             if arguments is None:
-                self.content += held["arguments"]
+                self.content += written
                 continue
-            id = {"id": held["id"]} if held["id"] else {}
-            self.calls.append({**id, "function": {"index": place, "name": held["name"], "arguments": arguments}})
-        self._calls.clear()
+            id = {"id": call.id} if call.id else {}
+            self.calls.append({**id, "function": {"index": place, "name": call.name, "arguments": arguments}})
+        self._calls = reading.ToolCalls()
 
     def _content(self, content: Any) -> None:
         """Text, or parts of text and thoughts as some providers send them."""
@@ -203,16 +203,6 @@ class _Pieces:
                 self.thinking += _text(part.get("thinking"))
             else:
                 self.content += _text(part.get("text"))
-
-    def _call(self, call: dict[str, Any], place: int) -> None:
-        index, function = call.get("index"), call.get("function")
-        held = self._calls.setdefault(index if type(index) is int else place, {"id": "", "name": "", "arguments": ""})
-        if isinstance(call.get("id"), str):
-            held["id"] = held["id"] or call["id"]
-        for name in ("name", "arguments"):
-            piece = function.get(name) if isinstance(function, dict) else None
-            if isinstance(piece, str):
-                held[name] += piece
 
 
 def _text(value: Any) -> str:
@@ -230,17 +220,6 @@ def _load(data: bytes | str) -> dict[str, Any]:
     except _ERRORS:
         return {}
     return told if isinstance(told, dict) else {}
-
-
-def _object(written: str) -> dict[str, Any] | None:
-    """The object that arguments are the JSON of; no arguments are an empty one."""
-    if written.strip() in ("", "null"):
-        return {}
-    try:
-        told = _decode(written)
-    except _ERRORS:
-        return None
-    return told if isinstance(told, dict) else None
 
 
 def _started(call: Call, now_ns: int) -> int:
@@ -271,7 +250,7 @@ def _piece(pieces: _Pieces, *, generate: bool, whole: bool) -> dict[str, Any]:
 
 def _end(reason: Any, usage: Usage | None, total_ns: int, eval_ns: int) -> dict[str, Any]:
     """What the last line adds. Clients divide the output by the time it took: neither time is 0."""
-    reason = reason if isinstance(reason, str) and reason else "stop"
+    reason = reading.reason_of(reason)
     told: dict[str, Any] = {
         "done": True,
         "done_reason": _REASONS.get(reason, reason),

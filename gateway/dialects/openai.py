@@ -202,10 +202,11 @@ def _check_ranges(doc: strict.Document) -> None:
 
 
 def _surcharge(doc: strict.Document) -> str:
+    """The field that asks for more; a search comes first, since it brings more tokens, not only dearer ones."""
+    if doc.get("web_search_options") is not None:
+        return "web_search_options"
     tier = doc.get("service_tier")
-    if tier is not None and tier not in _PLAIN_TIERS:
-        return "service_tier"
-    return "web_search_options" if doc.get("web_search_options") is not None else ""
+    return "service_tier" if tier is not None and tier not in _PLAIN_TIERS else ""
 
 
 def _asks_usage(options: Any) -> bool:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import base64
 import binascii
 from collections.abc import Callable, Collection, Iterator, Mapping
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import msgspec
 
@@ -27,11 +27,26 @@ _MARK_ENCODED = base64.b64encode(_MARK).decode()
 _URL_SAFE = str.maketrans("-_", "+/")
 _ESTIMATE_BYTES_PER_TOKEN = 4
 
+MESSAGES_MAX = 4096
+BLOCKS_MAX = 16_384
+# Surcharges that are a question of price alone; every other one names what brings in tokens that no bound covers.
+PRICE_ONLY = frozenset({"cache_control", "service_tier", "speed", "inference_geo"})
+
+# Where blocks and calls stand in messages and items, and blocks in blocks.
+_HOLDERS = ("content", "tool_calls", "images", "output", "source", "summary", "tools")
+# What names a file or holds one, in any of the APIs, and blocks that are one.
+_FILE_KEYS = frozenset({"file_id", "file_ids", "file_url", "file_data", "image_url"})
+_FILE_TYPES = frozenset(
+    {"image", "document", "file", "container_upload", "input_image", "input_file", "image_url", "computer_screenshot"}
+)
+_CITED = frozenset({"annotations", "citations"})  # they say where words came from; the files are not read again
+
 AnyCall = TypeVar("AnyCall", bound=Call)
 
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder().decode
 _DECODE_ERRORS = (msgspec.MsgspecError, ValueError, RecursionError)
+_ENCODE_ERRORS = (msgspec.MsgspecError, ValueError, OverflowError, RecursionError)
 
 
 class Findings:
@@ -48,9 +63,17 @@ class Findings:
         self._dropped: dict[str, None] = {}
 
     def only(self, where: str, *, costs: str = "") -> None:
-        """`where` cannot be carried; `costs` names it where it makes the request dearer than its tokens."""
+        """`where` cannot be carried; `costs` names it where it brings in what is not in the body.
+
+        Such names come from clients: one that reads like a question of price is told as a tool.
+        """
         self.native_only = self.native_only or where
-        self.surcharge = self.surcharge or costs
+        if costs:
+            self.surcharge = dearest(self.surcharge, "tools" if costs in PRICE_ONLY else costs)
+
+    def dearer(self, name: str) -> None:
+        """The same tokens cost more than the prices say: `name` is one of `PRICE_ONLY`."""
+        self.surcharge = dearest(self.surcharge, name)
 
     def drop(self, where: str) -> None:
         """`where` is left out of the canonical form and changes little."""
@@ -60,7 +83,64 @@ class Findings:
         """Write what was found into the call."""
         call.dialect, call.native, call.wants_usage = dialect, native, True
         call.native_only, call.dropped = self.native_only, tuple(self._dropped)
-        call.surcharge = call.surcharge or self.surcharge
+        call.surcharge = dearest(call.surcharge, self.surcharge)
+
+
+def dearest(one: str, other: str) -> str:
+    """Which of two surcharges counts: one beyond the price before one of price alone, else the first."""
+    if one in PRICE_ONLY and other and other not in PRICE_ONLY:
+        return other
+    return one or other
+
+
+def check_size(messages: Any, name: str) -> None:
+    """Refuse more messages, or more blocks and calls in all of them, than anything here is meant to work on."""
+    if not isinstance(messages, list):
+        return  # refused, or read, by who knows what it should be
+    if len(messages) > MESSAGES_MAX:
+        refuse(name, f"may have at most {MESSAGES_MAX} items")
+    waiting: list[Any] = list(messages)
+    blocks = 0
+    while waiting:
+        item = waiting.pop()
+        if not isinstance(item, dict):
+            continue
+        for holder in _HOLDERS:
+            inner = item.get(holder)
+            if isinstance(inner, list):
+                blocks += len(inner)
+                waiting += inner
+            elif isinstance(inner, dict):
+                waiting.append(inner)
+        if blocks > BLOCKS_MAX:
+            refuse(name, f"may have at most {BLOCKS_MAX} content blocks and tool calls in all")
+
+
+def hidden_files(value: Any, *, besides: Collection[str] = ()) -> int:
+    """How many files a part of a request may stand for that is not translated: none may be missing from a bound.
+
+    Counted are objects, at any depth, that name a file, hold one or are one by their type; `besides` are keys of the
+    outermost object that are looked at elsewhere.
+    """
+    if isinstance(value, dict) and besides:
+        value = {key: inner for key, inner in value.items() if key not in besides}
+    waiting, found = [value], 0
+    while waiting:
+        item = waiting.pop()
+        if isinstance(item, list):
+            waiting += item
+        elif isinstance(item, dict):
+            kind = item.get("type")
+            keys = sum(item.get(key) is not None for key in _FILE_KEYS)
+            one = isinstance(item.get("source"), dict) or (isinstance(kind, str) and kind in _FILE_TYPES)
+            found += max(keys, int(one))
+            waiting += [inner for key, inner in item.items() if key not in _CITED]
+    return found
+
+
+def refuse(param: str, what: str) -> NoReturn:
+    """Raise the refusal of one field."""
+    raise BadRequestError(f"'{param}' {what}.", param=param)
 
 
 def made(
@@ -112,18 +192,22 @@ def answer_format(schema: dict[str, Any]) -> dict[str, Any]:
 
 def _is_closed(schema: Any) -> bool:
     """Whether every object in the schema allows exactly its own properties and requires all of them."""
-    if isinstance(schema, list):
-        return all(map(_is_closed, schema))
-    if not isinstance(schema, dict):
-        return True
-    properties = schema.get("properties")
-    if schema.get("type") == "object" or properties is not None:
-        required = schema.get("required")
-        if schema.get("additionalProperties") is not False or not isinstance(properties, dict):
-            return False
-        if not isinstance(required, list) or any(name not in required for name in properties):
-            return False
-    return all(_is_closed(list(value.values()) if key in _MAPS else value) for key, value in _inner(schema))
+    waiting = [schema]
+    while waiting:
+        told = waiting.pop()
+        if isinstance(told, list):
+            waiting += told
+        if not isinstance(told, dict):
+            continue
+        properties = told.get("properties")
+        if told.get("type") == "object" or properties is not None:
+            required = told.get("required")
+            if told.get("additionalProperties") is not False or not isinstance(properties, dict):
+                return False
+            if not isinstance(required, list) or not properties.keys() <= {x for x in required if isinstance(x, str)}:
+                return False
+        waiting += [list(value.values()) if key in _MAPS else value for key, value in _inner(told)]
+    return True
 
 
 _MAPS = ("properties", "$defs", "definitions", "patternProperties")
@@ -281,13 +365,23 @@ def details_of(message: Mapping[str, Any]) -> list[dict[str, Any]]:
     return [item for item in details if isinstance(item, dict)] if isinstance(details, list) else []
 
 
-class ToolCall:
-    """A tool call as it comes together. `extra` is its well-formed `extra_content`."""
+def arguments_text(value: Any) -> str:
+    """The arguments of a tool call, or a piece of them, as JSON text: some servers send the object itself."""
+    if value is None or isinstance(value, str):
+        return value or ""
+    try:
+        return _encode(value).decode()
+    except _ENCODE_ERRORS:
+        return ""
 
-    __slots__ = ("extra", "id", "name", "number", "pieces")
+
+class ToolCall:
+    """A tool call as it comes together. `extra` is its well-formed `extra_content`, `index` the one it was told."""
+
+    __slots__ = ("extra", "id", "index", "name", "number", "pieces")
 
     def __init__(self, number: int) -> None:
-        self.number = number
+        self.number = self.index = number
         self.id = self.name = ""
         self.extra: dict[str, Any] | None = None
         self.pieces: list[str] = []
@@ -346,12 +440,12 @@ class ToolCalls:
             self.all.append(call)
         if type(index) is int:
             self._at[index] = call
+            if new:
+                call.index = index
         self._last = call
         call.id, call.name = call.id or id, call.name or name
         call.extra = call.extra or extra_of(piece.get("extra_content"))
-        arguments = told.get("arguments")
-        if arguments is not None and not isinstance(arguments, str):
-            arguments = _encode(arguments).decode()
+        arguments = arguments_text(told.get("arguments"))
         if arguments:
             call.pieces.append(arguments)
-        return call, arguments or "", new
+        return call, arguments, new

@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 
 from gateway import strict
-from gateway.dialects import openai, responses_answer, responses_input, responses_reasoning, responses_tools
+from gateway.dialects import openai, reading, responses_answer, responses_input, responses_reasoning, responses_tools
 from gateway.dialects.base import Dialect
 from gateway.dialects.responses_stream import Writer
 from gateway.dialects.responses_tools import refuse
@@ -116,11 +116,13 @@ _encode = msgspec.json.Encoder().encode
 
 
 class _Translated(msgspec.Struct):
-    """The canonical body, what it lacks, and what only a provider of this API can be asked."""
+    """The canonical body, what it lacks, what only a provider of this API can be asked, and the files it lacks."""
 
     body: Json
     dropped: list[str]
     native_only: str
+    hidden: int
+    forced: bool
 
 
 def parse_responses(body: bytes, exchange: Exchange | None = None) -> Call:
@@ -132,8 +134,9 @@ def parse_responses(body: bytes, exchange: Exchange | None = None) -> Call:
     call.dialect, call.native, call.wants_usage = NAME, _own(doc, body), True
     call.native_headers = _beta(exchange)
     call.native_only, call.dropped = told.native_only, tuple(dict.fromkeys(told.dropped))
-    if told.native_only == "tool_choice":  # a tool that the provider runs itself, at a price of its own
-        call.surcharge = call.surcharge or "tools"
+    call.others += told.hidden  # a provider of this API reads them
+    if told.forced:  # a tool that the provider runs itself, at a price of its own
+        call.surcharge = reading.dearest(call.surcharge, "tools")
     return call
 
 
@@ -175,11 +178,14 @@ def without_hosted_tools(call: Call) -> Call:
         return call
     doc = msgspec.json.decode(call.native)
     native = _own_tools_only(doc)
-    if isinstance(doc.get("input"), list):
-        native["input"] = [_own_tools_only(item) if isinstance(item, dict) else item for item in doc["input"]]
+    for name in ("input", "instructions"):
+        if isinstance(doc.get(name), list):
+            native[name] = [_own_tools_only(item) if isinstance(item, dict) else item for item in doc[name]]
     choice = native.get("tool_choice")
     if isinstance(choice, dict) and choice.get("type") == "allowed_tools":
-        native["tool_choice"] = _own_tools_only(choice)
+        native["tool_choice"] = choice = _own_tools_only(choice)
+        if isinstance(choice.get("allowed_tools"), dict):
+            choice["allowed_tools"] = _own_tools_only(choice["allowed_tools"])
     if not native.get("tools"):
         native.pop("tools", None)
         native.pop("tool_choice", None)
@@ -192,7 +198,8 @@ def _own_tools_only(holder: Json) -> Json:
     if not isinstance(tools, list):
         return dict(holder)
     own = ("function", "custom", "namespace")
-    return {**holder, "tools": [tool for tool in tools if isinstance(tool, dict) and tool.get("type") in own]}
+    kept = [tool for tool in tools if isinstance(tool, dict) and tool.get("type") in own]
+    return {**holder, "tools": [_own_tools_only(tool) if tool["type"] == "namespace" else tool for tool in kept]}
 
 
 # --- refusals ---------------------------------------------------------------------------------------------------------
@@ -235,6 +242,8 @@ def _call(body: Json) -> Call:
 
 def _translated(doc: Mapping[str, Any]) -> _Translated:
     """The canonical body of a request. Raises `BadRequestError`."""
+    for name in ("input", "instructions"):
+        reading.check_size(doc.get(name), name)
     tools = responses_tools.read(doc)
     told = responses_input.read(doc, tools)
     chosen = responses_tools.choose(doc, tools)
@@ -257,7 +266,7 @@ def _translated(doc: Mapping[str, Any]) -> _Translated:
     _logprobs(doc, body)
     if doc.get("stream") is True:
         body["stream_options"] = {"include_usage": True}
-    return _Translated(body, dropped + _left(doc), native_only)
+    return _Translated(body, dropped + _left(doc), native_only, told.hidden, chosen.native_only != "")
 
 
 def _limit(value: Any) -> int:

@@ -13,6 +13,7 @@ from typing import Any
 
 import msgspec
 
+from gateway.dialects import reading
 from gateway.dialects import responses_reasoning as reasoning
 from gateway.dialects import responses_tools as tools
 from gateway.errors import BadRequestError, GatewayError
@@ -184,7 +185,7 @@ def whole(call: Call, body: bytes) -> bytes:
     choices = told.get("choices")
     choice = choices[0] if isinstance(choices, list) and choices and isinstance(choices[0], dict) else {}
     message = choice.get("message")
-    incomplete = items.incomplete_reason(str(choice.get("finish_reason")))
+    incomplete = items.incomplete_reason(reading.reason_of(choice.get("finish_reason")))
     output = _output(frame, message if isinstance(message, dict) else {}, choice.get("logprobs"))
     if incomplete and output and "status" in output[-1]:
         output[-1]["status"] = "incomplete"
@@ -217,7 +218,7 @@ def _output(frame: Frame, message: Json, logprobs: Any) -> list[Json]:
     for call in calls:
         function, index = call["function"], len(output)
         id = _text(call.get("id")) or f"call_{frame.stem}_{index}"
-        arguments = _text(function.get("arguments")) or "{}"
+        arguments = reading.arguments_text(function.get("arguments")) or "{}"
         output.append(frame.call_item(index, id, _text(function.get("name")), arguments, "completed"))
     return output
 

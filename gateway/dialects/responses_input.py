@@ -8,8 +8,10 @@ public documentation.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
+from gateway.dialects import reading
 from gateway.dialects import responses_reasoning as reasoning
 from gateway.dialects.responses_tools import Tools, arguments_of, refuse
 from providers import responses_items as items
@@ -39,15 +41,31 @@ _NATIVE_ONLY = frozenset(
     }
 )
 _SILENT = frozenset({"additional_tools", "tool_search_call", "tool_search_output"})  # their tools were read already
+# Items that show the model an image, whatever they hold.
+_SHOWN = frozenset({"computer_call_output", "image_generation_call"})
+# What each kind of item holds that is translated, files and all. The rest of it must not hide any.
+_PLACES: Mapping[str, frozenset[str]] = MappingProxyType(
+    {
+        "message": frozenset({"content", "tool_calls"}),
+        "function_call_output": frozenset({"output"}),
+        "custom_tool_call_output": frozenset({"output"}),
+        **dict.fromkeys(_SILENT, frozenset({"tools"})),
+    }
+)
+_MEDIA = ("image_url", "file_id", "file_data", "file_url")
 _ROLES = {"user": "user", "system": "system", "developer": "system"}
 
 
 class Conversation:
-    """Makes the messages. `native_only` names the first part that cannot be carried, `dropped` the ones left out."""
+    """Makes the messages. `native_only` names the first part that cannot be carried, `dropped` the ones left out.
+
+    `hidden` is how many files a provider of this API may read that are in none of the messages.
+    """
 
     def __init__(self, tools: Tools) -> None:
         self.dropped: list[str] = []
         self.native_only = ""
+        self.hidden = 0
         self._tools = tools
         self._messages: list[Json] = []
         self._results: dict[int, list[Json]] = {}  # tool messages by the place of the message with their calls
@@ -63,6 +81,8 @@ class Conversation:
         kind = item.get("type") or ("message" if "role" in item else "item_reference")
         if type(kind) is not str:
             refuse(f"{where}.type", "must be a string")
+        files = reading.hidden_files(item, besides=_PLACES.get(kind, ()))
+        self.hidden += max(files, int(kind in _SHOWN))
         if kind == "message":
             self._message(item, where)
         elif kind in ("function_call", "custom_tool_call"):
@@ -99,6 +119,9 @@ class Conversation:
         return told
 
     def _complete(self, message: Json) -> None:
+        for name in ("content", "reasoning_content"):
+            if type(message.get(name)) is list:  # joined once: there may be thousands
+                message[name] = items.GAP.join(filter(None, message[name]))
         for call in message.get("tool_calls", ()):
             if extra := self._extras.get(call["id"]):
                 call["extra_content"] = extra
@@ -147,10 +170,15 @@ class Conversation:
                 refuse(f"{where}[{place}]", "must be an object with a 'type'")
             twin = items.canonical_part(part)
             if twin is None:
+                self.hidden += max(1, reading.hidden_files(part))  # what it stands for is not known
                 self._only_native(f"{where}[{place}]")
-            else:
-                self._check(twin, part, f"{where}[{place}]")
-                told.append(twin)
+                continue
+            self._check(twin, part, f"{where}[{place}]")
+            shown = int(twin["type"] in ("image_url", "file"))
+            holders = [at for at in (part, part.get("image_url"), part.get("file")) if type(at) is dict]
+            keys = sum(any(at.get(key) is not None for at in holders) for key in _MEDIA)
+            self.hidden += max(0, keys - 1) if shown else reading.hidden_files(part)
+            told.append(twin)
         return told
 
     def _check(self, twin: Json, part: Json, where: str) -> None:
@@ -196,10 +224,13 @@ class Conversation:
         refusal = "".join(part["refusal"] for part in parts if part["type"] == "refusal")
         if any(part["type"] not in ("text", "refusal") for part in parts):
             self._only_native(f"{where}.content")
+            self.hidden += sum(part["type"] not in ("text", "refusal") for part in parts)
         if refusal:
             turn["refusal"] = refusal
         if text or (parts and not refusal):
-            turn["content"] = items.GAP.join(filter(None, (turn["content"], text)))
+            if turn["content"] is None:
+                turn["content"] = []
+            turn["content"].append(text)
         if self._extra:
             turn["extra_content"], self._extra = self._extra, {}
         calls = item.get("tool_calls")
@@ -228,6 +259,7 @@ class Conversation:
         message: Json = {"role": "tool", "tool_call_id": id}
         if type(output) is dict and type(output.get("content")) is str:  # as older clients send it
             message["content"] = output["content"]
+            self.hidden += reading.hidden_files(output)
             if output.get("success") is False:
                 message["is_error"] = True
         else:
@@ -257,7 +289,7 @@ class Conversation:
             return
         turn = self._open(new=self._is_over())
         if text:
-            turn["reasoning_content"] = items.GAP.join(filter(None, (turn.get("reasoning_content"), text)))
+            turn.setdefault("reasoning_content", []).append(text)
         if details:
             turn.setdefault("reasoning_details", []).extend(details)
 

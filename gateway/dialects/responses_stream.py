@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 
+from gateway.dialects import reading
 from gateway.dialects import responses_answer as answers
 from gateway.dialects import responses_reasoning as reasoning
 from gateway.dialects.responses_blocks import AnyBlock, Block, Events, Message, Reasoning, ToolCall
@@ -63,7 +64,7 @@ class Writer:
         """The end of a complete answer."""
         if rest := self._splitter.rest():
             self._event(rest)
-        incomplete = items.incomplete_reason(self._finish)
+        incomplete = items.incomplete_reason(reading.reason_of(self._finish))
         self._begin()
         if not self._output and all(block.empty() for block in self._blocks):
             self._give(self._message(), "output_text", "", [])
@@ -105,18 +106,20 @@ class Writer:
             pass
 
     def _chunk(self, told: Json) -> None:
-        self._id = self._id or str(told.get("id") or "")
-        self._model = self._model or str(told.get("model") or "")
+        self._id = self._id or reading.text_of(told, "id")
+        self._model = self._model or reading.text_of(told, "model")
         created = told.get("created")
         self._created = self._created or (created if type(created) is int else 0)
         self._begin()
         self._usage = answers.usage_of(told.get("usage")) or self._usage
         choices = told.get("choices")
-        choice = choices[0] if isinstance(choices, list) and choices else {}
+        choice = choices[0] if isinstance(choices, list) and choices else None
+        if not isinstance(choice, dict):
+            return
+        self._finish = reading.text_of(choice, "finish_reason") or self._finish
         delta = choice.get("delta")
         if isinstance(delta, dict):
             self._delta(delta, choice.get("logprobs"))
-        self._finish = choice.get("finish_reason") or self._finish
 
     def _delta(self, delta: Json, logprobs: Any) -> None:
         if text := answers.reasoned(delta):
@@ -136,8 +139,10 @@ class Writer:
         for annotation in items.flat_annotations(delta.get("annotations")):
             self._give(self._message(), "annotation", annotation, [])
         self._extra |= answers.extra_of(delta)
-        for piece in delta.get("tool_calls") or ():
-            self._tool(piece)
+        pieces = delta.get("tool_calls")
+        for piece in pieces if isinstance(pieces, list) else ():
+            if isinstance(piece, dict):
+                self._tool(piece)
 
     def _detail(self, details: Any) -> None:
         """Entries of `reasoning_details`: one with a signature or something encrypted ends its block."""
@@ -152,8 +157,9 @@ class Writer:
     def _tool(self, piece: Json) -> None:
         function = piece.get("function")
         function = function if isinstance(function, dict) else {}
-        name, arguments, id = function.get("name") or "", function.get("arguments") or "", piece.get("id") or ""
-        index = piece.get("index")
+        name, id = reading.text_of(function, "name"), reading.text_of(piece, "id")
+        arguments = reading.arguments_text(function.get("arguments"))
+        index = piece.get("index") if type(piece.get("index")) is int else None
         index = self._call_index if index is None and not id else index
         self._call_index = index
         block = self._calls.get(index)

@@ -73,10 +73,11 @@ def read(doc: Mapping[str, Any]) -> Tools:
     given = doc.get("tools")
     if given is not None:
         _add(told, given, "tools")
-    sent = doc.get("input")
-    for index, item in enumerate(sent if isinstance(sent, list) else ()):
-        if isinstance(item, dict) and item.get("type") in ("additional_tools", "tool_search_output"):
-            _add(told, item.get("tools") or [], f"input[{index}].tools")
+    for field in ("input", "instructions"):
+        sent = doc.get(field)
+        for index, item in enumerate(sent if isinstance(sent, list) else ()):
+            if isinstance(item, dict) and item.get("type") in ("additional_tools", "tool_search_output"):
+                _add(told, item.get("tools") or [], f"{field}[{index}].tools")
     return told
 
 

@@ -29,6 +29,7 @@ Headers = Iterable[tuple[bytes, bytes]]
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder().decode
 _decode_fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
+_NULL = msgspec.Raw(b"null")
 # A provider's nonsense where it was not expected: lists that hold no numbers, numbers that are none, …
 _REPLY_ERRORS = (TypeError, ValueError, KeyError, AttributeError, OverflowError, RecursionError, struct.error)
 
@@ -150,8 +151,9 @@ def _counted(call: Call, target: Target) -> tuple[dict[str, Any], bytes]:
     """The request whose input is counted, and the header lines that go with it."""
     if _is_native(call):
         fields = _decode_fields(call.native)
-        whole = fields.get("generateContentRequest") or fields.get("generate_content_request")
-        counted: dict[str, Any] = dict(fields if whole is None else _decode_fields(whole))
+        whole = [fields.pop(name, _NULL) for name in ("generateContentRequest", "generate_content_request")]
+        objects = [raw for raw in whole if bytes(raw)[:1] == b"{"]
+        counted: dict[str, Any] = dict(_decode_fields(objects[0]) if objects else fields)
         counted.pop("pool", None)
         return {**counted, "model": _resource(call, target)}, call.native_headers
     doc = _decode(call.body)
@@ -246,16 +248,20 @@ def _answer(call: Call, told: dict[str, Any], target: Target | None) -> Answer:
 def _message(state: reply.Candidate, raw: dict[str, Any], id: str) -> tuple[dict[str, Any], int]:
     """The message a candidate comes to, and the bytes generated in it."""
     message: dict[str, Any] = {}
+    texts: dict[str, list[str]] = {}
     size = 0
     for delta, text in state.pieces(raw, id):
         size += len(text) if text.isascii() else len(text.encode("utf-8", "replace"))
         for name, value in delta.items():
             if name == "tool_calls":
                 value[0].pop("index")
-            if isinstance(value, str | list):
-                message[name] = message[name] + value if name in message else value
+            if isinstance(value, str):
+                texts.setdefault(name, []).append(value)
+            elif isinstance(value, list):
+                message.setdefault(name, []).extend(value)
             else:
                 message[name] = value
+    message |= {name: "".join(pieces) for name, pieces in texts.items()}
     if "content" not in message and "tool_calls" not in message:
         message["content"] = ""
     return message, size
@@ -275,20 +281,20 @@ def _choice(state: reply.Candidate, message: dict[str, Any], logprobs: dict[str,
 
 def _is_batch(call: Call) -> bool:
     """Whether the caller of this API asked for a batch itself; single texts are answered in another shape."""
-    return _is_native(call) and "requests" in _decode_fields(call.native)
+    return _is_native(call) and bytes(_decode_fields(call.native).get("requests", _NULL))[:1] == b"["
 
 
 def _embed(call: Call, target: Target) -> Request:
     model = _resource(call, target)
     if _is_batch(call):
-        fields = _decode_fields(call.native)
-        fields.pop("pool", None)
+        listed = _decode(_decode_fields(call.native)["requests"])
         # Each must name the model of the path.
-        each = [{**one, "model": model} for one in msgspec.json.decode(fields["requests"], type=list[dict[str, Any]])]
-        return Request(_encode({**fields, "requests": each}), "embeddings", headers=call.native_headers)
+        each = [{**one, "model": model} for one in listed]
+        return Request(_encode({"requests": each}), "embeddings", headers=call.native_headers)
     if _is_native(call):  # one text, with what else is told of it
         fields = _decode_fields(call.native)
         fields.pop("pool", None)
+        fields.pop("requests", None)
         one = {name: _decode(value) for name, value in fields.items()}
         return Request(_encode({"requests": [{**one, "model": model}]}), "embeddings", headers=call.native_headers)
     doc = _decode(call.body)

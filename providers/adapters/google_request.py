@@ -346,7 +346,9 @@ def _add_tools(body: Json, doc: Mapping[str, Any], target: Target, left: list[st
     tools = doc.get("tools")
     if not tools:
         return
-    declared = [_declaration(tool, f"tools[{place}]", target, left) for place, tool in enumerate(tools)]
+    declared = [_declaration(tool, f"tools[{place}]", target) for place, tool in enumerate(tools)]
+    if any(tool["function"].get("strict") is True for tool in tools):
+        left.append("tools.function.strict")
     choice = doc.get("tool_choice")
     config: Json | None = None
     if isinstance(choice, str) and choice in _MODES:
@@ -358,7 +360,8 @@ def _add_tools(body: Json, doc: Mapping[str, Any], target: Target, left: list[st
         if required:
             config = {"mode": "ANY", "allowedFunctionNames": names}
         else:  # names are taken with ANY only
-            declared = [one for one in declared if one["name"] in names]
+            allowed = frozenset(names)
+            declared = [one for one in declared if one["name"] in allowed]
     elif choice is not None:
         raise params.unsupported("tool_choice", target)
     if declared:
@@ -370,7 +373,7 @@ def _add_tools(body: Json, doc: Mapping[str, Any], target: Target, left: list[st
 _MODES = {"auto": "AUTO", "none": "NONE", "required": "ANY"}
 
 
-def _declaration(tool: Any, where: str, target: Target, left: list[str]) -> Json:
+def _declaration(tool: Any, where: str, target: Target) -> Json:
     function = tool.get("function") if isinstance(tool, dict) else None
     if not isinstance(function, dict) or not isinstance(name := function.get("name"), str):
         raise params.unsupported(where, target, f"The provider ({target.kind.label}) takes functions as tools only")
@@ -381,8 +384,6 @@ def _declaration(tool: Any, where: str, target: Target, left: list[str]) -> Json
     if isinstance(schema, dict) and schema:
         # The plain `parameters` are a part of OpenAPI's schemas only: no $ref, no empty object, one type per value.
         declared["parametersJsonSchema"] = schema
-    if function.get("strict") is True and "tools.function.strict" not in left:
-        left.append("tools.function.strict")
     return declared
 
 

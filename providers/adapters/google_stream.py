@@ -18,6 +18,8 @@ from providers.canonical import Usage
 
 # Generated pictures come in one event each.
 EVENT_LIMIT_BYTES = 16 << 20
+_BOM = b"\xef\xbb\xbf"
+_FIELDS = frozenset({b"", b"data", b"event", b"id", b"retry"})  # a comment has no name
 
 
 class _Reader(ChunkReader):
@@ -133,7 +135,8 @@ class GoogleReader(_Reader):
 class GoogleNativeReader(_Reader):
     """Passes one stream on as it is, for callers that speak this API themselves.
 
-    Events keep their bytes; an error event is kept back, for the caller of this reader tells errors itself.
+    Events keep their bytes. An error event is kept back, for the caller of this reader tells errors itself; so are
+    comments, which clients of this API take for broken data. What is no event at all is a failure.
     """
 
     native = True
@@ -162,5 +165,9 @@ class GoogleNativeReader(_Reader):
 
     def _one(self, raw: bytes) -> None:
         super()._one(raw)
-        if self.error is None:
+        if self.error is not None:
+            return
+        if (sse.data_of(raw) or b"").strip():
             self._out.append(utf8(raw))
+        elif any(line.partition(b":")[0] not in _FIELDS for line in raw.removeprefix(_BOM).splitlines()):
+            self.failed(problems.problem("protocol"))

@@ -6,13 +6,14 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.dialects import anthropic, reading
 from gateway.dialects.anthropic import ANTHROPIC
 from gateway.errors import GatewayError, RateLimitedError
 from tests.fuzz.cases import cases
+from tests.gateway.odd_chunks import odd_chunks
 from tests.gateway.test_anthropic_dialect import FORMAT, HELLO, assistant, parse, text
 
 USAGE = {
@@ -566,3 +567,21 @@ def test_the_dialect_says_how_it_is_served() -> None:
     assert (ANTHROPIC.name, ANTHROPIC.id_header) == ("anthropic", b"request-id")
     assert ANTHROPIC.stream_type.startswith(b"text/event-stream")
     assert events(ANTHROPIC.ping) == [{"type": "ping"}]
+
+
+@pytest.mark.parametrize(("arguments", "expected"), [({"a": 1}, {"a": 1}), ([1], {"INVALID_JSON": "[1]"})])
+def test_arguments_that_are_no_string_are_told_as_json(arguments: Any, expected: Any) -> None:
+    call = {"id": "t", "function": {"name": "f", "arguments": arguments}}
+    assert told({"tool_calls": [call]}, ["odd"])["content"][0]["input"] == expected  # type: ignore[arg-type]
+    sent = streamed({"tool_calls": [{"index": 0, **call}]}, finish={"odd": 1})  # type: ignore[arg-type]
+    assert json.dumps(arguments).replace(" ", "") in sent.decode().replace('\\"', '"')
+    assert events(sent)[-2]["delta"]["stop_reason"] == "tool_use"
+
+
+@settings(deadline=None)
+@given(odd_chunks())
+def test_odd_json_in_every_field_never_raises(doc: Any) -> None:
+    sent, call = json.dumps(doc).encode(), parse(thinking=ADAPTIVE)
+    json.loads(ANTHROPIC.answer(call, sent))
+    writer = ANTHROPIC.writer(call, "")
+    events(writer.feed(b"data: %b\n\n" % sent) + writer.feed(b"data: %b\n\n" % sent) + writer.finish())

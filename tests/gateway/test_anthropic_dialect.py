@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import time
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.dialects import anthropic
+from gateway.dialects import anthropic, reading
 from gateway.dialects.anthropic_stream import AnthropicCall
 from gateway.errors import BadRequestError
 from providers.canonical import Call
@@ -22,6 +23,8 @@ SCHEMA = {"type": "object", "properties": {"city": {"type": "string"}}}
 CLOSED = {**SCHEMA, "required": ["city"], "additionalProperties": False}
 TOOL = {"name": "weather", "description": "Looks out.", "input_schema": SCHEMA}
 MARK = {"type": "ephemeral"}
+GOOGLE = {"google": {"thought_signature": "Z29vZ2xl"}}
+UPLOAD = "container_upload"
 FORMAT = "anthropic-claude-v1"
 
 
@@ -143,7 +146,10 @@ def test_images_and_documents_become_parts() -> None:
         ({"type": "document", "source": {"type": "file", "file_id": "f"}}, "source.file_id", "files"),
         ({"type": "document", "source": {"type": "url", "url": "https://e.org/a.pdf"}}, "source.url", "files"),
         ({"type": "hologram", "data": "x"}, "type", "others"),
-        ({"type": "container_upload", "file_id": "f"}, "type", ""),
+        ({"type": "container_upload", "file_id": "f"}, "type", "files"),
+        ({"type": "mcp_tool_result", "content": [{"type": "x", "source": {"url": "u"}}]}, "type", "others"),
+        ({"type": "web_fetch_tool_result", "content": {"content": {"type": "document"}}}, "type", "others"),
+        ({"type": "server_tool_use", "citations": [{"file_id": "f"}]}, "type", ""),
         ({"type": "mcp_tool_use", "id": "x"}, "type", ""),
     ],
 )
@@ -355,8 +361,13 @@ def test_structured_output_is_strict_where_the_schema_is_closed() -> None:
         ({"speed": "standard"}, "", ""),
         ({"inference_geo": "us"}, "inference_geo", "inference_geo"),
         ({"inference_geo": "global"}, "", ""),
-        ({"system": [text("x", cache_control={**MARK, "ttl": "1h"})]}, "", "cache_control.ttl"),
-        ({"cache_control": {**MARK, "ttl": "1h"}}, "", "cache_control.ttl"),
+        ({"system": [text("x", cache_control={**MARK, "ttl": "1h"})]}, "", "cache_control"),
+        ({"cache_control": {**MARK, "ttl": "1h"}}, "", "cache_control"),
+        ({"cache_control": {**MARK, "ttl": "1h"}, "container": "c"}, "container", "container"),
+        ({"service_tier": "priority", "tools": [{"type": "of_tomorrow", "name": "t"}]}, "tools[0].type", "t"),
+        ({"speed": "fast", "tools": [{"type": "web_search_1", "name": "speed"}]}, "tools[0].type", "tools"),
+        ({"tools": [{"type": "cache_control"}]}, "tools[0].type", "tools"),
+        ({"messages": [user({"type": "container_upload", "file_id": "f"})]}, "messages[0].content[0].type", UPLOAD),
         ({"system": [text("x", cache_control={**MARK, "ttl": "5m"})]}, "", ""),
     ],
 )
@@ -525,3 +536,66 @@ JUNK = st.recursive(
 def test_a_nonsense_request_is_refused_and_never_an_exception(fields: dict[str, Any]) -> None:
     with contextlib.suppress(BadRequestError):
         assert isinstance(parse(**fields), AnthropicCall)
+
+
+PICTURE = {"type": "image", "source": {"type": "url", "url": "https://e.org/a.png"}}
+THOUGHT = {"type": "thinking", "thinking": "t", "signature": "s"}
+USE = {"type": "tool_use", "id": "t", "name": "f", "input": {}}
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        assistant({**THOUGHT, "content": [PICTURE]}),
+        assistant({**USE, "content": [{"type": "document"}]}),
+        assistant({"type": "redacted_thinking", "data": "d", "content": [PICTURE]}),
+        assistant({"type": "fallback", "content": [PICTURE]}),
+        user(text("x", content=[PICTURE])),
+        user(text("x", source=PICTURE["source"])),
+        user({**PICTURE, "content": [PICTURE]}),
+        user({"type": "tool_reference", "tool_name": "f", "file_id": "f"}),
+        user({"type": "image", "source": {"type": "url", "url": "https://e.org", "file_id": "f"}}),
+        user({"type": "document", "source": {"type": "text", "data": "T", "content": [PICTURE]}}),
+        user({"type": "search_result", "content": [{**PICTURE, "text": "x"}]}),
+        user({"type": "tool_result", "tool_use_id": "t", "content": [{**THOUGHT, "content": [PICTURE]}]}),
+        {"role": "user", "content": "x", "attachments": [PICTURE]},
+    ],
+)
+def test_files_where_the_api_has_none_are_refused(message: Any) -> None:
+    assert (refusal(messages=[message]).param or "").startswith("messages[0]")
+
+
+def test_what_looks_like_a_file_but_is_none_passes() -> None:
+    cited = text("x", citations=[{"type": "char_location", "file_id": "f"}])
+    call = parse(messages=[assistant({**USE, "input": {"file_id": "f", "type": "image"}}, cited)])
+    assert (call.images, call.files, call.others, call.native_only) == (0, 0, 0, "")
+
+
+def test_too_many_messages_or_blocks_are_refused_and_the_most_is_read_at_once() -> None:
+    assert refusal(messages=HELLO * 4097).param == "messages"
+    assert refusal(messages=[user(*[text("x")] * 16_385)]).param == "messages"
+    assert refusal(system=[text("x")] * 16_385).param == "system"
+    wraps = [
+        {"type": "redacted_thinking", "data": reading.wrapped({"call": f"t{n}", "extra_content": GOOGLE})}
+        for n in range(4000)
+    ]
+    uses = [{**USE, "id": f"t{n}"} for n in range(4000)]
+    results = [{"type": "tool_result", "tool_use_id": f"t{n}", "content": "x"} for n in range(4000)]
+    sent = body(messages=[assistant(*wraps, *uses), user(*results)])
+    began = time.process_time()
+    doc = json.loads(anthropic.parse_messages(sent).body)
+    assert time.process_time() - began < 1
+    assert doc["messages"][0]["tool_calls"][-1]["extra_content"] == GOOGLE
+    assert len(doc["messages"]) == 4001
+
+
+def test_deep_bodies_are_read() -> None:
+    schema: Any = CLOSED
+    for _ in range(61):
+        schema = {**CLOSED, "properties": {"city": schema}}
+    told = canonical(output_config={"format": {"type": "json_schema", "schema": schema}})
+    assert told["response_format"]["json_schema"]["strict"] is True
+    inner: Any = {"type": "hologram"}
+    for _ in range(62):
+        inner = {"type": "hologram", "content": [inner]}
+    assert parse(messages=[user(inner)]).others == 1

@@ -491,7 +491,7 @@ def test_texts_are_embedded_alone_or_in_a_batch() -> None:
         ({"requests": []}, "requests"),
         ({"requests": [{}]}, "requests[0].content"),
         ({"requests": [{"content": {"parts": []}}]}, "requests[0].content"),
-        ({"requests": [{"content": {"parts": [{"inlineData": PNG}]}}]}, "requests[0].content.parts[0]"),
+        ({"requests": [{"content": {"parts": [{"inlineData": PNG}]}}]}, "requests[0].content.parts[0].inlineData"),
         ({"requests": [{"model": "x", "content": {"parts": [{"text": "a"}]}}]}, "model"),
         (
             {

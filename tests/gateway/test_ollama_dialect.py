@@ -24,6 +24,7 @@ from gateway.errors import (
     UnauthorizedError,
 )
 from providers.canonical import Call
+from tests.gateway.odd_chunks import odd_chunks
 
 HELLO = [{"role": "user", "content": "hello"}]
 PNG = base64.b64encode(b"\x89PNG\r\n\x1a\nrest").decode()
@@ -664,3 +665,35 @@ def joined(told: list[dict[str, Any]]) -> dict[str, Any]:
         "thinking": "".join(message.get("thinking", "") for message in messages),
         "tool_calls": [one for message in messages for one in message.get("tool_calls", ())],
     }
+
+
+def test_the_most_tool_calls_and_results_are_matched_at_once_and_more_are_refused() -> None:
+    calls = [{"function": {"name": f"f{n % 3}"}} for n in range(4000)]
+    results = [{"role": "tool", "content": "x"} for _ in range(4000)]
+    sent = json.dumps({"model": "m", "messages": [{"role": "assistant", "tool_calls": calls}, *results]}).encode()
+    began = time.process_time()
+    doc = json.loads(ollama.parse_chat(sent).body)
+    assert time.process_time() - began < 1
+    assert [message["tool_call_id"] for message in doc["messages"][1:]] == [f"call_0_{n}" for n in range(4000)]
+    assert refusal(chat, messages=HELLO * 4097).param == "messages"
+    assert refusal(chat, messages=[{"role": "assistant", "tool_calls": calls}] * 5).param == "messages"
+
+
+@pytest.mark.parametrize(("arguments", "expected"), [({"a": 1}, {"a": 1}), ({}, {}), ('{"a":1}', {"a": 1})])
+def test_arguments_that_came_as_an_object_reach_the_client(arguments: Any, expected: Any) -> None:
+    message = {"tool_calls": [{"index": 0, "id": "a", "function": {"name": "f", "arguments": arguments}}]}
+    whole = json.loads(ollama.CHAT.answer(chat(), completion(message)))
+    told = written(ollama.CHAT.writer(chat(), ""), chunk(message, ["odd"]))  # type: ignore[arg-type]
+    for line in (whole, told[0]):
+        assert line["message"]["tool_calls"][0]["function"]["arguments"] == expected
+    assert told[-1]["done_reason"] == "stop"
+
+
+@settings(deadline=None)
+@given(odd_chunks())
+def test_odd_json_in_every_field_never_raises(doc: Any) -> None:
+    sent = json.dumps(doc).encode()
+    for dialect in (ollama.CHAT, ollama.GENERATE):
+        dialect.answer(chat(), sent)
+        writer = dialect.writer(chat(), "")
+        lines(writer.feed(b"data: %b\n\n" % sent) + writer.feed(b"data: %b\n\n" % sent) + writer.finish())

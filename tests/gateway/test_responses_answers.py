@@ -13,6 +13,7 @@ from openai.types.responses import Response
 from gateway import errors
 from gateway.dialects import responses_reasoning
 from gateway.dialects.responses import RESPONSES
+from tests.gateway.odd_chunks import odd_chunks
 from tests.gateway.responses_case import (
     ENCRYPTED,
     FUNCTION,
@@ -490,3 +491,25 @@ class TestErrors:
         assert RESPONSES.ping.endswith(b"\n\n")
         assert RESPONSES.stream_type.startswith(b"text/event-stream")
         assert (RESPONSES.name, RESPONSES.id_header) == ("responses", b"")
+
+
+@pytest.mark.parametrize(("arguments", "expected"), [({"a": 1}, '{"a":1}'), ([1], "[1]"), (5, "5"), ("{}", "{}")])
+def test_arguments_that_are_no_string_are_told_as_json(arguments: Any, expected: str) -> None:
+    call = {"id": "a", "function": {"name": "f", "arguments": arguments}}
+    whole = json.loads(RESPONSES.answer(parse(), completion({"tool_calls": [call]})))
+    assert whole["output"][0]["arguments"] == expected
+    chunks = [{"choices": [{"delta": {"tool_calls": [{"index": 0, **call}]}, "finish_reason": ["odd"]}]}]
+    writer = RESPONSES.writer(parse(), "")
+    sent = writer.feed(b"".join(b"data: %b\n\n" % json.dumps(told).encode() for told in chunks)) + writer.finish()
+    last = json.loads(sent.decode().split("data: ")[-1])
+    assert (last["type"], last["response"]["output"][0]["arguments"]) == ("response.completed", expected)
+
+
+@given(odd_chunks())
+@settings(deadline=None)
+def test_odd_json_in_every_field_never_raises(doc: Any) -> None:
+    sent, call = json.dumps(doc).encode(), parse()
+    json.loads(RESPONSES.answer(call, sent))
+    writer = RESPONSES.writer(call, "")
+    told = writer.feed(b"data: %b\n\n" % sent) + writer.feed(b"data: %b\n\n" % sent) + writer.finish()
+    assert json.loads(told.decode().split("data: ")[-1])["type"] in ("response.completed", "response.incomplete")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import time
 from typing import Any
 
 import pytest
@@ -451,6 +452,17 @@ class TestTools:
         tool = {"type": "function", "function": {"name": "f", "parameters": {}}}
         assert sent(tools=[tool])["tools"] == [{"functionDeclarations": [{"name": "f"}]}]
         assert "tools" not in sent(tools=[])
+
+    def test_many_allowed_tools_are_found_at_once(self) -> None:
+        tools = [{"type": "function", "function": {"name": f"f{i}", "strict": True}} for i in range(10_000)]
+        wanted = {"type": "allowed_tools", "allowed_tools": {"mode": "auto", "tools": tools[::-1]}}
+        begin = time.perf_counter()
+        request = ADAPTER.build(
+            call(tools=tools, tool_choice=wanted, **{f"x{i}": 1 for i in range(5000)}), target(strict=False), None
+        )
+        assert time.perf_counter() - begin < 2
+        assert len(json.loads(request.body)["tools"][0]["functionDeclarations"]) == len(tools)
+        assert list(request.dropped).count("tools.function.strict") == 1
 
     def test_strict_tools_are_told_not_to_be(self) -> None:
         tool = {"type": "function", "function": {"name": "f", "strict": True}}

@@ -305,14 +305,28 @@ class TestFailures:
 
 class TestNative:
     def test_the_bytes_pass_as_they_are(self) -> None:
-        stream = b": ping\r\n\r\n" + STREAM
-        one, out = run(stream, native=True)
+        one, out = run(STREAM, native=True)
         assert one.native
-        assert out == stream
+        assert out == STREAM
         assert one.done
         assert one.usage == Usage(5, output=13, reasoning=9)
         assert one.events == 4
         assert one.delivered_bytes == len("hmHello ") + 2 + len('f{"x":5}')
+
+    @pytest.mark.parametrize(
+        "quiet", [b": ping", b"event: ping", b"id: 7\r\nretry: 5", b"data:", b"\xef\xbb\xbf: ping"]
+    )
+    def test_events_that_say_nothing_are_kept_back(self, quiet: bytes) -> None:
+        one, out = run(quiet + CRLF + STREAM, native=True)
+        assert (out, one.done) == (STREAM, True)
+
+    @pytest.mark.parametrize("garbage", [b"\x00garbage", b"<html>", b": ping\n\x00", b"data\x00: {}", b"\xff"])
+    @pytest.mark.parametrize("end", [b"\n\n", CRLF])
+    def test_what_is_no_event_ends_the_answer_before_it_began(self, garbage: bytes, end: bytes) -> None:
+        one, out = run(garbage + end + STREAM, native=True)
+        assert out == b""
+        assert one.error is not None
+        assert (one.error.reason, one.done) == ("protocol", False)
 
     def test_they_pass_as_they_come(self) -> None:
         one = reader(native=True)
