@@ -17,7 +17,13 @@ from gateway import cors, counting, health, models_list, pipeline
 from gateway.counting import Counter
 from gateway.dialects import gemini
 from gateway.endpoints import INFERENCE, Endpoint, find
-from gateway.errors import MethodNotAllowedError, PayloadTooLargeError, RequestTimeoutError
+from gateway.errors import (
+    GatewayError,
+    MethodNotAllowedError,
+    NotFoundError,
+    PayloadTooLargeError,
+    RequestTimeoutError,
+)
 
 if TYPE_CHECKING:
     from gateway.runtime import Runtime
@@ -299,7 +305,10 @@ class GatewayApp:
         allowed = models_list.methods(path)
         if method not in allowed:
             dialect = models_list.dialect_of(exchange)
-            await pipeline.refuse_simply(self._runtime, exchange, MethodNotAllowedError(method, allowed), dialect)
+            error: GatewayError = MethodNotAllowedError(method, allowed)
+            if dialect.name == gemini.NAME and ":" in path:  # an action that is not known
+                error = NotFoundError()
+            await pipeline.refuse_simply(self._runtime, exchange, error, dialect)
             return
         self._open.add(exchange)
         try:
@@ -336,9 +345,9 @@ def spelled(scope: Scope) -> Scope:
         path = path[len(ALIAS) :]
         scope = {**scope, "path": path, "raw_path": path.encode()}
     if gemini.route(path) is not None or models_list.serves(path):
-        keys = urllib.parse.parse_qs(scope.get("query_string", b"")).get(b"key")
+        keys = urllib.parse.parse_qs(scope.get("query_string", b"").decode("latin-1")).get("key")
         if keys:
-            scope = {**scope, "headers": [*scope["headers"], *((b"x-goog-api-key", key) for key in keys)]}
+            scope = {**scope, "headers": [*scope["headers"], *((b"x-goog-api-key", key.encode()) for key in keys)]}
     return scope
 
 

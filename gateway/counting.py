@@ -92,6 +92,7 @@ def find(path: str) -> Counter | None:
 async def serve(runtime: Runtime, exchange: Exchange, counter: Counter) -> None:
     """Answer one counting request. Never raises but for cancellation."""
     job = pipeline.Job(runtime, exchange, counter.endpoint)
+    status, code = 200, ""
     try:
         pipeline.admit(job)
         settings = pipeline.job_snapshot(job).settings
@@ -100,19 +101,27 @@ async def serve(runtime: Runtime, exchange: Exchange, counter: Counter) -> None:
         pipeline.guard(job)
         pipeline.route(job)
         tokens, estimated = await count(job)
+        headers = [(b"content-type", b"application/json"), *job.headers()]
+        if estimated:
+            headers.append((b"x-hoosh-estimated", b"true"))
+        await exchange.respond(200, headers, counter.tell(tokens))
     except GatewayError as error:
+        status, code = error.status, error.code or error.type
         await pipeline.refuse(job, error)
-        return
+    except RecursionError:
+        status, code = 400, pipeline.NESTED.code or ""
+        await pipeline.refuse(job, pipeline.NESTED)
     except asyncio.CancelledError:
-        raise
+        status, code = 499, "client_left"
+        if not exchange.gone:
+            raise
     except Exception:
+        status, code = 500, "internal_error"
         log.exception("counting failed inside the gateway", extra={"request_id": job.rid_hex})
-        await pipeline.refuse(job, GatewayError(code="internal_error"))
-        return
-    headers = [(b"content-type", b"application/json"), *job.headers()]
-    if estimated:
-        headers.append((b"x-hoosh-estimated", b"true"))
-    await exchange.respond(200, headers, counter.tell(tokens))
+        await pipeline.refuse(job, GatewayError(code=code))
+    finally:
+        pipeline.finish(job, status, code)
+        job.task = None
 
 
 async def count(job: pipeline.Job) -> tuple[int, bool]:

@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 
 FREE = PriceBound(PRICE_FREE, 0, 0, 0)
 UNKNOWN = PriceBound(PRICE_UNKNOWN, 0, 0, 0)
+# What makes tokens dearer, not more: a matter of money only. Anything else that a call may ask of its provider
+# (searches, tools that the provider runs, contents it keeps) also brings input that no bound covers.
+ONLY_DEARER = frozenset({"service_tier", "cache_control", "speed", "inference_geo"})
 SHORTENED_WAIT_S = 1.0  # for control's grant of what was seen to be left
 # Answers that are read by programs are of no use when they are cut.
 _STRUCTURED = frozenset(
@@ -78,7 +81,7 @@ async def hold(job: Job, snapshot: Snapshot, candidate: Candidate, step: Step) -
     chain = chain_of(job)
     if endpoint.bounded is not None and chain.held:
         call = job.call = endpoint.bounded(call)
-    if call.surcharge and chain.limits_money:
+    if call.surcharge and (chain.limits_money or (chain.held and call.surcharge not in ONLY_DEARER)):
         raise surcharge_error(call.surcharge)
     card = snapshot.cards.find(step.model)
     bound = endpoint.bound(call, card)
@@ -200,13 +203,13 @@ def shorten(attempt: Attempt) -> bool:
 
 
 def surcharge_error(field: str) -> BadRequestError:
-    """The 400 of a request that asks for what costs more than the prices say, on a pool that limits money."""
-    what = {"service_tier": "Such a service tier costs", "web_search_options": "Web searches cost"}
-    return BadRequestError(
-        f"{what.get(field, 'What this asks for may cost')} more than the prices known here, and a pool of this request "
-        f"limits money. Leave out '{field}'.",
-        param=field,
-    )
+    """The 400 of a request that asks for what no bound covers, or what costs more than the prices say, on a pool with a
+    limit on that."""
+    if field in ONLY_DEARER:
+        text = "This may cost more than the prices known here, and a pool of this request limits money."
+    else:
+        text = "What the provider reads and runs for this cannot be bounded, and a pool of this request has a limit."
+    return BadRequestError(f"{text} Leave out '{field}'.", param=field)
 
 
 def disabled_error(job: Job, disabled: PoolDisabledError) -> ForbiddenError:

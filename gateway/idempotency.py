@@ -382,8 +382,10 @@ async def replay(job: Job, header: bytes, body: bytes) -> int:
     """Tell the stored answer and return its status; 0 = the request shall run, and its answer is recorded."""
     assert job.key is not None
     assert job.head is not None
-    # The pool is part of the request, wherever it is named.
+    # The pool is part of the request, wherever it is named; so is the query, which may ask for another form of answer.
     request = body + b"\0" + job.head.pool if job.head.pool else body
+    if job.exchange.query:
+        request += b"\0?" + job.exchange.query
     told = await job.runtime.idempotency.begin(job.key.record.id, header, job.exchange.path, request, job.rid_hex)
     if isinstance(told, Ticket):
         job.exchange = job.recorder = RecordingExchange(job.exchange, told)

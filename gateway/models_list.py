@@ -72,7 +72,10 @@ async def serve(runtime: Runtime, exchange: Exchange) -> None:
         if dialect is ollama.CHAT:
             body = await of_ollama(runtime, snapshot, key, exchange)
         else:
-            body = await told(snapshot, key, exchange.path.partition("/models")[2].removeprefix("/"), dialect)
+            name = exchange.path.partition("/models")[2].removeprefix("/")
+            body = await told(
+                snapshot, key, name.removeprefix("models/") if dialect.name == "gemini" else name, dialect
+            )
     except GatewayError as error:
         await pipeline.refuse_simply(runtime, exchange, error, dialect)
         return

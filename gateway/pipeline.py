@@ -43,6 +43,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("hoosh.pipeline")
 
+NESTED = BadRequestError("The JSON body is nested too deeply. Flatten it.")
+
 
 class Job:
     """One request on its way through: what is known of it so far."""
@@ -139,6 +141,9 @@ async def serve(runtime: Runtime, exchange: Exchange, endpoint: Endpoint) -> Non
     except GatewayError as error:
         status, code = error.status, error.code or error.type
         await refuse(job, error)
+    except RecursionError:  # wherever it was met: what is read to its full depth is not always read the same way
+        status, code = 400, NESTED.code or ""
+        await refuse(job, NESTED)
     except asyncio.CancelledError:
         status, code = 499, "client_left"
         if job.aborted:

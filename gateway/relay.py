@@ -37,6 +37,7 @@ log = logging.getLogger("hoosh.relay")
 
 ERROR_BODY_MAX = 64 * 1024
 CLIENT_LEFT = 499
+INTERNAL = "internal"
 EVENT_STREAM = b"text/event-stream"
 # Reasons after which another provider may do better; a request the provider found wrong is wrong everywhere.
 ELSEWHERE = frozenset({"credential", "rate_limit", "overloaded", "server", "protocol", "cut"})
@@ -258,6 +259,11 @@ async def stream(attempt: Attempt) -> None:
     except asyncio.CancelledError:
         await cancelled(attempt, reader, writer)
         raise
+    except AttemptFailedError:
+        raise
+    except Exception:
+        log.exception("a stream failed inside the gateway", extra={"request_id": job.rid_hex})
+        await broken(attempt, reader, writer, GatewayError(code="internal_error"), kind=INTERNAL)
     finally:
         job.runtime.pingers.discard(pinger)
         source.close()
@@ -392,7 +398,7 @@ async def broken(
     exchange = job.exchange
     if not exchange.begun and problem is not None:
         raise refused(attempt, problem)
-    if kind not in ("journal", "overrun"):
+    if kind not in ("journal", "overrun", INTERNAL):
         note_failure(attempt, kind, error.message)
     job.runtime.metrics.attempt(candidate.provider.name, kind)
     book_read(attempt, reader, error)

@@ -27,6 +27,7 @@ SLICE = 200  # rows built between two yields: well under 5 ms
 MODEL_TESTS = 4000  # models tried against a glob between two yields: about a millisecond
 TARGETS_MAX = 4096
 MODEL_PLACE = b"{model}"
+TUNED = "tunedModels/"
 RESPONSES, RESPONSES_ONLY = "responses", "responses-only"
 _SAME = frozenset({("gemini", "google")})  # a dialect and the adapter that speaks it under another name
 LOCAL_CLASSES = frozenset({"loopback", "private", "unix"})
@@ -68,8 +69,10 @@ class Candidate:
             labels |= {RESPONSES_ONLY}
         heads = self.heads
         if any(MODEL_PLACE in head for head in heads.values()):
-            name = quote(model.removeprefix("models/"), safe="").encode("ascii")
-            heads = {operation: head.replace(MODEL_PLACE, name) for operation, head in heads.items()}
+            place, name = MODEL_PLACE, quote(model.removeprefix("models/"), safe="")
+            if model.startswith(TUNED):  # a collection of its own, beside that of the models
+                place, name = b"models/" + MODEL_PLACE, TUNED + quote(model.removeprefix(TUNED), safe="")
+            heads = {operation: head.replace(place, name.encode("ascii")) for operation, head in heads.items()}
         return Target(kind=self.kind, upstream_model=model, strict=self.strict, labels=labels, heads=heads)
 
     def adapter_for(self, call: Call, target: Target) -> Adapter:

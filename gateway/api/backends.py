@@ -187,7 +187,7 @@ class DeleteView(ControlView):
     )
     def delete(self, request: Request) -> HttpResponseBase:
         """The same. Fields may stand in the body or in the query."""
-        return self._delete(request, request.query_params.dict())
+        return self._delete(request, once(request))
 
     def _delete(self, request: Request, query: dict[str, Any]) -> HttpResponseBase:
         given: Any = request.data
@@ -208,7 +208,7 @@ class TrainingView(ControlView):
     )
     def get(self, request: Request) -> HttpResponseBase:
         """Synapse's own answer."""
-        return self._status(read(JobRequest, request.query_params.dict()))
+        return self._status(read(JobRequest, once(request)))
 
     @extend_schema(
         request=JobIdRequest, responses={200: OpenApiTypes.OBJECT, **_ERRORS}, summary="State of a training job"
@@ -386,6 +386,14 @@ def _secret(row: Provider) -> str:
             "The provider's stored credential cannot be opened: the URL or the vault key changed. Type it again."
         )
     return ""
+
+
+def once(request: Request) -> dict[str, Any]:
+    """The fields of the query. Raises `BadRequestError` for one that is given twice: nobody knows which is meant."""
+    for name, values in request.query_params.lists():
+        if len(values) > 1:
+            raise BadRequestError(f"'{name[:64]}' is given twice. Give it once.", param=name[:64])
+    return dict(request.query_params.items())
 
 
 def _unsuitable(message: str) -> BadRequestError:

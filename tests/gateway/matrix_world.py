@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,10 +15,10 @@ import pytest
 from budgets.journal import COMPLETE, HEADER
 from budgets.journal import KEY as RECORD_KEY
 from budgets.journal_reader import scan
-from budgets.records import UsageRecord
+from budgets.records import PoolRecord, UsageRecord
 from providers.config import CredentialDoc, ProviderDoc, RouteDoc, SettingsDoc
 from providers.vault import Vault
-from tests.gateway.harness import KEY, GatewayServer, wait_for
+from tests.gateway.harness import KEY, OTHER_KEY, GatewayServer, wait_for
 from tests.gateway.matrix_clients import CLIENTS, Client, Reply
 from tests.provider_fakes import KINDS, ProviderFakes, Seen
 from tests.provider_fakes_base import Json
@@ -130,7 +131,13 @@ class World:
             )
             for kind, number in numbers.items()
         ]
-        self.server = GatewayServer(directory, providers=providers, routes=routes_of(numbers), settings=settings)
+        self.server = GatewayServer(
+            directory,
+            providers=providers,
+            routes=routes_of(numbers),
+            settings=settings,
+            pools=[PoolRecord(id=1, name="limited"), PoolRecord(id=2, name="counted", units=())],
+        )
         self.server.binding = "worker"
         self._secrets = {
             number: self._vault.seal(fakes.secret(kind), fakes.url(kind)) for kind, number in numbers.items()
@@ -164,6 +171,15 @@ class World:
     def ask(self, client: Client, model: str, body: Json, *, stream: bool) -> Got:
         """One request of a client."""
         return self.send("POST", client.path(model, stream=stream), body)
+
+    @contextlib.contextmanager
+    def unlimited(self) -> Iterator[None]:
+        """Within this requests draw on a pool that only counts."""
+        self.http.headers["x-api-key"] = OTHER_KEY
+        try:
+            yield
+        finally:
+            self.http.headers["x-api-key"] = KEY
 
     def read(self, client: Client, got: Got, *, stream: bool) -> Reply:
         """A good answer as the client reads it."""
