@@ -9,11 +9,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+import urllib.parse
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import TYPE_CHECKING, Any, Protocol
 
-from gateway import cors, health, models_list, pipeline
-from gateway.endpoints import INFERENCE
+from gateway import cors, counting, health, models_list, pipeline
+from gateway.counting import Counter
+from gateway.dialects import gemini
+from gateway.endpoints import INFERENCE, Endpoint, find
 from gateway.errors import MethodNotAllowedError, PayloadTooLargeError, RequestTimeoutError
 
 if TYPE_CHECKING:
@@ -26,7 +29,12 @@ Send = Callable[[Message], Awaitable[None]]
 Asgi = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 # What Channels' router sends here. Everything else goes to control.
-PATTERN = r"^(?:v1/.*|livez|readyz|)$"
+PATTERN = (
+    r"^(?:(?:openai/)?v1/.*|(?:v1(?:beta|alpha)/)?(?:m|tunedM)odels(?:/.*)?"
+    r"|api/(?:chat|generate|embed|embeddings|tags|show|ps|version)|livez|readyz|)$"
+)
+API_PATHS = ("/v1/", "/v1beta/", "/v1alpha/", "/models", "/tunedModels/", "/api/", "/openai/")
+ALIAS = "/openai"  # some clients put it before every path
 
 
 class Connection(Protocol):
@@ -64,12 +72,14 @@ class AsgiExchange:
         "keep_running",
         "method",
         "path",
+        "query",
         "task",
     )
 
     def __init__(self, scope: Scope, receive: Receive, send: Send, client: str) -> None:
         self.method: str = scope["method"]
         self.path: str = scope["path"]
+        self.query: bytes = scope.get("query_string", b"")
         self.headers: list[tuple[bytes, bytes]] = scope["headers"]
         self.client = client
         self.gone = self.begun = self.keep_running = False
@@ -217,13 +227,20 @@ class GatewayApp:
         endpoint = INFERENCE.get(scope["path"])
         if endpoint is None or scope["method"] != "POST":
             await self._other(scope, receive, send)
-            return
+        else:
+            await self._serve(scope, receive, send, endpoint)
+
+    async def _serve(self, scope: Scope, receive: Receive, send: Send, endpoint: Endpoint | Counter) -> None:
+        """Inference, or the counting of tokens."""
         runtime = self._runtime
         exchange = AsgiExchange(scope, receive, send, self._client(scope))
         exchange.say_with(self._cors_headers(exchange.headers), closing=runtime.draining)
         self._open.add(exchange)
         try:
-            await pipeline.serve(runtime, exchange, endpoint)
+            if isinstance(endpoint, Counter):
+                await counting.serve(runtime, exchange, endpoint)
+            else:
+                await pipeline.serve(runtime, exchange, endpoint)
         finally:
             self._open.discard(exchange)
             exchange.close()
@@ -242,10 +259,16 @@ class GatewayApp:
         return []
 
     async def _other(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Everything but inference: preflights, memory answers, the model list, wrong verbs, control's paths."""
+        """Everything but the commonest paths of inference: other spellings of them, preflights, memory answers, the
+        model list, wrong verbs, control's paths."""
+        scope = spelled(scope)
         path, method = scope["path"], scope["method"]
+        endpoint = find(path, scope.get("query_string", b"")) or counting.find(path)
+        if endpoint is not None and method == "POST":
+            await self._serve(scope, receive, send, endpoint)
+            return
         exchange = AsgiExchange(scope, receive, send, self._client(scope))
-        is_api = path.startswith("/v1/")
+        is_api = path.startswith(API_PATHS)
         headers = self._cors_headers(exchange.headers) if is_api else []
         exchange.say_with(headers, closing=self._runtime.draining)
         if is_api and method == "OPTIONS":
@@ -255,19 +278,35 @@ class GatewayApp:
                 await send({"type": "http.response.start", "status": status, "headers": allow})
                 await send({"type": "http.response.body", "body": body})
             return
-        local = path in LOCAL_PATHS or path in INFERENCE or path == "/v1/models" or path.startswith("/v1/models/")
-        if not local:
-            await self._forward(scope, receive, with_headers(send, headers))
-            return
-        if path in INFERENCE:
-            await pipeline.refuse_simply(self._runtime, exchange, MethodNotAllowedError(method, ("POST",)))
-        elif method not in ("GET", "HEAD"):
-            await pipeline.refuse_simply(self._runtime, exchange, MethodNotAllowedError(method, ("GET", "HEAD")))
+        if endpoint is not None:
+            dialect = endpoint.endpoint.dialect if isinstance(endpoint, Counter) else endpoint.dialect
+            await pipeline.refuse_simply(self._runtime, exchange, MethodNotAllowedError(method, ("POST",)), dialect)
         elif path in LOCAL_PATHS:
-            status, reply_headers, body = self._from_memory(path, head=method == "HEAD")
-            await self._answer(exchange, status, reply_headers, body)
+            await self._from_memory_or_refuse(exchange, path, method)
+        elif path not in CONTROL_PATHS and models_list.serves(path):
+            await self._models(exchange, path, method)
         else:
+            await self._forward(scope, receive, with_headers(send, headers))
+
+    async def _from_memory_or_refuse(self, exchange: AsgiExchange, path: str, method: str) -> None:
+        if method not in ("GET", "HEAD"):
+            await pipeline.refuse_simply(self._runtime, exchange, MethodNotAllowedError(method, ("GET", "HEAD")))
+            return
+        status, headers, body = self._from_memory(path, head=method == "HEAD")
+        await self._answer(exchange, status, headers, body)
+
+    async def _models(self, exchange: AsgiExchange, path: str, method: str) -> None:
+        allowed = models_list.methods(path)
+        if method not in allowed:
+            dialect = models_list.dialect_of(exchange)
+            await pipeline.refuse_simply(self._runtime, exchange, MethodNotAllowedError(method, allowed), dialect)
+            return
+        self._open.add(exchange)
+        try:
             await models_list.serve(self._runtime, exchange)
+        finally:
+            self._open.discard(exchange)
+            exchange.close()
 
     def _from_memory(self, path: str, *, head: bool) -> health.Answer:
         runtime = self._runtime
@@ -287,6 +326,20 @@ class GatewayApp:
 
 
 LOCAL_PATHS = frozenset({"/", "/livez", "/readyz", "/v1/health"})
+CONTROL_PATHS = frozenset({"/v1/models/pull", "/v1/models/delete"})  # below the model list, but not of it
+
+
+def spelled(scope: Scope) -> Scope:
+    """The request as if it had been spelled the usual way: without `/openai`, its key in a header."""
+    path: str = scope["path"]
+    if path.startswith(f"{ALIAS}/v1/"):
+        path = path[len(ALIAS) :]
+        scope = {**scope, "path": path, "raw_path": path.encode()}
+    if gemini.route(path) is not None or models_list.serves(path):
+        keys = urllib.parse.parse_qs(scope.get("query_string", b"")).get(b"key")
+        if keys:
+            scope = {**scope, "headers": [*scope["headers"], *((b"x-goog-api-key", key) for key in keys)]}
+    return scope
 
 
 def with_headers(send: Send, headers: list[tuple[bytes, bytes]]) -> Send:

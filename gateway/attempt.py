@@ -52,6 +52,7 @@ class Attempt:
         "candidate",
         "cost_pico",
         "draws",
+        "dropped",
         "error",
         "held",
         "held_pico",
@@ -78,6 +79,7 @@ class Attempt:
         self.input_bound = input_bound
         self.sent = False  # something of this call reached the upstream, as far as we know
         self.shortened = False
+        self.dropped: tuple[str, ...] = ()  # parameters that the provider cannot honour
         self.status = 0
         self.error = ""
         self.usage: Usage | None = None
@@ -285,7 +287,7 @@ class Attempt:
     def believed(self, usage: Usage, *, events: int) -> tuple[Usage, Basis]:
         """A reported usage, raised to what was delivered where it says less than that, which nobody can believe."""
         if usage.output >= events:
-            return usage, Basis.REPORTED
+            return usage, Basis.REPORTED if usage.reported else Basis.ESTIMATED
         return msgspec.structs.replace(usage, output=events, reported=False), Basis.ESTIMATED
 
     def learn(self, usage: Usage, *, text_bytes: int) -> None:

@@ -19,6 +19,7 @@ class Exchange(Protocol):
 
     method: str
     path: str
+    query: bytes
     headers: Headers
     client: str
     gone: bool

@@ -76,6 +76,8 @@ async def hold(job: Job, snapshot: Snapshot, candidate: Candidate, step: Step) -
     runtime, call, endpoint = job.runtime, job.call, job.endpoint
     assert call is not None
     chain = chain_of(job)
+    if endpoint.bounded is not None and chain.held:
+        call = job.call = endpoint.bounded(call)
     if call.surcharge and chain.limits_money:
         raise surcharge_error(call.surcharge)
     card = snapshot.cards.find(step.model)
@@ -199,9 +201,10 @@ def shorten(attempt: Attempt) -> bool:
 
 def surcharge_error(field: str) -> BadRequestError:
     """The 400 of a request that asks for what costs more than the prices say, on a pool that limits money."""
-    what = "Such a service tier costs" if field == "service_tier" else "Web searches cost"
+    what = {"service_tier": "Such a service tier costs", "web_search_options": "Web searches cost"}
     return BadRequestError(
-        f"{what} more than the prices known here, and a pool of this request limits money. Leave out '{field}'.",
+        f"{what.get(field, 'What this asks for may cost')} more than the prices known here, and a pool of this request "
+        f"limits money. Leave out '{field}'.",
         param=field,
     )
 

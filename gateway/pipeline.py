@@ -16,8 +16,11 @@ from typing import TYPE_CHECKING
 from gateway import idempotency, relay
 from gateway.admission import Head, client_request_id, find_key
 from gateway.attempt import Attempt, AttemptFailedError
+from gateway.dialects import openai
+from gateway.dialects.base import Dialect
 from gateway.endpoints import Endpoint
 from gateway.errors import (
+    BadRequestError,
     ForbiddenError,
     GatewayError,
     GatewayUnavailableError,
@@ -26,12 +29,12 @@ from gateway.errors import (
     PriceUnknownError,
     UnsupportedMediaError,
     UpstreamRefusedError,
-    to_openai,
 )
 from gateway.exchange import Exchange
 from gateway.holding import choose_pools, hold
 from gateway.logs import AccessEntry
 from gateway.snapshot import Key, Snapshot
+from providers.adapters import params
 from providers.canonical import Call
 from providers.routing import Decision, Step
 
@@ -102,7 +105,18 @@ class Job:
             headers.append((b"x-hoosh-route", self.last.candidate.header))
             if self.last.shortened:
                 headers.append((b"x-hoosh-output-limit", b"%d" % (self.last.limit or 0)))
+            if self.last.dropped or (self.call is not None and self.call.dropped):
+                headers.append((b"x-hoosh-dropped-params", self._dropped()))
+        if id_header := self.endpoint.dialect.id_header:
+            headers.append((id_header, own))
         return headers
+
+    def _dropped(self) -> bytes:
+        """What of the request did not reach the provider."""
+        assert self.last is not None
+        assert self.call is not None
+        passed_on = self.last.candidate.speaks(self.call.dialect)
+        return params.header((*(() if passed_on else self.call.dropped), *self.last.dropped))
 
 
 async def serve(runtime: Runtime, exchange: Exchange, endpoint: Endpoint) -> None:
@@ -118,7 +132,7 @@ async def serve(runtime: Runtime, exchange: Exchange, endpoint: Endpoint) -> Non
         if replayed:
             status = replayed
         else:
-            job.call = endpoint.parse(body)
+            job.call = endpoint.parse(body, exchange)
             guard(job)
             route(job)
             await call_candidates(job)
@@ -213,7 +227,7 @@ def unavailable_reason(snapshot: Snapshot, step: Step, endpoint: str) -> str:
     candidate = snapshot.candidates.get(step.route.id)
     if candidate is None:
         return "not usable"
-    if endpoint not in candidate.heads:
+    if endpoint not in candidate.serves:
         return f"does not serve {endpoint}"
     if not candidate.circuit.quiet:
         return candidate.circuit.reason(time.monotonic())
@@ -230,7 +244,10 @@ async def call_candidates(job: Job) -> None:
     failure: GatewayError | None = None
     for step in decision.steps:
         candidate = snapshot.candidates.get(step.route.id)
-        if candidate is None or call.endpoint not in candidate.heads:
+        if candidate is None or call.endpoint not in candidate.serves:
+            continue
+        if call.native_only and not candidate.speaks(call.dialect):
+            failure = failure or native_only_error(call)
             continue
         if job.attempts >= snapshot.settings.max_attempts or (failure and time.monotonic() >= job.deadline):
             break
@@ -253,7 +270,21 @@ async def call_candidates(job: Job) -> None:
                 break
         finally:
             attempt.close()
-    raise failure or ModelNotFoundError(call.model, f"No route for '{call.model[:256]}' serves {call.endpoint}.")
+    raise failure or no_route_error(call)
+
+
+def no_route_error(call: Call) -> ModelNotFoundError:
+    """The 404 of a model whose routes lead to providers without such an endpoint."""
+    return ModelNotFoundError(call.model, f"No route for '{call.model[:256]}' serves {call.endpoint}.")
+
+
+def native_only_error(call: Call) -> BadRequestError:
+    """The 400 of a request that asks for what only providers of its own API can do, where none of them serves it."""
+    return BadRequestError(
+        f"The provider of '{call.model[:256]}' cannot honour '{call.native_only}'. Leave it out or use another model.",
+        param=call.native_only,
+        code="unsupported_parameter",
+    )
 
 
 async def refuse(job: Job, error: GatewayError) -> None:
@@ -263,13 +294,17 @@ async def refuse(job: Job, error: GatewayError) -> None:
     job.runtime.metrics.refused(error.code or error.type)
     if job.recorder is not None:
         job.recorder.refused_by_provider = isinstance(error, UpstreamRefusedError)
-    await job.exchange.respond(error.status, [*error.headers, *job.headers()], to_openai(error))
+    body = job.endpoint.dialect.error(error, job.rid_hex)
+    await job.exchange.respond(error.status, [*error.headers, *job.headers()], body)
 
 
-async def refuse_simply(runtime: Runtime, exchange: Exchange, error: GatewayError) -> None:
+async def refuse_simply(
+    runtime: Runtime, exchange: Exchange, error: GatewayError, dialect: Dialect = openai.DIALECT
+) -> None:
     """An error answer outside of inference: no job, no books."""
     request_id = client_request_id(exchange.headers) or runtime.new_id(time.time_ns() // 1000).hex().encode()
-    await exchange.respond(error.status, [*error.headers, (b"x-request-id", request_id)], to_openai(error))
+    body = dialect.error(error, request_id.decode("ascii"))
+    await exchange.respond(error.status, [*error.headers, (b"x-request-id", request_id)], body)
 
 
 def finish(job: Job, status: int, code: str) -> None:

@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
+import ssl
 import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from typing import Any
 
 import httpx
 import msgspec
@@ -21,7 +24,7 @@ from django.utils import timezone
 
 from audit.record import record
 from gateway import metrics
-from providers import sequences, services
+from providers import certificates, sequences, services, validation
 from providers.adapters import demo
 from providers.catalog import CATALOG, Kind
 from providers.failures import UpstreamError
@@ -42,6 +45,7 @@ _IDLE_S = 5.0  # how often the loop looks whether probes were switched on
 _FAILURES = {
     "connect": "No connection: the server is not there, or the address or port is wrong.",
     "tls": "The TLS handshake failed: the certificate is not trusted for this address.",
+    "tls_alert": "The provider ended the TLS connection: it wants a client certificate, or does not accept ours.",
     "egress": "The address is now in another class than when it was saved. Press “Look up address again” to accept it.",
     "write": "The connection broke while the request was sent.",
     "reset": "The connection was closed before the answer was complete.",
@@ -53,6 +57,10 @@ _FAILURES = {
 }
 
 
+# Alerts with which a server tells that it misses, or does not like, our certificate.
+_ABOUT_OURS = re.compile("ALERT_.*(CERTIFICATE|UNKNOWN_CA|HANDSHAKE_FAILURE|ACCESS_DENIED)")
+
+
 @dataclass(slots=True)
 class Outcome:
     """What one look found: `detail` says in plain words what is wrong, "" when nothing is."""
@@ -61,6 +69,7 @@ class Outcome:
     detail: str = ""
     models: tuple[str, ...] = ()
     latency_ms: float | None = None
+    chain: tuple[bytes, ...] = ()  # the server's certificates as they were verified, DER; none = not seen
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +82,8 @@ class _Target:
     base_url: str
     address_class: str
     ca_pem: str
+    pins: tuple[str, ...] = ()
+    client_pem: str | None = field(default="", repr=False)
     secret: str = field(default="", repr=False)
     problem: str = ""  # found before any connection
 
@@ -150,9 +161,16 @@ async def look(target: _Target, *, timeout_s: float = TIMEOUT_S) -> Outcome:
         return Outcome(ok=False, detail=target.problem)
     if target.kind.adapter == "demo":
         return Outcome(ok=True, models=demo.MODELS, latency_ms=0.0)
+    seen: list[tuple[bytes, ...]] = []
+    outcome = await _ask(target, timeout_s, seen.append)
+    outcome.chain = seen[-1] if seen else ()
+    return outcome
+
+
+async def _ask(target: _Target, timeout_s: float, on_chain: Callable[[tuple[bytes, ...]], None]) -> Outcome:
     begin = time.perf_counter()
     try:
-        status, body = await asyncio.wait_for(_fetch(target, timeout_s), timeout_s)
+        status, body = await asyncio.wait_for(_fetch(target, timeout_s, on_chain), timeout_s)
     except TimeoutError:
         return Outcome(ok=False, detail=_FAILURES["total_timeout"])
     except (UpstreamError, httpx.HTTPError, OSError, ValueError) as exc:
@@ -187,12 +205,19 @@ def _pick(reply: _ModelList) -> list[_Model] | None:
     return reply.data if reply.data is not None else reply.models
 
 
-async def _fetch(target: _Target, timeout_s: float) -> tuple[int, bytes]:
+async def _fetch(target: _Target, timeout_s: float, on_chain: Callable[[tuple[bytes, ...]], None]) -> tuple[int, bytes]:
     headers = {"accept": "application/json", "accept-encoding": "identity"}
     if target.secret and target.kind.auth == "bearer":
         headers["authorization"] = f"Bearer {target.secret}"
     client = open_client(
-        target.base_url, target.address_class, ca_pem=target.ca_pem, headers=headers, timeout_s=timeout_s
+        target.base_url,
+        target.address_class,
+        ca_pem=target.ca_pem,
+        headers=headers,
+        timeout_s=timeout_s,
+        pins=target.pins,
+        client_pem=target.client_pem,
+        on_chain=on_chain,
     )
     async with client, client.stream("GET", target.kind.paths.get("models", "/v1/models")) as reply:
         pieces, size = [], 0
@@ -209,7 +234,7 @@ def _failure(exc: BaseException | None) -> str:
     seen: BaseException | None = exc
     while seen is not None:
         if isinstance(seen, UpstreamError):
-            return _FAILURES.get(seen.kind, f"The call failed ({seen.kind}).")
+            return _tls_failure(seen) or _FAILURES.get(seen.kind, f"The call failed ({seen.kind}).")
         seen = seen.__cause__
     if isinstance(exc, httpx.TimeoutException):
         return _FAILURES["first_byte_timeout"]
@@ -218,6 +243,20 @@ def _failure(exc: BaseException | None) -> str:
     if isinstance(exc, ValueError):
         return "The base URL or the certificates of this provider cannot be used."
     return _FAILURES["connect"]
+
+
+def _tls_failure(exc: UpstreamError) -> str:
+    """What OpenSSL, the provider or we ourselves have against a TLS connection; "" when it is not about that."""
+    match exc.__cause__:
+        case ssl.SSLCertVerificationError() as cause:
+            return f"The server's certificate is not accepted: {cause.verify_message}."
+        case ssl.SSLError() as cause if _ABOUT_OURS.search(cause.reason or ""):
+            return _FAILURES["tls_alert"]
+        case ssl.SSLError() as cause if cause.reason:
+            return f"The TLS connection failed ({cause.reason})."
+        case None if exc.kind == "tls":  # a refusal of our own: pins, or a client certificate that does not open
+            return f"{exc}."
+    return ""
 
 
 def _status_problem(status: int, *, has_secret: bool) -> str:
@@ -240,8 +279,8 @@ def _interval_s() -> float:
 
 
 def _targets() -> list[_Target]:
-    rows = Provider.objects.filter(enabled=True).prefetch_related("credentials").order_by("id")
-    return [_target(provider) for provider in rows]
+    rows = Provider.objects.filter(enabled=True).select_related("client_certificate").order_by("id")
+    return [_target(provider) for provider in rows.prefetch_related("credentials")]
 
 
 def _target(provider: Provider) -> _Target:
@@ -258,6 +297,8 @@ def _target(provider: Provider) -> _Target:
         base_url=provider.base_url or kind.base_url,
         address_class=provider.address_class,
         ca_pem=provider.ca_pem,
+        pins=validation.split_pins(provider.pins),
+        client_pem=services.read_client_pem(provider),
         secret=secret,
         problem=problem,
     )
@@ -299,6 +340,8 @@ def _remember_one(target: _Target, outcome: Outcome) -> None:
     if outcome.ok and probe.models != list(outcome.models):  # a failed look does not forget what was listed
         probe.models = list(outcome.models)
         sequences.bump(sequences.CARDS)  # workers list these names: control must send them on
+    if outcome.chain:
+        probe.certificates = _certificates(target, outcome)
     probe.latency_ms = outcome.latency_ms
     probe.checked_at = timezone.now()
     probe.save()
@@ -307,3 +350,12 @@ def _remember_one(target: _Target, outcome: Outcome) -> None:
         record("provider.down", actor="probe", target=target.name, level="warning", data=data)
     elif outcome.ok and was_known and failures_before >= DOWN_AFTER:
         record("provider.up", actor="probe", target=target.name, data={"failures": failures_before})
+
+
+def _certificates(target: _Target, outcome: Outcome) -> dict[str, Any]:
+    """What is kept of the certificates seen; only for this address, since a provider may move to another."""
+    chain = [
+        {"name": each.name, "not_after": each.not_after.isoformat(), "pin": each.pin}
+        for each in certificates.describe(outcome.chain)
+    ]
+    return {"base_url": target.base_url, "seen_at": timezone.now().isoformat(timespec="seconds"), "chain": chain}

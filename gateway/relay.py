@@ -16,25 +16,25 @@ from typing import TYPE_CHECKING
 from budgets.journal import JournalError
 from budgets.records import Basis
 from gateway.attempt import Attempt, AttemptFailedError
+from gateway.dialects.base import Dialect, StreamWriter
 from gateway.errors import (
+    BadRequestError,
     GatewayError,
     GatewayUnavailableError,
     UpstreamBadReplyError,
     from_problem,
     from_transport,
-    in_band,
 )
-from providers.canonical import UpstreamProblem, Usage
+from providers.canonical import Request, Target, UnsupportedParamError, UpstreamProblem, Usage
 from providers.upstream import Limits, StreamReply, UpstreamError
 
 if TYPE_CHECKING:
     from gateway.exchange import Exchange
-    from providers.adapters import LocalAdapter, StreamReader
+    from gateway.pipeline import Job
+    from providers.adapters import Adapter, LocalAdapter, StreamReader
 
 log = logging.getLogger("hoosh.relay")
 
-DONE = b"data: [DONE]\n\n"
-PING = b": ping\n\n"
 ERROR_BODY_MAX = 64 * 1024
 CLIENT_LEFT = 499
 EVENT_STREAM = b"text/event-stream"
@@ -49,24 +49,25 @@ async def unary(attempt: Attempt) -> None:
     job, candidate = attempt.job, attempt.candidate
     call = job.call
     assert call is not None
-    adapter = candidate.adapter
+    target = candidate.target(attempt.step.model)
+    adapter = candidate.adapter_for(call, target)
+    request = None if candidate.pool is None else build(attempt, adapter, target)
     candidate.circuit.started(time.monotonic())
     job.exchange.keep_running = candidate.route.on_disconnect == "drain"
-    if candidate.pool is None:
+    if request is None or candidate.pool is None:
         local: LocalAdapter = adapter  # type: ignore[assignment]
         status, headers, body = 200, [], await local.answer(call, attempt.limit)
     else:
-        data = adapter.build(call, candidate.target(attempt.step.model), attempt.limit)
         try:
             reply = await candidate.pool.request(
-                candidate.heads[call.endpoint], data, limits_for(attempt), attempt.sending
+                head_of(request, target), request.body, limits_for(attempt), attempt.sending
             )
         except UpstreamError as exc:
             raise transport_failed(attempt, exc) from None
         status, headers, body = reply.status, reply.headers, reply.body
     if not 200 <= status < 300:
         raise refused(attempt, adapter.read_error(status, headers, body))
-    answer = adapter.read_unary(call, status, headers, body, candidate.target(attempt.step.model))
+    answer = adapter.read_unary(call, status, headers, body, target)
     if answer.problem is not None:
         raise refused(attempt, answer.problem)
     candidate.circuit.succeeded()
@@ -84,7 +85,28 @@ async def unary(attempt: Attempt) -> None:
     except JournalError as exc:
         raise AttemptFailedError(journal_error(), may_go_on=False) from exc
     if not job.exchange.gone:
-        await job.exchange.respond(200, [(b"content-type", b"application/json"), *job.headers()], answer.body)
+        told = answer.body if answer.native else job.endpoint.dialect.answer(call, answer.body)
+        await job.exchange.respond(200, [(b"content-type", b"application/json"), *job.headers()], told)
+
+
+def build(attempt: Attempt, adapter: Adapter, target: Target) -> Request:
+    """The upstream request of an attempt. Raises `AttemptFailedError` where the provider cannot do what is asked."""
+    call = attempt.job.call
+    assert call is not None
+    try:
+        request = adapter.build(call, target, attempt.limit)
+    except UnsupportedParamError as exc:
+        error = BadRequestError(exc.message, param=exc.param, code="unsupported_parameter")
+        attempt.settle_nothing(status=error.status, error=error.code or "")
+        raise AttemptFailedError(error, may_go_on=True) from None
+    attempt.dropped = request.dropped
+    return request
+
+
+def head_of(request: Request, target: Target) -> bytes:
+    """The head that goes before a request's body."""
+    head = target.heads[request.operation]
+    return head + request.headers if request.headers else head
 
 
 def limits_for(attempt: Attempt) -> Limits:
@@ -195,17 +217,18 @@ async def stream(attempt: Attempt) -> None:
     job, candidate = attempt.job, attempt.candidate
     call = job.call
     assert call is not None
-    adapter = candidate.adapter
+    target = candidate.target(attempt.step.model)
+    adapter = candidate.adapter_for(call, target)
+    request = None if candidate.pool is None else build(attempt, adapter, target)
     candidate.circuit.started(time.monotonic())
     source: StreamReply | LocalStream
-    if candidate.pool is None:
+    if request is None or candidate.pool is None:
         local: LocalAdapter = adapter  # type: ignore[assignment]
         source = LocalStream(local.stream(call, attempt.limit))
     else:
-        data = adapter.build(call, candidate.target(attempt.step.model), attempt.limit)
         try:
             source = await candidate.pool.stream(
-                candidate.heads[call.endpoint], data, limits_for(attempt), attempt.sending
+                head_of(request, target), request.body, limits_for(attempt), attempt.sending
             )
             if not 200 <= source.status < 300:
                 try:
@@ -215,7 +238,7 @@ async def stream(attempt: Attempt) -> None:
                 raise refused(attempt, adapter.read_error(source.status, source.headers, body))
         except UpstreamError as exc:
             raise transport_failed(attempt, exc) from None
-        if not is_event_stream(source.headers):
+        if not is_stream(source.headers, adapter.stream_types):
             source.close()
             problem = UpstreamProblem(
                 status=502,
@@ -224,14 +247,16 @@ async def stream(attempt: Attempt) -> None:
                 reason="protocol",
             )
             raise refused(attempt, problem)
-    reader = adapter.open_stream(call, candidate.target(attempt.step.model))
+    reader = adapter.open_stream(call, target)
+    dialect = job.endpoint.dialect
+    writer = Passing(dialect) if reader.native else dialect.writer(call, job.rid_hex)
     job.exchange.keep_running = candidate.route.on_disconnect != "cancel"
-    pinger = Pinger(job.exchange)
+    pinger = Pinger(job.exchange, dialect.ping)
     job.runtime.pingers.add(pinger)
     try:
-        await pump(attempt, source, reader, pinger)
+        await pump(attempt, source, reader, writer, pinger)
     except asyncio.CancelledError:
-        await cancelled(attempt, reader)
+        await cancelled(attempt, reader, writer)
         raise
     finally:
         job.runtime.pingers.discard(pinger)
@@ -243,12 +268,33 @@ def client_left() -> GatewayError:
     return GatewayError("The client left.", status=CLIENT_LEFT, code="client_left")
 
 
-def is_event_stream(headers: list[tuple[bytes, bytes]]) -> bool:
-    """Whether a reply says it is server-sent events. An HTML error page with status 200 does not."""
-    return any(name == b"content-type" and EVENT_STREAM in value.lower() for name, value in headers)
+def is_stream(headers: list[tuple[bytes, bytes]], types: tuple[bytes, ...]) -> bool:
+    """Whether a reply says it is a stream of one of these types. An HTML error page with status 200 does not."""
+    return any(name == b"content-type" and any(wanted in value.lower() for wanted in types) for name, value in headers)
 
 
-async def pump(attempt: Attempt, source: StreamReply | LocalStream, reader: StreamReader, pinger: Pinger) -> None:
+class Passing:
+    """The writer of a stream that is in the caller's own dialect already, its end included."""
+
+    def __init__(self, dialect: Dialect) -> None:
+        self._dialect = dialect
+
+    def feed(self, data: bytes) -> bytes:
+        """The same bytes."""
+        return data
+
+    def finish(self) -> bytes:
+        """Nothing: the provider's own end was among the bytes."""
+        return b""
+
+    def fail(self, error: GatewayError) -> bytes:
+        """The dialect's event for an error."""
+        return self._dialect.in_band(error)
+
+
+async def pump(
+    attempt: Attempt, source: StreamReply | LocalStream, reader: StreamReader, writer: StreamWriter, pinger: Pinger
+) -> None:
     """Read, mark, write, until the end."""
     job = attempt.job
     exchange = job.exchange
@@ -258,7 +304,7 @@ async def pump(attempt: Attempt, source: StreamReply | LocalStream, reader: Stre
         try:
             chunk = await source.read()
         except UpstreamError as exc:
-            await broken(attempt, reader, from_transport(exc.kind), kind=exc.kind)
+            await broken(attempt, reader, writer, from_transport(exc.kind), kind=exc.kind)
             return
         if exchange.gone and not last_event and route.on_disconnect == "cap":
             last_event = reader.events + route.disconnect_cap
@@ -273,18 +319,20 @@ async def pump(attempt: Attempt, source: StreamReply | LocalStream, reader: Stre
                     if job.runtime.durable:
                         await job.runtime.journal.durable()
             except JournalError:
-                await broken(attempt, reader, journal_error(), kind="journal")
+                await broken(attempt, reader, writer, journal_error(), kind="journal")
                 return
+            out = writer.feed(out)
             if not exchange.begun:
-                await exchange.begin(200, [*STREAM_HEADERS, *job.headers()])
+                await exchange.begin(200, stream_headers(job))
             pinger.busy = True
             if reader.done:
-                await exchange.finish(out + DONE)
+                await exchange.finish(out + writer.finish())
                 return
-            await exchange.write(out)
+            if out:
+                await exchange.write(out)
             pinger.wrote()
-        if reader.error is not None:
-            await broken(attempt, reader, from_problem(reader.error), kind=reader.error.reason, problem=reader.error)
+        if (problem := reader.error) is not None:
+            await broken(attempt, reader, writer, from_problem(problem), kind=problem.reason, problem=problem)
             return
         if last_event and reader.events >= last_event:
             attempt.candidate.circuit.abandoned()
@@ -294,15 +342,18 @@ async def pump(attempt: Attempt, source: StreamReply | LocalStream, reader: Stre
             error = UpstreamBadReplyError(
                 "The provider exceeded the output limit of this request.", code="limit_exceeded"
             )
-            await broken(attempt, reader, error, kind="overrun")
+            await broken(attempt, reader, writer, error, kind="overrun")
             return
 
 
-STREAM_HEADERS = (
-    (b"content-type", b"text/event-stream; charset=utf-8"),
-    (b"cache-control", b"no-cache"),
-    (b"x-accel-buffering", b"no"),
-)
+def stream_headers(job: Job) -> list[tuple[bytes, bytes]]:
+    """The head of a streamed answer."""
+    return [
+        (b"content-type", job.endpoint.dialect.stream_type),
+        (b"cache-control", b"no-cache"),
+        (b"x-accel-buffering", b"no"),
+        *job.headers(),
+    ]
 
 
 def settle_stream(attempt: Attempt, reader: StreamReader) -> None:
@@ -328,7 +379,13 @@ def settle_read(attempt: Attempt, usage: Usage, basis: Basis) -> None:
 
 
 async def broken(
-    attempt: Attempt, reader: StreamReader, error: GatewayError, *, kind: str, problem: UpstreamProblem | None = None
+    attempt: Attempt,
+    reader: StreamReader,
+    writer: StreamWriter,
+    error: GatewayError,
+    *,
+    kind: str,
+    problem: UpstreamProblem | None = None,
 ) -> None:
     """A stream failed. Before the first byte it may go elsewhere; after it the caller is told in band and cut off."""
     job, candidate = attempt.job, attempt.candidate
@@ -341,7 +398,7 @@ async def broken(
     book_read(attempt, reader, error)
     if not exchange.begun:
         raise AttemptFailedError(error, may_go_on=kind != "journal" and candidate.route.duplicates_allowed)
-    await exchange.write(in_band(error))
+    await exchange.write(writer.fail(error))
 
 
 def book_read(attempt: Attempt, reader: StreamReader, error: GatewayError) -> None:
@@ -356,7 +413,7 @@ def book_read(attempt: Attempt, reader: StreamReader, error: GatewayError) -> No
         log.warning("a cut stream could not be journaled", extra={"request_id": attempt.job.rid_hex})
 
 
-async def cancelled(attempt: Attempt, reader: StreamReader) -> None:
+async def cancelled(attempt: Attempt, reader: StreamReader, writer: StreamWriter) -> None:
     """The client left, or the worker must end its streams: book what was delivered, and say so if anyone listens."""
     job = attempt.job
     error: GatewayError
@@ -367,16 +424,16 @@ async def cancelled(attempt: Attempt, reader: StreamReader) -> None:
         attempt.candidate.circuit.abandoned()
     book_read(attempt, reader, error)
     if job.aborted and job.exchange.begun:
-        await job.exchange.write(in_band(error))
+        await job.exchange.write(writer.fail(error))
 
 
 class Pinger:
-    """Keeps a quiet stream visibly alive: a comment when nothing was written for a while, between events only."""
+    """Keeps a quiet stream visibly alive: a ping when nothing was written for a while, between events only."""
 
-    __slots__ = ("_exchange", "_last", "_task", "busy")
+    __slots__ = ("_exchange", "_last", "_ping", "_task", "busy")
 
-    def __init__(self, exchange: Exchange) -> None:
-        self._exchange = exchange
+    def __init__(self, exchange: Exchange, ping: bytes) -> None:
+        self._exchange, self._ping = exchange, ping
         self._last = time.monotonic()
         self._task: asyncio.Task[None] | None = None
         self.busy = False
@@ -389,7 +446,7 @@ class Pinger:
     def tick(self, now: float, interval_s: float) -> None:
         """Send a ping if the stream has begun, is not writing and was quiet for the interval."""
         exchange = self._exchange
-        if self.busy or not interval_s or now - self._last < interval_s or not exchange.begun:
+        if self.busy or not interval_s or not self._ping or now - self._last < interval_s or not exchange.begun:
             return
         self._last = now
-        self._task = asyncio.get_running_loop().create_task(exchange.write(PING))
+        self._task = asyncio.get_running_loop().create_task(exchange.write(self._ping))

@@ -27,7 +27,8 @@ from gateway.logs import AccessLog
 from gateway.metrics import Metrics
 from gateway.pipeline import Job
 from gateway.relay import Pinger
-from gateway.snapshot import SLICE, Builder, Candidate, CardBook, Connections, Key, Snapshot, list_models, make_key
+from gateway.snapshot import SLICE, Builder, Candidate, Connections, Key, Snapshot, list_models, make_key
+from providers.cards import CardBook
 from providers.config import CardDoc, ConfigDocument, unpack
 from providers.routing import RouteTable, Shape
 from providers.vault import Vault, VaultError
@@ -335,7 +336,7 @@ class Runtime:
     async def _rebuild(self, changed: set[str]) -> None:
         if self._document is None or not self._access_seen:
             return
-        self._stale = self._stale or bool(changed & {"config", "secrets"})
+        self._stale = self._stale or bool(changed & {"config", "secrets", "cards"})
         if self._stale:
             try:
                 self._built = await self._build(self._document, self._document_version)
@@ -369,7 +370,7 @@ class Runtime:
         self, document: ConfigDocument, version: int
     ) -> tuple[ConfigDocument, int, Mapping[int, Candidate], RouteTable]:
         candidates: Mapping[int, Candidate] = {}
-        for made in self._builder.candidates(document, self._open_secrets(document)):
+        for made in self._builder.candidates(document, self._open_secrets(document), self._cards):
             if made is None:
                 await asyncio.sleep(0)
             else:
@@ -396,18 +397,18 @@ class Runtime:
     def _open_secrets(self, document: ConfigDocument) -> dict[int, str]:
         """Decrypted credentials by id. One that does not open (its base URL changed, wrong key) counts as absent."""
         opened: dict[int, str] = {}
-        if not any(provider.credentials for provider in document.providers):
+        if not any(provider.sealed for provider in document.providers):
             return opened
         vault = Vault.load(self.options.vault_path)
         for provider in document.providers:
-            for credential in provider.credentials:
-                ciphertext = self._secrets.get(credential.id)
+            for number, name in provider.sealed:
+                ciphertext = self._secrets.get(number)
                 if not ciphertext:
                     continue
                 try:
-                    opened[credential.id] = vault.open(ciphertext, provider.base_url)
+                    opened[number] = vault.open(ciphertext, provider.base_url)
                 except VaultError:
-                    log.error("a credential does not open", extra={"provider": provider.name, "name": credential.name})
+                    log.error("a credential does not open", extra={"provider": provider.name, "what": name})
         return opened
 
     # --- what control and operators may know ----------------------------------------------------------------------

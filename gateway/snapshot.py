@@ -8,43 +8,29 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from urllib.parse import quote
 
 from budgets.prices import PriceBook
 from budgets.records import KeyRecord, PoolRecord
 from providers import adapters
 from providers.adapters import Adapter
-from providers.canonical import Target
+from providers.canonical import Call, Target
+from providers.cards import CardBook
 from providers.catalog import CATALOG, Kind
-from providers.config import CardDoc, ConfigDocument, ProviderDoc, RouteDoc, SettingsDoc
-from providers.globs import any_matcher, matcher, specificity
+from providers.config import ConfigDocument, ProviderDoc, RouteDoc, SettingsDoc
+from providers.globs import any_matcher, matcher
 from providers.health import Circuit
 from providers.routing import RouteTable
 from providers.upstream import Limits, Origin, Pool
 
 SLICE = 200  # rows built between two yields: well under 5 ms
 MODEL_TESTS = 4000  # models tried against a glob between two yields: about a millisecond
-CARDS_MAX = 4096
+TARGETS_MAX = 4096
+MODEL_PLACE = b"{model}"
+RESPONSES, RESPONSES_ONLY = "responses", "responses-only"
+_SAME = frozenset({("gemini", "google")})  # a dialect and the adapter that speaks it under another name
 LOCAL_CLASSES = frozenset({"loopback", "private", "unix"})
 IDLE_MAX = 4096  # per upstream; fewer than are in use at a peak means closing and dialling again all the time
-
-
-class CardBook:
-    """Model cards by glob, the most specific first; answers are remembered per name."""
-
-    def __init__(self, cards: Sequence[CardDoc]) -> None:
-        ordered = sorted(cards, key=lambda card: specificity(card.pattern), reverse=True)
-        self._tests = [(matcher(card.pattern), card) for card in ordered]
-        self._known: dict[str, CardDoc] = {}
-
-    def find(self, model: str) -> CardDoc:
-        """The card of a model, or an empty card when none matches."""
-        card = self._known.get(model)
-        if card is None:
-            card = next((card for test, card in self._tests if test(model)), None) or CardDoc(pattern="")
-            if len(self._known) >= CARDS_MAX:
-                self._known.pop(next(iter(self._known)))
-            self._known[model] = card
-        return card
 
 
 @dataclass(slots=True, frozen=True)
@@ -61,16 +47,45 @@ class Candidate:
     circuit: Circuit
     header: bytes  # the x-hoosh-route value
     free: bool  # a local provider: it costs nothing unless it has a price
-    targets: dict[str, Target] = field(default_factory=dict)  # per upstream model, bounded by CARDS_MAX
+    adapters: Mapping[str, Adapter]  # those that differ from `adapter`, by endpoint or dialect
+    serves: frozenset[str]  # endpoints
+    strict: bool
+    cards: CardBook
+    targets: dict[str, Target] = field(default_factory=dict)  # per upstream model, bounded by TARGETS_MAX
 
     def target(self, model: str) -> Target:
         """What the adapter must know to write a request for `model`."""
         target = self.targets.get(model)
         if target is None:
-            if len(self.targets) >= CARDS_MAX:
+            if len(self.targets) >= TARGETS_MAX:
                 self.targets.pop(next(iter(self.targets)))
-            target = self.targets[model] = Target(kind=self.kind, upstream_model=model)
+            target = self.targets[model] = self._target(model)
         return target
+
+    def _target(self, model: str) -> Target:
+        labels = frozenset(self.cards.find(model).capabilities)
+        if any(matcher(pattern)(model) for pattern in self.kind.responses_only):
+            labels |= {RESPONSES_ONLY}
+        heads = self.heads
+        if any(MODEL_PLACE in head for head in heads.values()):
+            name = quote(model.removeprefix("models/"), safe="").encode("ascii")
+            heads = {operation: head.replace(MODEL_PLACE, name) for operation, head in heads.items()}
+        return Target(kind=self.kind, upstream_model=model, strict=self.strict, labels=labels, heads=heads)
+
+    def adapter_for(self, call: Call, target: Target) -> Adapter:
+        """The adapter that writes and reads this call: the provider's own API where the caller speaks it."""
+        if not self.adapters:
+            return self.adapter
+        if call.endpoint == "chat":
+            if call.dialect in self.adapters:
+                return self.adapters[call.dialect]
+            if RESPONSES_ONLY in target.labels and RESPONSES in self.adapters:
+                return self.adapters[RESPONSES]
+        return self.adapters.get(call.endpoint, self.adapter)
+
+    def speaks(self, dialect: str) -> bool:
+        """Whether what a caller of this dialect sent can be passed on as it is."""
+        return dialect == self.kind.adapter or dialect in self.adapters or (dialect, self.kind.adapter) in _SAME
 
 
 @dataclass(slots=True)
@@ -150,8 +165,9 @@ def _head(origin: Origin, kind: Kind, path: str, secret: str) -> bytes:
         "Accept-Encoding: identity",
         "User-Agent: hoosh",
     ]
-    if secret and kind.auth == "bearer":
-        lines.append(f"Authorization: Bearer {secret}")
+    credential = kind.credential_header(secret)
+    if credential is not None:
+        lines.append(": ".join(credential))
     return ("\r\n".join(lines) + "\r\n").encode("latin-1")
 
 
@@ -161,20 +177,27 @@ class Builder:
     def __init__(self, connections: Connections) -> None:
         self._connections = connections
 
-    def candidates(self, document: ConfigDocument, secrets: Mapping[int, str]) -> Iterator[dict[int, Candidate] | None]:
+    def candidates(
+        self, document: ConfigDocument, secrets: Mapping[int, str], cards: CardBook
+    ) -> Iterator[dict[int, Candidate] | None]:
         """Yields None between slices and the finished mapping by route id at the end."""
         providers = {provider.id: provider for provider in document.providers}
         made: dict[int, Candidate] = {}
         for number, route in enumerate(document.routes, 1):
             provider = providers.get(route.provider_id)
             if provider is not None and provider.enabled and route.enabled:
-                made[route.id] = self._candidate(route, provider, document.settings, secrets)
+                made[route.id] = self._candidate(route, provider, document.settings, secrets, cards)
             if number % SLICE == 0:
                 yield None
         yield made
 
     def _candidate(
-        self, route: RouteDoc, provider: ProviderDoc, settings: SettingsDoc, secrets: Mapping[int, str]
+        self,
+        route: RouteDoc,
+        provider: ProviderDoc,
+        settings: SettingsDoc,
+        secrets: Mapping[int, str],
+        cards: CardBook,
     ) -> Candidate:
         kind = CATALOG[provider.kind]
         usable = [doc for doc in provider.credentials if doc.enabled and secrets.get(doc.id)]
@@ -183,7 +206,13 @@ class Builder:
         pool: Pool | None = None
         heads: dict[str, bytes] = {}
         if kind.adapter != "demo":
-            origin = Origin.parse(provider.base_url, provider.address_class, provider.ca_pem)
+            origin = Origin.parse(
+                provider.base_url,
+                provider.address_class,
+                provider.ca_pem,
+                pins=provider.pins,
+                client_pem=secrets.get(provider.client_id) if provider.client_certificate else "",
+            )
             pool = self._connections.pool(origin, credential_id, revision)
             secret = secrets[credential_id] if credential else ""
             heads = {name: _head(origin, kind, path, secret) for name, path in kind.paths.items()}
@@ -205,6 +234,10 @@ class Builder:
             circuit=self._connections.circuit(provider.id, credential_id),
             header=header_safe(route.name),
             free=kind.local and provider.address_class in LOCAL_CLASSES,
+            adapters={name: adapters.get(adapter) for name, adapter in kind.adapters.items()},
+            serves=frozenset(kind.serves),
+            strict=settings.unsupported_params == "strict",
+            cards=cards,
         )
 
 

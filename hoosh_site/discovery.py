@@ -32,6 +32,8 @@ _DEMO_PRIORITY = 1000
 # Which requested names go to a provider whose key was found. Later ones have a lower rank where patterns overlap.
 REMOTE_PATTERNS: Mapping[str, tuple[str, ...]] = {
     "openai": ("gpt-*", "o1*", "o3*", "o4*", "chatgpt-*", "text-embedding-*"),
+    "anthropic": ("claude-*",),
+    "google": ("gemini-*", "models/gemini-*", "gemma-*"),
     "deepseek": ("deepseek-*",),
     "mistral": (
         "mistral-*",

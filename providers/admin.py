@@ -12,14 +12,15 @@ from django.core.exceptions import PermissionDenied
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.urls import reverse
 
-from audit.admin_tools import EDITABLE_ROWS, LiveAdmin
+from audit.admin_tools import EDITABLE_ROWS
 from providers import services
 from providers.admin_base import PublishingAdmin
+from providers.admin_card import ModelCardAdmin
 from providers.admin_provider import ProviderAdmin
 from providers.admin_route import RouteAdmin
 from providers.admin_version import ConfigVersionAdmin
 from providers.forms import GatewaySettingsForm
-from providers.models import GatewaySettings, ModelCard, RoutingPolicy
+from providers.models import GatewaySettings, RoutingPolicy
 
 __all__ = [
     "ConfigVersionAdmin",
@@ -50,24 +51,6 @@ class RoutingPolicyAdmin(PublishingAdmin):
         services.delete_policy(row, actor=actor)
 
 
-@admin.register(ModelCard)
-class ModelCardAdmin(LiveAdmin[ModelCard]):
-    """What is known of models: live, no part of the published document."""
-
-    list_display = ("pattern", "context_tokens", "max_output_tokens", "min_bytes_per_token", "capabilities")
-    search_fields = ("pattern", "note")
-    show_full_result_count = False
-    fields = ("pattern", ("context_tokens", "max_output_tokens"), "min_bytes_per_token", "capabilities", "note")
-
-    def write(self, row: ModelCard, actor: str) -> None:
-        """Create or change a card."""
-        services.save_card(row, actor=actor)
-
-    def erase(self, row: ModelCard, actor: str) -> None:
-        """Delete a card."""
-        services.delete_card(row, actor=actor)
-
-
 @admin.register(GatewaySettings)
 class GatewaySettingsAdmin(PublishingAdmin):
     """The one settings row."""
@@ -80,7 +63,14 @@ class GatewaySettingsAdmin(PublishingAdmin):
         ),
         (
             "Requests",
-            {"fields": (("body_limit_bytes", "body_timeout_s"), "default_output_cap", "hold_wait_s", "cors_origins")},
+            {
+                "fields": (
+                    ("body_limit_bytes", "body_timeout_s"),
+                    ("default_output_cap", "hold_wait_s"),
+                    "unsupported_params",
+                    "cors_origins",
+                )
+            },
         ),
         ("Money", {"fields": ("unknown_price",)}),
         (

@@ -18,11 +18,11 @@ from django.views.decorators.http import require_POST
 
 from audit.admin_tools import badge, live_site, number, operator
 from audit.generics import TableInline
-from providers import services
+from providers import admin_tls, services, validation
 from providers.admin_base import PublishingAdmin, free_route_name
 from providers.forms import CredentialForm, ProviderForm
 from providers.globs import matcher
-from providers.models import Credential, Provider, ProviderProbe, Route
+from providers.models import ClientCertificate, Credential, Provider, ProviderProbe, Route
 
 _FOUND_LIMIT = 2_000
 CATCH_ALL_PRIORITY = 100
@@ -59,24 +59,23 @@ class ProviderAdmin(PublishingAdmin):
     inlines = (CredentialInline,)
     list_display = ("name", "kind", "base_url", "address_class", "health", "model_count", "enabled_badge")
     list_filter = ("enabled", "kind")
-    list_select_related = ("probe",)
+    list_select_related = ("probe", "client_certificate")
     search_fields = ("name", "base_url")
     actions = ("disable_now", "enable")
     change_form_template = "admin/providers/provider/change_form.html"
-    readonly_fields = ("address_class", "health", "managed_by")
+    readonly_fields = ("address_class", "health", "certificates", "managed_by")
     fieldsets = (
         (None, {"fields": ("name", "kind", "base_url", "enabled")}),
-        ("Connection", {"fields": ("address_class", "health")}),
-        ("More", {"classes": ("collapse",), "fields": ("ca_pem", "note", "managed_by")}),
+        ("Connection", {"fields": ("address_class", "health", "certificates")}),
+        ("TLS", {"classes": ("collapse",), "fields": ("ca_pem", "pins", "client_chain", "client_key")}),
+        ("More", {"classes": ("collapse",), "fields": ("note", "managed_by")}),
     )
 
     def get_fieldsets(self, request: HttpRequest, obj: Provider | None = None) -> Any:
         """What was seen exists only once the provider is saved."""
-        return (
-            self.fieldsets
-            if obj
-            else (self.fieldsets[0], ("More", {"classes": ("collapse",), "fields": ("ca_pem", "note")}))
-        )
+        if obj:
+            return self.fieldsets
+        return self.fieldsets[0], self.fieldsets[2], ("More", {"classes": ("collapse",), "fields": ("note",)})
 
     def get_urls(self) -> list[URLPattern]:
         """The connection test and one-click routes."""
@@ -85,6 +84,7 @@ class ProviderAdmin(PublishingAdmin):
             path("<int:provider_id>/test/", wrap(self.test_view), name="providers_provider_test"),
             path("<int:provider_id>/found/", wrap(self.found_view), name="providers_provider_found"),
             path("<int:provider_id>/route/", wrap(self.route_view), name="providers_provider_route"),
+            path("<int:provider_id>/pin/", wrap(self.pin_view), name="providers_provider_pin"),
             path("<int:provider_id>/observe/", wrap(self.observe_view), name="providers_provider_observe"),
             *super().get_urls(),
         ]
@@ -98,7 +98,13 @@ class ProviderAdmin(PublishingAdmin):
         if not probe.ok:
             return format_html("{} {}", badge("down", "bad"), probe.detail)
         latency = f"{probe.latency_ms:.0f} ms" if probe.latency_ms is not None else ""
-        return format_html("{} {}", badge("up", "good"), latency)
+        ends = badge("a certificate ends soon", "warn") if any(c.ends_soon for c in admin_tls.all_of(provider)) else ""
+        return format_html("{} {} {}", badge("up", "good"), latency, ends)
+
+    @admin.display(description="certificates")
+    def certificates(self, provider: Provider) -> SafeString:
+        """Whose they are and when they end."""
+        return admin_tls.table(provider)
 
     @admin.display(description="models")
     def model_count(self, provider: Provider) -> SafeString | str:
@@ -136,17 +142,26 @@ class ProviderAdmin(PublishingAdmin):
         self, request: HttpRequest, object_id: str | None, form_url: str, extra_context: dict[str, Any] | None
     ) -> HttpResponse:
         """The form without a transaction around its validation; `save_related` opens the one for the writes."""
-        context = self._with_unusable(object_id, extra_context)
+        context = self._with_notices(object_id, extra_context)
         page: HttpResponse = self._changeform_view(request, object_id, form_url, context)  # type: ignore[attr-defined]
         return page
 
-    def _with_unusable(self, object_id: str | None, extra_context: dict[str, Any] | None) -> dict[str, Any]:
-        unusable: list[Credential] = []
+    def _with_notices(self, object_id: str | None, extra_context: dict[str, Any] | None) -> dict[str, Any]:
+        """What the page says above the form: secrets to type again, certificates that end soon, pins of nobody."""
+        context: dict[str, Any] = {}
+        rows = Provider.objects.select_related("probe", "client_certificate").prefetch_related("credentials")
         provider_id = number(object_id or "")
-        if provider_id is not None:
-            rows = Credential.objects.select_related("provider").filter(provider_id=provider_id)
-            unusable = [row for row in rows if row.ciphertext and not row.is_usable]
-        return {"unusable_credentials": unusable, **(extra_context or {})}
+        provider = rows.filter(pk=provider_id).first() if provider_id is not None else None
+        if provider is not None:
+            found = [each for each in provider.credentials.all() if each.ciphertext and not each.is_usable]
+            client: ClientCertificate | None = getattr(provider, "client_certificate", None)
+            context = {
+                "unusable_credentials": found,
+                "unusable_client": client is not None and not client.is_usable,
+                "ending_certificates": [each for each in admin_tls.all_of(provider) if each.ends_soon],
+                "lost_pins": admin_tls.lost_pins(provider),
+            }
+        return {**context, **(extra_context or {})}
 
     def save_model(self, request: HttpRequest, obj: Provider, form: Any, change: bool) -> None:
         """Nothing yet: the provider and its credentials are one change, written by `save_related`."""
@@ -156,6 +171,8 @@ class ProviderAdmin(PublishingAdmin):
         actor = operator(request)
         with transaction.atomic():
             provider = services.save_provider(form.instance, actor=actor, address_class=form.address_class)
+            if form.client is not None:
+                _write_client(provider, form.client, actor)
             for formset in formsets:
                 formset.save(commit=False)
                 for credential in formset.deleted_objects:
@@ -202,6 +219,8 @@ class ProviderAdmin(PublishingAdmin):
             "provider": provider,
             "probe": probe,
             "models": models,
+            "chain": admin_tls.server_chain(provider),
+            "lost_pins": admin_tls.lost_pins(provider),
             "has_catch_all": any(route.pattern == "*" for _, route in routes),
             "can_change": self.has_change_permission(request, provider),
             "can_route": request.user.has_perm("providers.add_route"),
@@ -233,6 +252,27 @@ class ProviderAdmin(PublishingAdmin):
         return back
 
     @method_decorator(require_POST)
+    def pin_view(self, request: HttpRequest, provider_id: int) -> HttpResponse:
+        """Pin one of the certificates the last look saw, besides those that are pinned."""
+        provider = self._provider(request, provider_id)
+        back = HttpResponseRedirect(reverse("admin:providers_provider_found", args=(provider.pk,)))
+        seen = {each.pin: each for each in admin_tls.server_chain(provider)}
+        chosen = seen.get(request.POST.get("pin", ""))
+        if chosen is None:
+            self.message_user(request, "This certificate is not the one seen last; test again.", messages.ERROR)
+            return back
+        provider.pins = ",".join((*validation.split_pins(provider.pins), chosen.pin))
+        try:
+            services.save_provider(provider, actor=operator(request), address_class=provider.address_class)
+        except ValidationError as exc:
+            self.message_user(request, " ".join(exc.messages), messages.ERROR)
+            return back
+        self.log_change(request, provider, [{"changed": {"fields": ["certificate pins"]}}])
+        self.committed(request)
+        self.message_user(request, f"“{chosen.name}” is pinned: {chosen.pin}", messages.SUCCESS)
+        return back
+
+    @method_decorator(require_POST)
     def observe_view(self, request: HttpRequest, provider_id: int) -> HttpResponse:
         """Accept the class the provider's address has now."""
         provider = self._provider(request, provider_id)
@@ -250,10 +290,18 @@ class ProviderAdmin(PublishingAdmin):
         allowed = self.has_change_permission(request) if change else self.has_view_permission(request)
         if not allowed:
             raise PermissionDenied
-        provider = Provider.objects.select_related("probe").filter(pk=provider_id).first()
+        provider = Provider.objects.select_related("probe", "client_certificate").filter(pk=provider_id).first()
         if provider is None:
             raise Http404("No such provider.")
         return provider
+
+
+def _write_client(provider: Provider, client: tuple[str, str], actor: str) -> None:
+    chain, key = client
+    if chain:
+        services.set_client_certificate(provider, chain, key, actor=actor)
+    else:
+        services.remove_client_certificate(provider, actor=actor)
 
 
 def _write_credential(provider: Provider, form: CredentialForm, actor: str) -> None:

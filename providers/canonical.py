@@ -7,11 +7,18 @@ form of bodies is the OpenAI API's JSON and its stream chunks; they stay bytes w
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from providers.catalog import Kind
+if TYPE_CHECKING:
+    from providers.catalog import Kind  # which loads the rows of installed packages, and those import this module
+
+NO_HEADS: Mapping[str, bytes] = MappingProxyType({})
+
+OPENAI = "openai"  # the dialect whose bodies are the canonical form
 
 MAX_TOKENS = 1_000_000_000  # a provider that reports more than this for one request is not believed
 
@@ -44,6 +51,12 @@ class Call(msgspec.Struct):
     payloads inside `body`; `others` counts content parts of a type that is not known here. `fields` are the top-level
     keys of the body. `pool` is the gateway-only field of that name, never sent upstream. `surcharge` names a field that
     asks for what costs more than the prices say ("" when none does).
+
+    `body` is always in the canonical form. Where the client spoke another API, `dialect` names it and `native` is what
+    it sent: a provider that speaks the same API gets that instead, and `native_headers` with it (whole header lines,
+    each ended by CRLF). `native_only` names a part of the native body that the canonical form cannot carry ("" when
+    all of it is carried): only providers that speak the dialect can be asked. `dropped` are fields the translation into
+    the canonical form left out.
     """
 
     endpoint: str  # "chat" | "completions" | "embeddings"
@@ -66,13 +79,55 @@ class Call(msgspec.Struct):
     dimensions: int | None = None
     pool: str | None = None
     surcharge: str = ""
+    dialect: str = OPENAI  # | "anthropic" | "gemini" | "ollama" | "responses"
+    native: bytes = b""
+    native_headers: bytes = b""
+    native_only: str = ""
+    dropped: tuple[str, ...] = ()
+
+    @property
+    def size(self) -> int:
+        """The bytes of the larger of the two bodies: what the input may at most be read from."""
+        return max(len(self.body), len(self.native))
 
 
 class Target(msgspec.Struct, frozen=True):
-    """Where a call goes: the provider's catalogue row and the model's name there ("" = the name the client used)."""
+    """Where a call goes: the provider's catalogue row and the model's name there ("" = the name the client used).
+
+    `strict`: a parameter that the provider cannot honour and that means something for the answer is refused, not
+    dropped. `labels` are the capabilities of the model's card. `heads` are the request heads by operation, ready but
+    for Content-Length (empty in tests of pure functions).
+    """
 
     kind: Kind
     upstream_model: str = ""
+    strict: bool = True
+    labels: frozenset[str] = frozenset()
+    heads: Mapping[str, bytes] = NO_HEADS
+
+
+class Request(msgspec.Struct, gc=False):
+    """What an adapter makes of a call: the body and the operation (a key of the kind's `paths`) it is sent to.
+
+    `dropped` are the parameters left out because the provider cannot honour them; the caller is told in a header.
+    `headers` are further header lines, each ended by CRLF.
+    """
+
+    body: bytes
+    operation: str
+    dropped: tuple[str, ...] = ()
+    headers: bytes = b""
+
+
+class UnsupportedParamError(Exception):
+    """The provider cannot honour this field of the request, and leaving it out would change what the answer means.
+
+    `param` is the field as in the canonical body; `message` a whole sentence for the caller.
+    """
+
+    def __init__(self, param: str, message: str) -> None:
+        super().__init__(message)
+        self.param, self.message = param, message
 
 
 class UpstreamProblem(msgspec.Struct, gc=False):
@@ -96,13 +151,15 @@ class UpstreamProblem(msgspec.Struct, gc=False):
 class Answer(msgspec.Struct):
     """A whole reply. `body` goes to the client as it is; with `problem` set, it must not.
 
-    `output_bytes` are the UTF-8 bytes of generated text, for an estimate where `usage` is None.
+    `output_bytes` are the UTF-8 bytes of generated text, for an estimate where `usage` is None. `native`: the body is
+    in the caller's own dialect already.
     """
 
     body: bytes
     usage: Usage | None = None
     output_bytes: int = 0
     problem: UpstreamProblem | None = None
+    native: bool = False
 
 
 class _InputDetails(msgspec.Struct, gc=False):

@@ -1,14 +1,20 @@
 """The catalogue of provider kinds: one row each. Pure data; a new OpenAI-compatible kind is a row, not a file.
 
 Default addresses and quirks: the providers' public documentation. Base URLs are stored without `/v1`; `paths` say what
-is appended for each endpoint.
+is appended for each operation. Installed packages add rows through entry points of the group `hoosh.kinds`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from importlib import metadata
 from types import MappingProxyType
+
+log = logging.getLogger("hoosh.catalog")
+
+ENTRY_POINTS = "hoosh.kinds"
 
 OPENAI_PATHS: Mapping[str, str] = MappingProxyType(
     {
@@ -18,16 +24,26 @@ OPENAI_PATHS: Mapping[str, str] = MappingProxyType(
         "models": "/v1/models",
     }
 )
+NOTHING: Mapping[str, str] = MappingProxyType({})
+DROP, REFUSE = "drop", "refuse"  # the rules of `Kind.params`
+ENDPOINTS = ("chat", "completions", "embeddings")
 
 
 @dataclass(frozen=True, slots=True)
 class Kind:
     """What is declared of one provider kind.
 
-    `limit_field` is the body field for the output limit on chat ("max_completion_tokens" or "max_tokens"); a request
-    that uses the other name is renamed, because a server that ignores the field would answer without a limit.
-    `auth` is "bearer" or "none" ("bearer" sends nothing while no credential exists). `stream_usage` says whether
-    `stream_options.include_usage` may be sent. `env` names the variable looked at on first start.
+    `adapters` names the adapter of single endpoints or dialects instead of `adapter`: "embeddings" for calls of that
+    endpoint, "responses" for callers that speak the Responses API, … `paths` are by operation and may hold `{model}`;
+    `serves` are the endpoints that can be answered (by default those of chat, completions and embeddings that have a
+    path). `limit_field` is the body field for the output limit on chat ("max_completion_tokens" or "max_tokens"); a
+    request that uses the other name is renamed, because a server that ignores the field would answer without a limit.
+    `auth` is "bearer", "none" or the name of the header that carries the credential (nothing is sent while there is
+    none). `stream_usage` says whether `stream_options.include_usage` may be sent. `params` has the rule of each
+    parameter the provider is known not to honour (`providers.adapters.params`), `renamed` the provider's own names of
+    fields, and `tool_choices` its words for those of `tool_choice`. `responses_only` are globs of models that answer
+    only on the Responses API. `list_headers` are sent when models are listed. `env` names the variable looked at on
+    first start.
     """
 
     name: str
@@ -38,65 +54,196 @@ class Kind:
     paths: Mapping[str, str] = field(default_factory=lambda: OPENAI_PATHS)
     limit_field: str = "max_tokens"
     stream_usage: bool = True
+    plain: bool = False  # fields that the OpenAI API does not have are taken out of messages that were translated
     reasoning_excluded: bool = False  # completion_tokens do not include reasoning tokens (xAI)
+    adapters: Mapping[str, str] = field(default_factory=lambda: NOTHING)
+    serves: tuple[str, ...] = ()
+    params: Mapping[str, str] = field(default_factory=lambda: NOTHING)
+    renamed: Mapping[str, str] = field(default_factory=lambda: NOTHING)
+    tool_choices: Mapping[str, str] = field(default_factory=lambda: NOTHING)
+    responses_only: tuple[str, ...] = ()
+    list_headers: tuple[tuple[str, str], ...] = ()
     env: str = ""
     local: bool = False  # only a hint for defaults; "local" for policy is the address class
+    quirks: frozenset[str] = field(init=False)  # fields of a request that cannot be sent on as they are
+
+    def __post_init__(self) -> None:
+        choices = {"tool_choice"} if self.tool_choices else set()
+        object.__setattr__(self, "quirks", frozenset({*self.params, *self.renamed, *choices}))
+        if not self.serves:
+            object.__setattr__(self, "serves", tuple(name for name in ENDPOINTS if name in self.paths))
+
+    def credential_header(self, secret: str) -> tuple[str, str] | None:
+        """The header that carries a credential, if this kind has one and there is a credential."""
+        if not secret or self.auth == "none":
+            return None
+        return ("Authorization", f"Bearer {secret}") if self.auth == "bearer" else (self.auth, secret)
 
 
-def _without_v1(chat: str, *, completions: str = "", embeddings: str = "", models: str = "") -> Mapping[str, str]:
-    paths = {"chat": chat, "completions": completions, "embeddings": embeddings, "models": models}
-    return MappingProxyType({name: path for name, path in paths.items() if path})
-
-
-CATALOG: Mapping[str, Kind] = MappingProxyType(
-    {
-        kind.name: kind
-        for kind in (
-            Kind(
-                "openai", "OpenAI", "https://api.openai.com", limit_field="max_completion_tokens", env="OPENAI_API_KEY"
-            ),
-            Kind("ollama", "Ollama", "http://127.0.0.1:11434", local=True),
-            Kind("llamacpp", "llama.cpp server", "http://127.0.0.1:8080", local=True),
-            Kind("lmstudio", "LM Studio", "http://127.0.0.1:1234", local=True),
-            Kind("localai", "LocalAI", "http://127.0.0.1:8080", local=True),
-            Kind("vllm", "vLLM", "http://127.0.0.1:8000", local=True),
-            Kind("tensorrt", "TensorRT-LLM", "http://127.0.0.1:8000", local=True),
-            Kind(
-                "onnx",
-                "ONNX (KServe's OpenAI path)",
-                "http://127.0.0.1:8000",
-                paths=_without_v1(
-                    "/openai/v1/chat/completions",
-                    completions="/openai/v1/completions",
-                    embeddings="/openai/v1/embeddings",
-                    models="/openai/v1/models",
-                ),
-                local=True,
-            ),
-            Kind("synapse", "Synapse", "http://127.0.0.1:7860", local=True),
-            Kind("deepseek", "DeepSeek", "https://api.deepseek.com", env="DEEPSEEK_API_KEY"),
-            Kind("mistral", "Mistral", "https://api.mistral.ai", stream_usage=False, env="MISTRAL_API_KEY"),
-            Kind(
-                "groq",
-                "Groq",
-                "https://api.groq.com/openai",
-                limit_field="max_completion_tokens",
-                env="GROQ_API_KEY",
-            ),
-            Kind(
-                "grok",
-                "xAI Grok",
-                "https://api.x.ai",
-                limit_field="max_completion_tokens",
-                reasoning_excluded=True,
-                env="XAI_API_KEY",
-            ),
-            Kind("openrouter", "OpenRouter", "https://openrouter.ai/api", env="OPENROUTER_API_KEY"),
-            Kind("custom", "Custom (OpenAI-compatible)", ""),
-            Kind("demo", "Demo (built in, no network)", "demo://local", adapter="demo", auth="none", local=True),
-        )
-    }
+_OPENAI_ONLY_RESPONSES = (
+    "o1-pro*",
+    "o3-pro*",
+    "gpt-5-pro*",
+    "*-codex*",
+    "codex-mini*",
+    "o3-deep-research*",
+    "o4-mini-deep-*",
 )
+_SAMPLING = MappingProxyType(dict.fromkeys(("top_k", "min_p", "repetition_penalty"), DROP))  # OpenAI has none of them
+_RESPONSES: Mapping[str, str] = MappingProxyType({"responses": "responses"})
+
+_ROWS = (
+    Kind(
+        "openai",
+        "OpenAI",
+        "https://api.openai.com",
+        paths=MappingProxyType({**OPENAI_PATHS, "responses": "/v1/responses", "count": "/v1/responses/input_tokens"}),
+        adapters=_RESPONSES,
+        plain=True,
+        responses_only=_OPENAI_ONLY_RESPONSES,
+        params=_SAMPLING,
+        limit_field="max_completion_tokens",
+        env="OPENAI_API_KEY",
+    ),
+    Kind(
+        "azure",
+        "Azure OpenAI",
+        "",
+        auth="api-key",
+        paths=MappingProxyType(
+            {name: f"/openai{path}" for name, path in {**OPENAI_PATHS, "responses": "/v1/responses"}.items()}
+        ),
+        adapters=_RESPONSES,
+        plain=True,
+        responses_only=_OPENAI_ONLY_RESPONSES,
+        params=_SAMPLING,
+        limit_field="max_completion_tokens",
+    ),
+    Kind(
+        "anthropic",
+        "Anthropic",
+        "https://api.anthropic.com",
+        adapter="anthropic",
+        auth="x-api-key",
+        paths=MappingProxyType(
+            {"messages": "/v1/messages", "count": "/v1/messages/count_tokens", "models": "/v1/models?limit=1000"}
+        ),
+        serves=("chat",),
+        list_headers=(("anthropic-version", "2023-06-01"),),
+        env="ANTHROPIC_API_KEY",
+    ),
+    Kind(
+        "google",
+        "Google Gemini",
+        "https://generativelanguage.googleapis.com",
+        adapter="google",
+        auth="x-goog-api-key",
+        paths=MappingProxyType(
+            {
+                "generate": "/v1beta/models/{model}:generateContent",
+                "generate_stream": "/v1beta/models/{model}:streamGenerateContent?alt=sse",
+                "embeddings": "/v1beta/models/{model}:batchEmbedContents",
+                "count": "/v1beta/models/{model}:countTokens",
+                "models": "/v1beta/models?pageSize=1000",
+            }
+        ),
+        serves=("chat", "embeddings"),
+        env="GEMINI_API_KEY",
+    ),
+    Kind(
+        "ollama",
+        "Ollama",
+        "http://127.0.0.1:11434",
+        adapter="ollama",
+        paths=MappingProxyType(
+            {
+                "chat": "/api/chat",
+                "generate_text": "/api/generate",
+                "embeddings": "/api/embed",
+                "completions": "/v1/completions",
+                "models": "/v1/models",
+            }
+        ),
+        adapters=MappingProxyType({"completions": "openai_compatible"}),
+        local=True,
+    ),
+    Kind(
+        "ollama-v1",
+        "Ollama (its OpenAI path)",
+        "http://127.0.0.1:11434",
+        params=MappingProxyType(
+            {"n": REFUSE, "logit_bias": REFUSE, "tool_choice": REFUSE, "user": DROP, "parallel_tool_calls": DROP}
+        ),
+        local=True,
+    ),
+    Kind("llamacpp", "llama.cpp server", "http://127.0.0.1:8080", local=True),
+    Kind("lmstudio", "LM Studio", "http://127.0.0.1:1234", local=True),
+    Kind("localai", "LocalAI", "http://127.0.0.1:8080", local=True),
+    Kind("vllm", "vLLM", "http://127.0.0.1:8000", local=True),
+    Kind("tensorrt", "TensorRT-LLM", "http://127.0.0.1:8000", local=True),
+    Kind(
+        "onnx",
+        "ONNX (KServe's OpenAI path)",
+        "http://127.0.0.1:8000",
+        paths=MappingProxyType({name: f"/openai{path}" for name, path in OPENAI_PATHS.items()}),
+        local=True,
+    ),
+    Kind("synapse", "Synapse", "http://127.0.0.1:7860", local=True),
+    Kind("deepseek", "DeepSeek", "https://api.deepseek.com", env="DEEPSEEK_API_KEY"),
+    Kind(
+        "mistral",
+        "Mistral",
+        "https://api.mistral.ai",
+        plain=True,
+        stream_usage=False,
+        renamed=MappingProxyType({"seed": "random_seed"}),
+        tool_choices=MappingProxyType({"required": "any"}),
+        params=MappingProxyType(
+            {
+                **dict.fromkeys(("logprobs", "top_logprobs", "logit_bias"), REFUSE),
+                **dict.fromkeys(("user", "store", "service_tier", "safety_identifier", "prompt_cache_key"), DROP),
+            }
+        ),
+        env="MISTRAL_API_KEY",
+    ),
+    Kind(
+        "groq",
+        "Groq",
+        "https://api.groq.com/openai",
+        plain=True,
+        limit_field="max_completion_tokens",
+        params=MappingProxyType(dict.fromkeys(("n", "logprobs", "top_logprobs", "logit_bias"), REFUSE)),
+        env="GROQ_API_KEY",
+    ),
+    Kind(
+        "grok",
+        "xAI Grok",
+        "https://api.x.ai",
+        limit_field="max_completion_tokens",
+        reasoning_excluded=True,
+        env="XAI_API_KEY",
+    ),
+    Kind("openrouter", "OpenRouter", "https://openrouter.ai/api", env="OPENROUTER_API_KEY"),
+    Kind("custom", "Custom (OpenAI-compatible)", ""),
+    Kind("demo", "Demo (built in, no network)", "demo://local", adapter="demo", auth="none", local=True),
+)
+
+
+def _installed() -> Iterable[Kind]:
+    """The rows of installed packages. One that cannot be loaded is logged and left out: the gateway must start."""
+    for point in metadata.entry_points(group=ENTRY_POINTS):
+        try:
+            row = point.load()
+        except Exception:
+            log.exception("a provider kind of an installed package could not be loaded: %s", point.value)
+            continue
+        if isinstance(row, Kind):
+            yield row
+        else:
+            log.error("%s is not a Kind; it is left out", point.value)
+
+
+CATALOG: Mapping[str, Kind] = MappingProxyType({kind.name: kind for kind in (*_installed(), *_ROWS)})
 
 KIND_CHOICES: tuple[tuple[str, str], ...] = tuple((kind.name, kind.label) for kind in CATALOG.values())
 _OWN_ADDRESSES = frozenset({"loopback", "private", "unix"})

@@ -24,6 +24,7 @@ from providers.config import (
 )
 from providers.models import (
     AddressClass,
+    ClientCertificate,
     DisconnectPolicy,
     GatewaySettings,
     Provider,
@@ -31,6 +32,7 @@ from providers.models import (
     RoutingPolicy,
     Strategy,
     UnknownPrice,
+    UnsupportedParams,
 )
 
 SETTINGS_FIELDS = tuple(name for name in SettingsDoc.__struct_fields__ if name != "cors_origins")
@@ -52,9 +54,10 @@ class Problem:
 def compile_document() -> ConfigDocument:
     """The document the rows describe at this moment. Unusable credentials (no secret, other address) are left out."""
     row = GatewaySettings.objects.filter(pk=1).first() or GatewaySettings(pk=1)
+    rows = Provider.objects.order_by("id").select_related("client_certificate")
     return ConfigDocument(
         settings=_settings(row),
-        providers=tuple(_provider(row) for row in Provider.objects.order_by("id").prefetch_related("credentials")),
+        providers=tuple(_provider(row) for row in rows.prefetch_related("credentials")),
         routes=tuple(_route(row) for row in Route.objects.order_by("id")),
         policies=tuple(_policy(row) for row in RoutingPolicy.objects.order_by("position", "id")),
     )
@@ -67,6 +70,7 @@ def _settings(row: GatewaySettings) -> SettingsDoc:
 
 def _provider(row: Provider) -> ProviderDoc:
     kind = CATALOG.get(row.kind)
+    client: ClientCertificate | None = getattr(row, "client_certificate", None)
     credentials = sorted(row.credentials.all(), key=lambda credential: (credential.position, credential.pk))
     return ProviderDoc(
         id=row.pk,
@@ -81,6 +85,8 @@ def _provider(row: Provider) -> ProviderDoc:
             if each.ciphertext and each.bound_base_url == row.base_url
         ),
         ca_pem=row.ca_pem,
+        pins=validation.split_pins(row.pins),
+        client_certificate=client.fingerprint if client else "",
     )
 
 
@@ -124,6 +130,8 @@ def _settings_problems(settings: SettingsDoc) -> Iterator[Problem]:
     row = "Gateway settings"
     if settings.strategy not in Strategy.values:
         yield Problem(row, "strategy", f"choose one of {', '.join(Strategy.values)}.")
+    if settings.unsupported_params not in UnsupportedParams.values:
+        yield Problem(row, "unsupported parameters", f"choose one of {', '.join(UnsupportedParams.values)}.")
     if settings.unknown_price not in UnknownPrice.values:
         yield Problem(row, "unknown price", f"choose one of {', '.join(UnknownPrice.values)}.")
     may_be_zero = ("hold_wait_s", "probe_interval_s", "ping_interval_s")
@@ -157,6 +165,10 @@ def _provider_problems(provider: ProviderDoc) -> Iterator[Problem]:
     elif stored.startswith("unix:") != (provider.address_class == AddressClass.UNIX):
         yield Problem(row, "address class", "save the provider again: its address class does not fit its URL.")
     yield from _check(row, "private CA", validation.certificates, provider.ca_pem)
+    yield from _check(row, "certificate pins", validation.pins, ",".join(provider.pins))
+    for field, value in (("certificate pins", provider.pins), ("client certificate", provider.client_certificate)):
+        if value and not stored.startswith("https:"):
+            yield Problem(row, field, "it needs a base URL with https://; remove it or change the URL.")
 
 
 def _route_problems(route: RouteDoc, providers: set[int]) -> Iterator[Problem]:

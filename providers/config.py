@@ -34,6 +34,19 @@ class ProviderDoc(msgspec.Struct, frozen=True):
     enabled: bool = True
     credentials: tuple[CredentialDoc, ...] = ()
     ca_pem: str = ""  # private certificate authority, PEM; empty = the system's
+    pins: tuple[str, ...] = ()  # of which the server's chain must have one; empty = none is needed
+    client_certificate: str = ""  # its SHA-256, hex; itself and its key travel apart, looked up by `client_id`
+
+    @property
+    def client_id(self) -> int:
+        """The id of the client certificate among the secrets; those of credentials are positive."""
+        return -self.id
+
+    @property
+    def sealed(self) -> tuple[tuple[int, str], ...]:
+        """(id among the secrets, name) of everything of this provider that travels apart."""
+        client = ((self.client_id, "client certificate"),) if self.client_certificate else ()
+        return (*((each.id, each.name) for each in self.credentials), *client)
 
 
 class RouteDoc(msgspec.Struct, frozen=True):
@@ -89,6 +102,7 @@ class SettingsDoc(msgspec.Struct, frozen=True):
     probe_interval_s: float = 30.0  # active health probes by control; 0 = off
     ping_interval_s: float = 15.0  # comment pings in quiet streams
     cors_origins: tuple[str, ...] = ("*",)
+    unsupported_params: str = "strict"  # | "lenient": what a provider cannot honour is dropped, also where it matters
     unknown_price: str = "refuse"  # "refuse" | "observe": a model without a price, where money is limited
 
 
@@ -109,7 +123,9 @@ class CardDoc(msgspec.Struct, frozen=True):
     context_tokens: int | None = None
     max_output_tokens: int | None = None
     min_bytes_per_token: float = 1.0  # 1 is provable for byte-level BPE; higher is the operator's assumption
-    capabilities: tuple[str, ...] = ()
+    capabilities: tuple[str, ...] = ()  # labels; providers.card_labels has those that are known
+    display_name: str = ""
+    imported: bool = False  # from a list: an operator's own cards win over it
 
 
 _encoder = msgspec.json.Encoder(order="deterministic")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import select
+import ssl
 from collections.abc import Callable
 from typing import Any, Protocol, cast
 
@@ -350,7 +351,11 @@ class Connection(asyncio.Protocol):
             self._finish()
             return
         when = "before" if self._state == _HEAD else "during"
-        self._fail(UpstreamResetError(f"the upstream closed the connection {when} its reply"))
+        # What a server thinks of our certificate comes with TLS 1.3 only now, behind the handshake.
+        why = f": {exc!s:.200}" if isinstance(exc, ssl.SSLError) else ""
+        error = UpstreamResetError(f"the upstream closed the connection {when} its reply{why}")
+        error.__cause__ = exc
+        self._fail(error)
 
     def on_message_begin(self) -> None:
         """A reply begins; a second one to the same request is nobody's, and ends the connection."""

@@ -13,9 +13,10 @@ from typing import Any
 from django.db import models
 
 from providers import validation
-from providers.models import GatewaySettings, ModelCard, Provider, Route, RoutingPolicy
+from providers.models import ClientCertificate, GatewaySettings, ModelCard, Provider, Route, RoutingPolicy
 
-PROVIDER_FIELDS = ("name", "kind", "base_url", "ca_pem", "enabled", "note")
+PROVIDER_FIELDS = ("name", "kind", "base_url", "ca_pem", "pins", "enabled", "note")
+CLIENT_CHAIN, CLIENT_KEY = "client_certificate", "client_key"
 CREDENTIAL_FIELDS = ("name", "enabled")
 ROUTE_FIELDS = (
     "name",
@@ -36,16 +37,20 @@ ROUTE_FIELDS = (
     "enabled",
 )
 POLICY_FIELDS = ("name", "pattern", "strategy", "fallbacks", "position", "enabled")
-CARD_FIELDS = ("pattern", "context_tokens", "max_output_tokens", "min_bytes_per_token", "capabilities", "note")
+CARD_FIELDS = (
+    *("pattern", "display_name", "context_tokens", "max_output_tokens", "min_bytes_per_token", "capabilities", "note"),
+)
 SETTINGS_FIELDS = tuple(field.name for field in GatewaySettings._meta.concrete_fields if not field.primary_key)
-LISTS = frozenset({"tags", "capabilities", "fallbacks", "cors_origins"})  # stored comma-separated, written as arrays
+LISTS = frozenset(
+    {"pins", "tags", "capabilities", "fallbacks", "cors_origins"}
+)  # stored comma-separated, written as arrays
 
 
 def tables() -> dict[str, Any]:
     """All configuration rows: {"settings": {…}, "provider": […], "route": […], "policy": […], "card": […]}."""
     row = GatewaySettings.objects.filter(pk=1).first() or GatewaySettings(pk=1)
     names: set[str] = set()
-    providers = Provider.objects.order_by("name").prefetch_related("credentials")
+    providers = Provider.objects.order_by("name").select_related("client_certificate").prefetch_related("credentials")
     routes = Route.objects.order_by("name").select_related("provider")
     return {
         "settings": {name: _plain(row, name) for name in SETTINGS_FIELDS},
@@ -62,16 +67,25 @@ def _provider(row: Provider, names: set[str]) -> Mapping[str, Any]:
         {"name": each.name, "secret": f"${_variable(row.name, each.name, names)}", "enabled": each.enabled}
         for each in credentials
     ]
-    return {**_values(row, PROVIDER_FIELDS), **({"credential": found} if found else {})}
+    client: ClientCertificate | None = getattr(row, "client_certificate", None)
+    shown = (
+        {
+            CLIENT_CHAIN: client.chain_pem,
+            CLIENT_KEY: f"${_variable(row.name, 'client', names, 'KEY')}",
+        }
+        if client
+        else {}
+    )
+    return {**_values(row, PROVIDER_FIELDS), **shown, **({"credential": found} if found else {})}
 
 
-def _variable(provider: str, credential: str, taken: set[str]) -> str:
+def _variable(provider: str, credential: str, taken: set[str], ending: str = "SECRET") -> str:
     """A name for the environment variable that is to hold a secret, the same one for the same rows."""
     stem = re.sub(r"[^A-Z0-9]+", "_", f"HOOSH_{provider}_{credential}".upper()).strip("_")
-    name, number = f"{stem}_SECRET", 1
+    name, number = f"{stem}_{ending}", 1
     while name in taken:
         number += 1
-        name = f"{stem}_{number}_SECRET"
+        name = f"{stem}_{number}_{ending}"
     taken.add(name)
     return name
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from providers import sequences, validation
 from providers.config import CardDoc
-from providers.models import Credential, ModelCard, ProviderProbe, Sequence
+from providers.models import ClientCertificate, Credential, ModelCard, ProviderProbe, Sequence
 
 
 def sequences_now() -> dict[str, int]:
@@ -14,8 +14,11 @@ def sequences_now() -> dict[str, int]:
 
 
 def secrets() -> dict[int, str]:
-    """Ciphertexts of all enabled credentials by id. A disabled credential stops even while publishing is impossible."""
-    return dict(Credential.objects.filter(enabled=True).exclude(ciphertext="").values_list("id", "ciphertext"))
+    """Ciphertexts of all enabled credentials by id, and of client certificates by the negative id of their provider
+    (`ProviderDoc.client_id`). A disabled credential stops even while publishing is impossible."""
+    credentials = Credential.objects.filter(enabled=True).exclude(ciphertext="").values_list("id", "ciphertext")
+    clients = ClientCertificate.objects.values_list("provider_id", "ciphertext")
+    return dict(credentials) | {-provider_id: ciphertext for provider_id, ciphertext in clients}
 
 
 def cards() -> tuple[int, list[CardDoc]]:
@@ -28,8 +31,10 @@ def cards() -> tuple[int, list[CardDoc]]:
             max_output_tokens=row.max_output_tokens,
             min_bytes_per_token=row.min_bytes_per_token,
             capabilities=validation.split(row.capabilities),
+            display_name=row.display_name,
+            imported=row.is_imported,
         )
-        for row in ModelCard.objects.order_by("id")
+        for row in ModelCard.every.order_by("source", "id")  # own cards first
     ]
 
 

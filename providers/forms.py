@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 from django import forms
@@ -11,7 +12,7 @@ from django.core.exceptions import ValidationError
 from audit.generics import RowForm
 from providers import services, validation
 from providers.catalog import CATALOG
-from providers.models import Credential, GatewaySettings, Provider, Route
+from providers.models import ClientCertificate, Credential, GatewaySettings, Provider, Route
 
 PATTERN_HELP = (
     "The model name as clients send it; upper and lower case differ. * stands for any text, also none: "
@@ -20,16 +21,62 @@ PATTERN_HELP = (
 )
 
 
+_KEY = re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*PRIVATE KEY-----|\Z)", re.DOTALL)
+
+
+class PemArea(forms.Textarea):
+    """For certificates. A private key that got in by mistake is not sent back with the page."""
+
+    def __init__(self) -> None:
+        super().__init__({"rows": 4, "class": "vLargeTextField hoosh-mono", "spellcheck": "false"})
+
+    def format_value(self, value: Any) -> str | None:
+        """What is shown again."""
+        text = super().format_value(value)
+        return _KEY.sub("", text) if isinstance(text, str) else None
+
+
+class KeyArea(PemArea):
+    """For a private key: typed, never shown."""
+
+    def format_value(self, value: Any) -> str | None:
+        """Nothing."""
+        return None
+
+
 class ProviderForm(RowForm[Provider]):
-    """A provider. The address is looked up here, before any transaction is open, and its class kept for the save."""
+    """A provider. The address is looked up here, before any transaction is open, and its class kept for the save.
+
+    `client` is what to do with the client certificate: (chain, key) to store, ("", "") to remove it, None to keep it.
+    """
+
+    client_chain = forms.CharField(
+        label="Client certificate (PEM)",
+        required=False,
+        widget=PemArea,
+        help_text="Shown to the server if it asks: the certificate and what is above it. Blank = none.",
+    )
+    client_key = forms.CharField(label="Its private key (PEM)", required=False, widget=KeyArea)
 
     class Meta:
         model = Provider
-        fields = ("name", "kind", "base_url", "ca_pem", "enabled", "note")
+        fields = ("name", "kind", "base_url", "ca_pem", "pins", "enabled", "note")
+        widgets = {"ca_pem": PemArea, "pins": forms.Textarea({"rows": 3, "class": "vLargeTextField hoosh-mono"})}
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.address_class: str | None = None
+        self.client: tuple[str, str] | None = None
+        stored: ClientCertificate | None = getattr(self.instance, "client_certificate", None)
+        self._stored_chain = stored.chain_pem if stored else ""
+        self.initial["client_chain"] = self._stored_chain
+        self.initial["pins"] = self.instance.pins.replace(",", "\n")
+        if (key := self.fields.get("client_key")) is not None:
+            key.help_text = "Encrypted when saved, never shown again. It must have no passphrase."
+            if stored:
+                since = f"Stored {stored.rotated_at:%Y-%m-%d}"
+                state = "blank keeps it" if stored.is_usable else "saved for another base URL: type it again"
+                key.help_text += f" {since}; {state}."
         kind = self.fields.get("kind")
         if kind is not None:
             usual = {row.name: row.base_url for row in CATALOG.values()}
@@ -52,7 +99,32 @@ class ProviderForm(RowForm[Provider]):
             self.add_error("base_url", exc.messages)
             return data
         data["base_url"] = url
+        self._clean_client(url)
         return data
+
+    def _clean_client(self, url: str) -> None:
+        """Try certificate and key out, unless they stay as they are."""
+        if "client_chain" not in self.cleaned_data:
+            return
+        chain = self.cleaned_data["client_chain"].replace("\r\n", "\n").strip()
+        key = self.cleaned_data.get("client_key", "")
+        if chain == self._stored_chain and not key:
+            if chain and not url.startswith("https://"):
+                self.add_error("client_chain", "A client certificate needs a base URL with https://.")
+            return
+        if not chain:
+            if key:
+                self.add_error("client_chain", "Paste the certificate that this key belongs to.")
+            self.client = "", ""
+            return
+        # A provider of its own: the row itself takes the new address only when the whole form is good.
+        wanted = Provider(pk=self.instance.pk, base_url=url)
+        try:
+            services.check_client_certificate(wanted, chain, key)
+        except ValidationError as exc:
+            self.add_error(None, exc)
+        else:
+            self.client = chain, key
 
 
 class CredentialForm(RowForm[Credential]):

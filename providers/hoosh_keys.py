@@ -41,7 +41,7 @@ _CONTEXT = "conversations are not shortened yet."
 _RETRY = "a failed call goes on to the next route; the gateway settings say how many calls a request may take."
 _HARDWARE = "routes are not placed by hardware yet."
 _LIMIT = "rate limits are not available yet."
-_CLIENT_CERTIFICATE = "client certificates are not available yet."
+_CLIENT_CERTIFICATE = "enter the certificate and its key on the provider's page."
 _AUDIT = "every change is recorded; a signed log with its own key is not available yet."
 _DLP = "contents are not inspected yet."
 _SEMANTIC = "there is no semantic cache yet."
@@ -101,6 +101,8 @@ KINDS: Mapping[str, str] = MappingProxyType(
         "lmstudio": "lmstudio",
         "localai": "localai",
         "openai": "openai",
+        "azure": "azure",
+        "azureopenai": "azure",
         "anthropic": "anthropic",
         "deepseek": "deepseek",
         "mistral": "mistral",

@@ -16,11 +16,11 @@ from typing import Any, TypeVar
 from django.core.exceptions import ValidationError
 from django.db import models
 
-from providers import sequences, services, validation
+from providers import certificates, sequences, services, validation
 from providers.catalog import CATALOG
-from providers.models import AddressClass, Credential, ModelCard, Provider, Route, RoutingPolicy
+from providers.models import AddressClass, ClientCertificate, Credential, ModelCard, Provider, Route, RoutingPolicy
 from providers.vault import VaultError
-from providers.wanted import IMPORTED_CREDENTIAL, ImportRefusedError, Wanted, WantedProvider, WantedRoute
+from providers.wanted import IMPORTED_CREDENTIAL, ImportRefusedError, Wanted, WantedClient, WantedProvider, WantedRoute
 
 OWNER = "import"
 _MAX_PEM_BYTES = 1024 * 1024
@@ -140,6 +140,7 @@ class _Applier:
         for (entry, row), (_, rows) in zip(pairs, routes, strict=True):
             if (provider := self._provider(entry, row)) is None:
                 continue
+            self._client(entry, provider)
             self._credentials(entry, provider)
             for route, found in zip(entry.routes, rows, strict=True):
                 self._route(route, found, provider)
@@ -214,6 +215,21 @@ class _Applier:
         pattern = re.sub(r"[^!-~]+", "-", wanted.values["pattern"])
         row = row or Route(name=self._free_name(Route, f"{provider.name}:{pattern}"))
         self._save(wanted.origin, "route", row, {**wanted.values, "provider": provider}, services.save_route)
+
+    def _client(self, entry: WantedProvider, provider: Provider) -> None:
+        wanted, stored = entry.client, ClientCertificate.objects.filter(provider=provider).first()
+        if wanted is None:
+            return
+        if not wanted.chain:
+            if stored is not None:
+                self._checked(entry.origin, services.remove_client_certificate, provider)
+                self._done("client certificate", provider.name, "removed")
+        elif wanted.key is None:
+            state = "the stored one stays in use" if stored else "no certificate is shown until then"
+            self._outcome.warnings.append(f"{entry.origin}: the variable of its client key is not set; {state}.")
+        elif stored is None or not _shows(stored, wanted):
+            self._checked(entry.origin, services.set_client_certificate, provider, wanted.chain, wanted.key)
+            self._done("client certificate", provider.name, "stored")
 
     def _credentials(self, entry: WantedProvider, provider: Provider) -> None:
         stored = {row.name: row for row in Credential.objects.filter(provider=provider)}
@@ -292,4 +308,12 @@ def _holds(row: Credential, secret: str) -> bool:
     try:
         return services.read_secret(row) == secret
     except VaultError:
+        return False
+
+
+def _shows(row: ClientCertificate, wanted: WantedClient) -> bool:
+    """Whether exactly this is stored, for the present address."""
+    try:
+        return certificates.client_pem(wanted.chain, wanted.key or "") == services.read_client_pem(row.provider)
+    except ValidationError:
         return False

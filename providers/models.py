@@ -6,13 +6,14 @@ what runs. All writes that matter go through `providers.publish` and `providers.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
+from django.core.exceptions import ValidationError
 from django.core.validators import MaxValueValidator, MinValueValidator
 from django.db import models
 
 from providers import validation
-from providers.catalog import KIND_CHOICES
+from providers.catalog import CATALOG, KIND_CHOICES
 
 
 def kind_choices() -> tuple[tuple[str, str], ...]:
@@ -51,6 +52,13 @@ class UnknownPrice(models.TextChoices):
     OBSERVE = "observe", "Let it through; it costs nothing and is counted as unpriced"
 
 
+class UnsupportedParams(models.TextChoices):
+    """What becomes of a request with a parameter that its provider cannot honour and that means something."""
+
+    STRICT = "strict", "Refuse it"
+    LENIENT = "lenient", "Leave the parameter out and say so in a header"
+
+
 class Provider(models.Model):
     """An upstream server that speaks one of the catalogue's dialects."""
 
@@ -80,6 +88,12 @@ class Provider(models.Model):
         validators=(validation.certificates,),
         help_text="Only these authorities are trusted, if set.",
     )
+    pins = models.TextField(
+        "certificate pins",
+        blank=True,
+        validators=(validation.pins,),
+        help_text="sha256/…, one per line: the server's certificate, or one above it, must have one of these keys.",
+    )
     enabled = models.BooleanField(default=True)
     note = models.TextField(blank=True)
     managed_by = models.CharField(max_length=64, blank=True, editable=False, help_text="Set on imported rows.")
@@ -91,6 +105,12 @@ class Provider(models.Model):
 
     def __str__(self) -> str:
         return self.name
+
+    def clean(self) -> None:
+        """Pins that could never be looked at must not seem to protect anything."""
+        url = self.base_url or (CATALOG[self.kind].base_url if self.kind in CATALOG else "")
+        if self.pins and not url.startswith("https://"):
+            raise ValidationError({"pins": "Pins need a base URL with https://."})
 
 
 class Credential(models.Model):
@@ -118,6 +138,26 @@ class Credential(models.Model):
     def is_usable(self) -> bool:
         """Whether a secret is stored and was typed for the provider's present base URL."""
         return bool(self.ciphertext) and self.bound_base_url == self.provider.base_url
+
+
+class ClientCertificate(models.Model):
+    """What the gateway shows to a provider that asks for a certificate. The key is encrypted, together with the chain,
+    and bound to the base URL it was saved with."""
+
+    provider = models.OneToOneField(Provider, on_delete=models.CASCADE, related_name="client_certificate")
+    chain_pem = models.TextField(validators=(validation.certificates,))
+    fingerprint = models.CharField(max_length=64, help_text="SHA-256 of the first certificate, hex.")
+    ciphertext = models.TextField(editable=False)
+    bound_base_url = models.CharField(max_length=500, editable=False)
+    rotated_at = models.DateTimeField(editable=False)
+
+    def __str__(self) -> str:
+        return f"{self.provider} / {self.fingerprint[:16]}"
+
+    @property
+    def is_usable(self) -> bool:
+        """Whether the key was saved for the provider's present base URL."""
+        return self.bound_base_url == self.provider.base_url
 
 
 _DAY_S = 86_400
@@ -225,17 +265,39 @@ class RoutingPolicy(models.Model):
         return self.name
 
 
+class OwnCards(models.Manager["ModelCard"]):
+    """The cards that operators and their configuration files made."""
+
+    def get_queryset(self) -> models.QuerySet[ModelCard]:
+        """Without the imported ones."""
+        return super().get_queryset().filter(source="")
+
+
 class ModelCard(models.Model):
-    """What is known of a model: its limits and abilities. The most specific pattern wins."""
+    """What is known of a model: its name, limits and abilities (`providers.cards` says which card counts).
+
+    An imported card has a `source`. It lies under an operator's own cards and is never edited, so that an import can
+    follow its list without touching what an operator wrote; `objects` are therefore the own cards, `every` all.
+    """
 
     pattern = models.CharField(
         max_length=256,
-        unique=True,
         validators=(validation.pattern,),
-        help_text="Upstream model name; * matches anything.",
+        help_text="The model's name at the provider; * matches anything.",
     )
-    context_tokens = models.PositiveIntegerField(null=True, blank=True)
-    max_output_tokens = models.PositiveIntegerField(null=True, blank=True)
+    display_name = models.CharField(max_length=100, blank=True, help_text="For people; blank = the model's own name.")
+    context_tokens = models.PositiveIntegerField(
+        null=True,
+        blank=True,
+        validators=(MinValueValidator(1),),
+        help_text="Prompt and answer together, at most. Told to clients and used for advice; not enforced.",
+    )
+    max_output_tokens = models.PositiveIntegerField(
+        null=True,
+        blank=True,
+        validators=(MinValueValidator(1),),
+        help_text="The longest answer; used where a request names no limit.",
+    )
     min_bytes_per_token = models.FloatField(
         default=1.0,
         validators=(validation.finite, MinValueValidator(0.25), MaxValueValidator(16)),
@@ -245,16 +307,38 @@ class ModelCard(models.Model):
         max_length=256,
         blank=True,
         validators=(validation.labels,),
-        help_text="Comma-separated: chat, tools, vision, …",
+        help_text="Labels, comma-separated: tools, vision, …",
     )
     note = models.TextField(blank=True)
     managed_by = models.CharField(max_length=64, blank=True, editable=False)
+    source = models.CharField(
+        max_length=64, blank=True, editable=False, help_text="The list an imported card comes from; blank = your own."
+    )
+
+    objects = OwnCards()
+    every: ClassVar[models.Manager[ModelCard]] = models.Manager()
 
     class Meta:
         ordering = ("pattern",)
+        constraints = (
+            models.UniqueConstraint(
+                fields=("pattern",),
+                condition=models.Q(source=""),
+                name="one_own_card_per_pattern",
+                violation_error_message="A card with this pattern already exists.",
+            ),
+            models.UniqueConstraint(
+                fields=("pattern",), condition=~models.Q(source=""), name="one_imported_card_per_pattern"
+            ),
+        )
 
     def __str__(self) -> str:
         return self.pattern
+
+    @property
+    def is_imported(self) -> bool:
+        """Whether an import made this card and follows its list."""
+        return bool(self.source)
 
 
 class GatewaySettings(models.Model):
@@ -276,6 +360,13 @@ class GatewaySettings(models.Model):
     breaker_open_s = _default_seconds("circuit open for", 30.0, 0.1)
     probe_interval_s = _default_seconds("probe interval", 30.0, 0)
     ping_interval_s = _default_seconds("ping interval", 15.0, 0)
+    unsupported_params = models.CharField(
+        "unsupported parameters",
+        max_length=16,
+        choices=UnsupportedParams.choices,
+        default=UnsupportedParams.STRICT,
+        help_text="What becomes of a request with a parameter that its provider cannot honour and that matters.",
+    )
     unknown_price = models.CharField(
         "unknown price",
         max_length=16,
@@ -325,6 +416,9 @@ class ProviderProbe(models.Model):
     detail = models.CharField(max_length=300, blank=True)
     latency_ms = models.FloatField(null=True, blank=True)
     checked_at = models.DateTimeField(null=True, blank=True)
+    certificates = models.JSONField(
+        default=dict, blank=True, help_text="The chain seen last: base_url, seen_at, chain of name, not_after, pin."
+    )
     # Last: inside this class body the name hides the module it comes from.
     models = models.JSONField(default=list, blank=True, help_text="Model names the provider listed.")
 

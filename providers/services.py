@@ -18,10 +18,11 @@ from django.utils import timezone
 
 from audit.changes import changed_fields, recordable
 from audit.record import record
-from providers import sequences, validation
+from providers import certificates, sequences, validation
 from providers.catalog import CATALOG
 from providers.models import (
     AddressClass,
+    ClientCertificate,
     Credential,
     GatewaySettings,
     ModelCard,
@@ -135,6 +136,55 @@ def read_secret(credential: Credential) -> str:
     return open_vault().open(credential.ciphertext, credential.provider.base_url)
 
 
+def set_client_certificate(provider: Provider, chain_pem: str, key_pem: str, *, actor: str) -> ClientCertificate:
+    """Show this certificate to a provider from now on. Blank, the key is the stored one if it belongs to the chain."""
+    pem = check_client_certificate(provider, chain_pem, key_pem)
+    row = ClientCertificate.objects.filter(provider=provider).first() or ClientCertificate()
+    before = _stored(row)
+    row.provider = provider
+    row.chain_pem = chain_pem.replace("\r\n", "\n").strip()
+    row.fingerprint = certificates.fingerprint(pem)
+    row.ciphertext = open_vault().seal(pem, provider.base_url)
+    row.bound_base_url = provider.base_url
+    row.rotated_at = timezone.now()
+    _clean(row)
+    return _write(row, before, "client_certificate", actor, sequences.CONFIG, sequences.SECRETS)
+
+
+def check_client_certificate(provider: Provider, chain_pem: str, key_pem: str) -> str:
+    """What `set_client_certificate` would seal. Raises `ValidationError` for "client_chain" or "client_key"."""
+    if not provider.base_url.startswith("https://"):
+        raise ValidationError({"client_chain": "A client certificate needs a base URL with https://."})
+    try:
+        validation.certificates(chain_pem)
+    except ValidationError as exc:
+        raise ValidationError({"client_chain": exc.messages}) from exc
+    if not key_pem.strip():
+        stored = read_client_pem(provider)
+        if not stored:
+            raise ValidationError({"client_key": "Enter the private key of the certificate."})
+        key_pem = certificates.key_of(stored)
+    return certificates.client_pem(chain_pem, key_pem)
+
+
+def remove_client_certificate(provider: Provider, *, actor: str) -> None:
+    """Show none any more, and forget the key."""
+    row = ClientCertificate.objects.filter(provider=provider).first()
+    if row is not None:
+        _delete(row, "client_certificate", actor, sequences.CONFIG, sequences.SECRETS)
+
+
+def read_client_pem(provider: Provider) -> str | None:
+    """Chain and key to connect with; "" = there is no client certificate, None = it cannot be opened."""
+    row: ClientCertificate | None = getattr(provider, "client_certificate", None)
+    if row is None:
+        return ""
+    try:
+        return open_vault().open(row.ciphertext, provider.base_url)
+    except VaultError:
+        return None
+
+
 def open_vault() -> Vault:
     """The vault of `manage.py init`. Tests, which have no key file, share one made for the process."""
     path = settings.HOOSH_KEYS_DIR / "vault.key"
@@ -224,6 +274,7 @@ def _stored(row: Row) -> Row | None:
 def _clean(row: models.Model) -> None:
     if isinstance(row, Provider):
         row.ca_pem = row.ca_pem.replace("\r\n", "\n").strip()
+        row.pins = ",".join(validation.split_pins(row.pins))
     row.full_clean()
 
 

@@ -10,7 +10,7 @@ environment and its redirects play no part. A client speaks to its one origin an
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 
 import httpx
 
@@ -54,12 +54,20 @@ class _Body(httpx.AsyncByteStream):
 
 
 class HooshTransport(httpx.AsyncBaseTransport):
-    """Requests to one origin over a pool of its own. `limits` hold for each request; its `total_s` includes reading."""
+    """Requests to one origin over a pool of its own. `limits` hold for each request; its `total_s` includes reading.
+    `on_chain` is that of the pool."""
 
-    def __init__(self, origin: Origin, limits: Limits, *, max_idle: int = 16) -> None:
+    def __init__(
+        self,
+        origin: Origin,
+        limits: Limits,
+        *,
+        max_idle: int = 16,
+        on_chain: Callable[[tuple[bytes, ...]], None] | None = None,
+    ) -> None:
         self._origin = origin
         self._limits = limits
-        self._pool = Pool(origin, max_idle=max_idle)
+        self._pool = Pool(origin, max_idle=max_idle, on_chain=on_chain)
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         """Send one request; the response's body is still unread. Raises httpx's own exceptions."""
@@ -102,18 +110,23 @@ def open_client(
     ca_pem: str = "",
     headers: Mapping[str, str] | None = None,
     timeout_s: float = 10.0,
+    *,
+    pins: tuple[str, ...] = (),
+    client_pem: str | None = "",
+    on_chain: Callable[[tuple[bytes, ...]], None] | None = None,
 ) -> httpx.AsyncClient:
     """A client for one origin; paths given to it are appended to `base_url`. Use it as an async context manager.
 
-    `timeout_s` bounds each call as a whole. Raises `ValueError` for a URL that `Origin.parse` does not take.
+    `timeout_s` bounds each call as a whole; `on_chain` is told the certificates of each TLS connection. Raises
+    `ValueError` for a URL that `Origin.parse` does not take.
     """
-    origin = Origin.parse(base_url, address_class, ca_pem)
+    origin = Origin.parse(base_url, address_class, ca_pem, pins=pins, client_pem=client_pem)
     limits = Limits(
         connect_s=timeout_s, first_byte_s=timeout_s, gap_s=timeout_s, total_s=timeout_s, body_bytes=BODY_BYTES
     )
     return httpx.AsyncClient(
         base_url="http://localhost" if origin.scheme == "unix" else base_url,
-        transport=HooshTransport(origin, limits),
+        transport=HooshTransport(origin, limits, on_chain=on_chain),
         headers={"Accept-Encoding": "identity", **(headers or {})},
         timeout=None,  # noqa: S113  # the pool keeps the deadlines
         follow_redirects=False,

@@ -12,20 +12,19 @@ should ask for `Accept-Encoding: identity`. Head and body leave in one write. Wh
 - A stream buffers at most `BUFFER_BYTES` and one read more, then reading from the socket stops until it is read.
 - An idle connection that the peer closed, or sent anything on, is not used again.
 - The connection is made to an address that was checked against the origin's address class (`providers.egress`).
+- Where the origin has pins, nothing is sent over a connection whose certificates match none of them (`providers.tls`).
 """
 
 from __future__ import annotations
 
 import asyncio
-import functools
 import socket
 import ssl
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-import certifi
-
+from providers import tls
 from providers.connection import BUFFER_BYTES, Connection, Limits, Reply, StreamReply
 from providers.egress import UNIX, resolve, split_url
 from providers.failures import (
@@ -65,14 +64,28 @@ class Origin:
     prefix: str = ""  # path in front of every request path, from the base URL
     address_class: str = "public"  # "loopback" | "private" | "public" | "unix"
     ca_pem: str = ""  # private certificate authorities, PEM; empty = the system's
+    pins: tuple[str, ...] = ()  # of which the server's chain must have one; empty = any chain the authorities allow
+    # Certificate chain to show and its key, PEM; empty = none. None = there is one, but it could not be opened: then
+    # nothing is connected to.
+    client_pem: str | None = field(default="", repr=False)
 
     @classmethod
-    def parse(cls, base_url: str, address_class: str, ca_pem: str = "") -> Origin:
+    def parse(
+        cls,
+        base_url: str,
+        address_class: str,
+        ca_pem: str = "",
+        *,
+        pins: tuple[str, ...] = (),
+        client_pem: str | None = "",
+    ) -> Origin:
         """From a provider's base URL. Raises `ValueError` on anything that is not http, https or unix, or is odd."""
         address = split_url(base_url)
         if (address.scheme == "unix") != (address_class == UNIX):
             raise ValueError(f"{base_url} cannot be of address class {address_class}.")
-        return cls(address.scheme, address.host, address.port, address.prefix, address_class, ca_pem)
+        if address.scheme != "https" and (pins or client_pem != ""):
+            raise ValueError(f"{base_url} has no TLS: it can have neither certificate pins nor a client certificate.")
+        return cls(*address, address_class, ca_pem, pins, client_pem)
 
     @property
     def authority(self) -> str:
@@ -87,12 +100,17 @@ class Pool:
     """Keep-alive connections to one origin, for one credential. Bound to the running loop at its first use.
 
     There is no limit on connections in use (admission is the caller's); at most `max_idle` are kept idle. Not safe to
-    share between threads.
+    share between threads. `on_chain` is told the certificates of each TLS connection that came up, before pins are
+    looked at: DER, verified, the server's own first.
     """
 
-    def __init__(self, origin: Origin, *, max_idle: int = 256) -> None:
+    def __init__(
+        self, origin: Origin, *, max_idle: int = 256, on_chain: Callable[[tuple[bytes, ...]], None] | None = None
+    ) -> None:
         self.origin = origin
         self.max_idle = max_idle
+        self._on_chain = on_chain
+        self._context: ssl.SSLContext | None = None
         self.loop: asyncio.AbstractEventLoop
         self.time: Callable[[], float]
         self._bound = self._closed = False
@@ -215,6 +233,9 @@ class Pool:
             except OSError as exc:
                 raise ConnectFailedError(f"{origin.host}: {exc}") from exc
             return conn
+        if origin.client_pem is None:
+            message = f"the key of the client certificate for {origin.authority} cannot be opened; save it again"
+            raise ConnectFailedError(message, kind="tls")
         addresses = await resolve(origin.host, origin.port, origin.address_class)
         failure: OSError | None = None
         for i, (family, sockaddr) in enumerate(addresses):
@@ -244,36 +265,45 @@ class Pool:
     async def _adopt(self, sock: socket.socket) -> Connection:
         """The connection over a connected socket, with TLS where the origin wants it; nothing was sent yet."""
         origin = self.origin
-        tls = origin.scheme == "https"
-        # Client certificates belong into `_tls_context`. Certificate pins are to be checked here, on the transport's
-        # peer certificate, before the connection is given to a request.
+        is_tls = origin.scheme == "https"
         try:
-            context = _tls_context(origin.ca_pem) if tls else None
-            name = origin.host if tls else None
-            _, conn = await self.loop.create_connection(self._new, sock=sock, ssl=context, server_hostname=name)
+            context = self._tls_context() if is_tls else None
+            name = origin.host if is_tls else None
+            transport, conn = await self.loop.create_connection(self._new, sock=sock, ssl=context, server_hostname=name)
         except TimeoutError:
             sock.close()
             raise
         except (OSError, ValueError) as exc:  # Every TLS failure is one of them.
             sock.close()
-            raise ConnectFailedError(f"{origin.authority}: {exc!s:.200}", kind="tls" if tls else "connect") from exc
+            raise ConnectFailedError(f"{origin.authority}: {exc!s:.200}", kind="tls" if is_tls else "connect") from exc
         except BaseException:
             sock.close()
             raise
+        if is_tls and (origin.pins or self._on_chain is not None):
+            try:
+                self._look_at_chain(tls.verified_chain(transport.get_extra_info("ssl_object")))
+            except BaseException:
+                conn.drop()
+                raise
         return conn
+
+    def _tls_context(self) -> ssl.SSLContext:
+        if self._context is None:
+            self._context = tls.context(self.origin.ca_pem, self.origin.client_pem or "")
+        return self._context
+
+    def _look_at_chain(self, chain: tuple[bytes, ...]) -> None:
+        """Raises where the origin has pins and the chain has none of them."""
+        if self._on_chain is not None:
+            self._on_chain(chain)
+        origin = self.origin
+        if not origin.pins:
+            return
+        found = tls.pins_of(chain)
+        if not any(pin in origin.pins for pin in found):
+            shown = found[0] if found else "no certificate that can be read"
+            message = f"{origin.authority} is pinned to other certificates than it has: it presented {shown}"
+            raise ConnectFailedError(message, kind="tls")
 
     def _new(self) -> Connection:
         return Connection(self)
-
-
-@functools.lru_cache(maxsize=64)
-def _tls_context(ca_pem: str) -> ssl.SSLContext:
-    """The context for a set of authorities: only those given, else the system's, else certifi's."""
-    if ca_pem:
-        context = ssl.create_default_context(cadata=ca_pem)
-    else:
-        context = ssl.create_default_context()
-        if not context.cert_store_stats()["x509_ca"]:
-            context.load_verify_locations(certifi.where())
-    context.set_alpn_protocols(["http/1.1"])
-    return context

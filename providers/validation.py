@@ -6,12 +6,15 @@ that need a look at several fields or at the network are checked in `providers.s
 
 from __future__ import annotations
 
+import base64
 import math
 import re
 from urllib.parse import SplitResult, urlsplit
 
 from cryptography import x509
 from django.core.exceptions import ValidationError
+
+from providers.tls import PIN
 
 NAME_LIMIT = 64
 MODEL_LIMIT = 256
@@ -21,6 +24,7 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 _HOST = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]*[A-Za-z0-9_])?\.?")
 _SCHEMES = ("http", "https", "unix")
 DEMO_URL = "demo://local"
+PINS_MAX = 16
 
 
 def split(text: str) -> tuple[str, ...]:
@@ -94,6 +98,25 @@ def certificates(value: str) -> None:
         raise ValidationError(
             "This is not a list of PEM certificates (-----BEGIN CERTIFICATE----- …).", code="pem"
         ) from exc
+
+
+def split_pins(text: str) -> tuple[str, ...]:
+    """The entries of a list of pins, which may stand one per line or behind commas."""
+    return split(",".join(text.split()))
+
+
+def pins(value: str) -> None:
+    """A list of certificate pins, `sha256/` and the Base64 of 32 bytes each."""
+    found = split_pins(value)
+    if len(found) > PINS_MAX:
+        raise ValidationError(f"A provider has at most {PINS_MAX} pins.", code="pins")
+    for entry in found:
+        text = entry.removeprefix("sha256/")
+        if not PIN.fullmatch(entry) or base64.b64encode(base64.b64decode(text)).decode() != text:
+            raise ValidationError(
+                f"“{entry:.80}” is not a pin: write sha256/ and the Base64 of a public key's SHA-256 (44 characters).",
+                code="pins",
+            )
 
 
 def origins(value: str) -> None:

@@ -16,6 +16,7 @@ from providers import exporting
 from providers.hoosh_toml import Plan, PlanProvider
 from providers.models import Credential, GatewaySettings, ModelCard, Provider, Route, RoutingPolicy
 
+_BESIDE_PROVIDER = ("credential", exporting.CLIENT_CHAIN, exporting.CLIENT_KEY)
 IMPORTED_CREDENTIAL = "imported"  # the name of the one credential a hoosh entry can have
 
 
@@ -37,6 +38,14 @@ class WantedCredential:
 
 
 @dataclass(slots=True)
+class WantedClient:
+    """A client certificate; `key` None = its variable is not set. Without a chain: there shall be none."""
+
+    chain: str = ""
+    key: str | None = field(default=None, repr=False)
+
+
+@dataclass(slots=True)
 class WantedRoute:
     """A route; without a "name" in `values` the importer chooses one."""
 
@@ -54,6 +63,7 @@ class WantedProvider:
     routes: list[WantedRoute] = field(default_factory=list)
     ca_files: tuple[str, ...] = ()
     address_class: str = ""
+    client: WantedClient | None = None  # None = the file cannot say
 
 
 @dataclass(slots=True)
@@ -113,8 +123,9 @@ class _Tables:
         by_name: dict[str, WantedProvider] = {}
         for where, table in self._list(tables, "provider"):
             entry = WantedProvider(
-                where, self._values(where, table, Provider, exporting.PROVIDER_FIELDS, ("credential",))
+                where, self._values(where, table, Provider, exporting.PROVIDER_FIELDS, _BESIDE_PROVIDER)
             )
+            entry.client = self._client(where, table)
             entry.credentials = [
                 credential
                 for place, each in self._list(table, "credential", where)
@@ -162,9 +173,20 @@ class _Tables:
         if not isinstance(secret, str) or not secret:
             self.reasons.append(f"{where}.secret must be a text, best as $NAME of an environment variable.")
             return None
-        match = re.fullmatch(r"\$([A-Za-z_][A-Za-z0-9_]*)", secret)
-        text = (self._environ.get(match[1]) or None) if match else secret
-        return WantedCredential(values.get("name") or "default", text, values.get("enabled", True))
+        return WantedCredential(values.get("name") or "default", self._secret(secret), values.get("enabled", True))
+
+    def _client(self, where: str, table: Mapping[str, Any]) -> WantedClient:
+        chain, key = table.get(exporting.CLIENT_CHAIN, ""), table.get(exporting.CLIENT_KEY, "")
+        if not isinstance(chain, str) or not isinstance(key, str) or bool(chain) != bool(key):
+            names = f"{exporting.CLIENT_CHAIN} and {exporting.CLIENT_KEY}"
+            self.reasons.append(f"{where}: {names} are two texts that belong together; the key is best a $NAME.")
+            return WantedClient()
+        return WantedClient(chain, self._secret(key))
+
+    def _secret(self, written: str) -> str | None:
+        """A secret as it is meant; None when it is a variable that is not set."""
+        match = re.fullmatch(r"\$([A-Za-z_][A-Za-z0-9_]*)", written)
+        return (self._environ.get(match[1]) or None) if match else written
 
     def _values(
         self,

@@ -20,14 +20,16 @@ from budgets.prices import PriceBook, cost
 from budgets.records import PRICE_FREE
 from gateway.api.cost_report import amounts
 from gateway.errors import ModelNotFoundError, NotFoundError
-from gateway.snapshot import CardBook
 from providers import feed, publish, validation
+from providers.card_labels import TIERS as KNOWN_TIERS
+from providers.card_labels import embeds_only
+from providers.cards import CardBook
 from providers.catalog import is_local
 from providers.config import CardDoc, ProviderDoc, SettingsDoc, unpack
 from providers.globs import any_matcher
 from providers.routing import RouteTable, Step
 
-TIERS = ("economy", "standard", "premium", "reasoning")  # ascending; a label among a card's capabilities
+TIERS = tuple(KNOWN_TIERS)  # ascending; a label among a card's capabilities
 NO_SYSTEM = "no-system"  # the label of models that take no system prompt
 _MANY_TOKENS, _MANY_WITH_TOOLS = 10_000, 2_000
 
@@ -143,6 +145,8 @@ def _may_use(key: ApiKey | None) -> Callable[[str], bool] | None:
 
 
 def _reason_against(needs: Mapping[str, Any], card: CardDoc, labels: frozenset[str]) -> str:
+    if embeds_only(labels):
+        return "for embeddings only"
     if card.context_tokens is None:
         return "without a model card that names the context"
     if needs["input_tokens"] + needs["max_output_tokens"] > card.context_tokens:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from django.urls import path, re_path
 
-from gateway.api import costs, schema, tokens, views
+from gateway.api import backends, costs, schema, tokens, views
 
 __all__ = ["schema", "urlpatterns"]  # importing `schema` is what makes the key known to the API's description
 
@@ -20,6 +20,10 @@ urlpatterns = [
     path("v1/costs/reset", costs.CostsResetView.as_view(), name="costs-reset"),
     path("v1/cost/estimate", costs.CostEstimateView.as_view(), name="cost-estimate"),
     path("v1/cost/recommend", costs.CostRecommendView.as_view(), name="cost-recommend"),
+    path("v1/models/pull", backends.PullView.as_view(), name="models-pull"),
+    path("v1/models/delete", backends.DeleteView.as_view(), name="models-delete"),
+    path("v1/training/status", backends.TrainingView.as_view(), name="training-status"),
+    path("v1/catalog/sync", backends.CatalogSyncView.as_view(), name="catalog-sync"),
     path("api/schema/", views.SchemaView.as_view(), name="schema"),
     path("metrics", views.MetricsView.as_view(), name="metrics"),
     re_path(r"^v1(?:/.*)?$", views.UnknownPathView.as_view(), name="unknown"),

@@ -1,4 +1,4 @@
-"""The OpenAI API as clients speak it: request bodies into `Call`s.
+"""The OpenAI API as clients speak it: request bodies into `Call`s, and answers, which are canonical as they are.
 
 Checked is what the gateway itself acts on or prices, and the ranges the API documents for the common sampling
 fields; every other field passes through untouched for the provider to judge. `null` means absent, as in the API.
@@ -9,8 +9,9 @@ from __future__ import annotations
 from typing import Any, NoReturn
 
 from gateway import strict
-from gateway.errors import BadRequestError
-from providers.canonical import Call
+from gateway.errors import BadRequestError, GatewayError, in_band, to_openai
+from gateway.exchange import Exchange
+from providers.canonical import OPENAI, Call
 
 MODEL_CHARACTERS = 256
 MESSAGES_MAX = 4096
@@ -32,9 +33,53 @@ _SURCHARGED = frozenset({"service_tier", "web_search_options"})
 _PLAIN_TIERS = ("auto", "default", "flex", "standard_only")
 
 
-def parse_chat(body: bytes) -> Call:
+class OpenAI:
+    """Errors, answers and streams in the canonical form itself. Also the writer of its streams: they pass."""
+
+    name = OPENAI
+    stream_type = b"text/event-stream; charset=utf-8"
+    ping = b": ping\n\n"
+    id_header = b""
+
+    def error(self, error: GatewayError, request_id: str) -> bytes:
+        """Always message, type, param and code."""
+        return to_openai(error)
+
+    def in_band(self, error: GatewayError) -> bytes:
+        """An event with an error object."""
+        return in_band(error)
+
+    def answer(self, call: Call, body: bytes) -> bytes:
+        """The same bytes."""
+        return body
+
+    def writer(self, call: Call, request_id: str) -> OpenAI:
+        """It keeps nothing of a stream, so one serves all."""
+        return self
+
+    def feed(self, data: bytes) -> bytes:
+        """The same bytes."""
+        return data
+
+    def finish(self) -> bytes:
+        """The terminal event."""
+        return b"data: [DONE]\n\n"
+
+    def fail(self, error: GatewayError) -> bytes:
+        """An event with an error object, and no terminal event."""
+        return in_band(error)
+
+
+DIALECT = OpenAI()
+
+
+def parse_chat(body: bytes, exchange: Exchange | None = None) -> Call:
     """Validate a chat-completions body. Raises `BadRequestError` with `param` set to the field at fault."""
-    doc, body = strict.load(body)
+    return chat_call(*strict.load(body))
+
+
+def chat_call(doc: strict.Document, body: bytes) -> Call:
+    """The call of a decoded chat-completions body and its bytes. Other dialects end here, with what they translated."""
     call = _common("chat", doc, body)
     messages = doc.get("messages")
     if type(messages) is not list or not messages:
@@ -68,7 +113,7 @@ def parse_chat(body: bytes) -> Call:
     return call
 
 
-def parse_completions(body: bytes) -> Call:
+def parse_completions(body: bytes, exchange: Exchange | None = None) -> Call:
     """Validate a legacy completions body. Raises `BadRequestError` with `param` set to the field at fault."""
     doc, body = strict.load(body)
     call = _common("completions", doc, body)
@@ -90,9 +135,13 @@ def parse_completions(body: bytes) -> Call:
     return call
 
 
-def parse_embeddings(body: bytes) -> Call:
+def parse_embeddings(body: bytes, exchange: Exchange | None = None) -> Call:
     """Validate an embeddings body. Raises `BadRequestError` with `param` set to the field at fault."""
-    doc, body = strict.load(body)
+    return embeddings_call(*strict.load(body))
+
+
+def embeddings_call(doc: strict.Document, body: bytes) -> Call:
+    """The call of a decoded embeddings body and its bytes."""
     call = _common("embeddings", doc, body)
     if call.stream:
         _refuse("stream", "is not possible for embeddings; leave it out")

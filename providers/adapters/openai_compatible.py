@@ -13,8 +13,19 @@ from typing import Any
 import msgspec
 
 from providers import sse
-from providers.adapters import embeddings, problems
-from providers.canonical import Answer, Call, Target, UpstreamProblem, Usage, UsageWire, parse_usage, usage_of
+from providers.adapters import embeddings, problems, quirks
+from providers.canonical import (
+    OPENAI,
+    Answer,
+    Call,
+    Request,
+    Target,
+    UpstreamProblem,
+    Usage,
+    UsageWire,
+    parse_usage,
+    usage_of,
+)
 
 Headers = Iterable[tuple[bytes, bytes]]
 
@@ -87,12 +98,23 @@ class OpenAICompatible:
     """Requests and replies in the OpenAI API's own shape."""
 
     local = False
+    stream_types = (b"text/event-stream",)
 
-    def build(self, call: Call, target: Target, limit: int | None) -> bytes:
-        """The upstream body: model, output limit and usage request written, gateway-only fields taken out.
+    def build(self, call: Call, target: Target, limit: int | None) -> Request:
+        """The upstream request: model, output limit and usage request written, gateway-only fields taken out.
 
-        `limit` is in tokens; None leaves the client's own, under the field name the upstream reads.
+        `limit` is in tokens; None leaves the client's own, under the field name the upstream reads. Fields that the
+        kind is declared not to honour are left out or, with `UnsupportedParamError`, refused.
         """
+        kind = target.kind
+        if kind.plain and call.endpoint == "chat" and (call.dialect != OPENAI or quirks.is_foreign(call.body)):
+            call = quirks.plain(call)
+        if kind.quirks and not kind.quirks.isdisjoint(call.fields):
+            call, dropped = quirks.applied(call, target)
+            return Request(self._body(call, target, limit), call.endpoint, dropped)
+        return Request(self._body(call, target, limit), call.endpoint)
+
+    def _body(self, call: Call, target: Target, limit: int | None) -> bytes:
         fields, kind, tail = call.fields, target.kind, b""
         wanted = call.limit if limit is None else limit
         if "pool" in fields:
@@ -155,6 +177,7 @@ class OpenAICompatible:
 class ChunkReader:
     """Reads one stream of chunks; the promises are those of `providers.adapters.StreamReader`."""
 
+    native = False
     __slots__ = (
         "_excluded",
         "_last",

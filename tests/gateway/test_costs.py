@@ -491,6 +491,18 @@ class RecommendTests(AdviceCase):
         found = self.recommend(input_tokens=1000)
         assert (found["model"], found["estimated_cost_usd"], found["price_id"]) == ("llama-own", "0.000000000000", -1)
 
+    def test_a_model_that_only_makes_embeddings_is_no_answer(self):
+        services.save_route(Route(name="embed", pattern="llama-embed", provider=self.local), actor="test")
+        self.card("llama-embed", 8_000, "embeddings")
+        publish("test", "test")
+        assert self.recommend(input_tokens=1000)["model"] == "gpt-small"
+
+    def test_an_imported_card_is_looked_at_too(self):
+        services.save_route(Route(name="own", pattern="llama-own", provider=self.local), actor="test")
+        ModelCard.every.create(pattern="llama-*", context_tokens=8_000, capabilities="chat", source="catalogue")
+        publish("test", "test")
+        assert self.recommend(input_tokens=1000)["model"] == "llama-own"
+
     def test_only_models_the_key_may_use(self):
         _, text = keys.create_key(self.agent, self.pool, "large-only", models_allowed=("*-large",), actor="test")
         assert self.recommend(text)["model"] == "gpt-large"

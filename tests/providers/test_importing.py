@@ -47,9 +47,9 @@ models = ["gpt-*", "o1-*"]
 max_tokens_limit = 4096
 
 [[providers]]
-type = "Anthropic"
-api_key = "$ANTHROPIC_API_KEY"
-models = ["claude-*"]
+type = "Whisper"
+api_key = "$WHISPER_KEY"
+models = ["whisper-*"]
 
 [[budgets]]
 name = "default"
@@ -109,7 +109,7 @@ def test_what_has_no_effect_is_listed_with_value_and_reason_and_without_secrets(
         "audit.enabled",
         "audit.signing_key",
     }
-    assert found["providers[3].type"].value == '"Anthropic"'
+    assert found["providers[3].type"].value == '"Whisper"'
     assert "PORT" in found["server.port"].why
     assert found["audit.signing_key"].value == "(secret)"
     assert "very-secret" not in str(plan(EXAMPLE).unsupported)
@@ -178,11 +178,11 @@ def test_all_spellings_of_a_type_are_known(written: str, kind: str) -> None:
 
 
 def test_types_we_do_not_have_are_listed_and_do_not_stop_the_rest() -> None:
-    names = ["anthropic", "Google", "whisper", "nonsense"]
+    names = ["Whisper", "nonsense"]
     text = "".join(f'[[providers]]\ntype = "{name}"\n' for name in names) + '[[providers]]\ntype = "ollama"\n'
     found = plan(text)
-    assert [finding.key for finding in found.unsupported] == [f"providers[{n}].type" for n in (1, 2, 3, 4)]
-    assert "no such type" in found.unsupported[3].why
+    assert [finding.key for finding in found.unsupported] == [f"providers[{n}].type" for n in (1, 2)]
+    assert "no such type" in found.unsupported[1].why
     assert [entry.kind for entry in found.providers] == ["ollama"]
     assert found.errors == []
 
@@ -349,7 +349,7 @@ class ImportTests(TestCase):
         self.assertEqual(set(ApiKey.objects.values_list("pool__name", flat=True)), {"default"})
         row = GatewaySettings.objects.get()
         self.assertEqual((row.strategy, row.probe_interval_s), ("round_robin", 12.0))
-        self.assertTrue(any("Anthropic" in line for line in report.unsupported))
+        self.assertTrue(any("Whisper" in line for line in report.unsupported))
 
     def test_a_check_says_what_an_import_would_do_and_does_nothing(self) -> None:
         self.path.write_text(EXAMPLE, encoding="utf-8")

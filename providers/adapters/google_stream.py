@@ -1,0 +1,166 @@
+"""Streams of Google's Gemini API (`streamGenerateContent?alt=sse`): one reader translates, the other passes bytes on.
+
+Every event is a whole `GenerateContentResponse` with the next parts of the answer and the usage so far. There is no
+terminal event: the stream is complete when the upstream closes and each candidate told a finish reason. Format: the
+API reference of `models.streamGenerateContent`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from providers import sse
+from providers.adapters import google_reply as reply
+from providers.adapters import problems
+from providers.adapters.chunks import ChunkReader
+from providers.adapters.openai_compatible import utf8
+from providers.canonical import Usage
+
+# Generated pictures come in one event each.
+EVENT_LIMIT_BYTES = 16 << 20
+
+
+class _Reader(ChunkReader):
+    """What both readers do alike: usage, errors in band, and when the answer is complete."""
+
+    def __init__(self, *, wants_usage: bool, outputs: int, single: bool) -> None:
+        super().__init__(wants_usage=wants_usage)
+        self._outputs = outputs
+        self._single = single
+        self._candidates: dict[int, reply.Candidate] = {}
+        self._splitter = sse.Splitter(EVENT_LIMIT_BYTES)
+
+    def named(self, event: bytes) -> tuple[bytes, bytes | None]:
+        """Type and data of a raw event. An error may come as bare JSON between the events."""
+        data = sse.data_of(event)
+        if data is None and event.lstrip()[:1] == b"{":
+            return b"", event
+        return sse.name_of(event), data
+
+    def event(self, name: bytes, told: dict[str, Any]) -> None:
+        """One response object, or an error in its place."""
+        metadata = told.get("usageMetadata")
+        if metadata is not None:
+            self.usage = self.read_usage(metadata) or self.usage
+        if name == b"error" or told.get("error") is not None:
+            self.failed(reply.in_band(told))
+            return
+        try:
+            self.response(told)
+        except RecursionError:
+            self.failed(problems.problem("protocol"))
+
+    def read_usage(self, metadata: Any) -> Usage | None:
+        """The usage an event tells; it is that of the whole answer so far."""
+        return reply.usage(metadata)
+
+    def response(self, told: dict[str, Any]) -> None:
+        """Handle what one response object adds."""
+        raise NotImplementedError
+
+    def candidate(self, index: int) -> reply.Candidate:
+        """The state of one candidate, new when it was not seen before."""
+        found = self._candidates.get(index)
+        if found is None:
+            found = self._candidates[index] = reply.Candidate(index, single=self._single)
+        return found
+
+    def complete(self) -> bool:
+        """Whether every candidate that began has ended."""
+        return bool(self._candidates) and all(one.finish for one in self._candidates.values())
+
+
+class GoogleReader(_Reader):
+    """Translates one stream into canonical chunks; the promises are those of `providers.adapters.StreamReader`.
+
+    `model` is told where the upstream names none. `outputs` is the number of candidates asked for, and `single` whether
+    the caller takes one tool call at most.
+    """
+
+    def __init__(self, *, wants_usage: bool, model: str, outputs: int = 1, single: bool = False) -> None:
+        super().__init__(wants_usage=wants_usage, outputs=outputs, single=single)
+        self.model = model
+
+    def response(self, told: dict[str, Any]) -> None:
+        """Hand out the new parts; the finish reason waits, as some models tell one with every event."""
+        if not self.id:
+            self.id, self.model = reply.names_of(told, self.model)
+        for index, raw in reply.candidates_of(told):
+            state = self.candidate(index)
+            logprobs = reply.logprobs_of(raw)
+            for delta, text in state.pieces(raw, self.id):
+                self._say(state, delta, text, logprobs)
+                logprobs = None
+            if logprobs is not None:
+                self._say(state, {}, "", logprobs)
+            reason = reply.finish_of(raw)
+            if reason:
+                state.finish = reason
+                problem = reply.broken(reason) if self._outputs <= 1 else None
+                if problem is not None:
+                    self.failed(problem)
+                    return
+        if reply.is_blocked(told):
+            self.candidate(0).finish = reply.BLOCKED
+
+    def closed(self) -> None:
+        """The end of the stream is the end of the answer when all of it was told."""
+        if not self.complete():
+            self.failed(problems.problem("cut"))
+            return
+        for index in sorted(self._candidates):
+            state = self._candidates[index]
+            if not state.begun:
+                self._say(state, {"content": ""}, "", None)
+            self._choice(state, {}, None, state.reason())
+        self.ended()
+
+    def _say(self, state: reply.Candidate, delta: dict[str, Any], text: str, logprobs: dict[str, Any] | None) -> None:
+        if not state.begun:
+            state.begun = True
+            delta = {"role": "assistant", **delta}
+        if text or "images" in delta:
+            self.events += 1
+            self.delivered_bytes += len(text) if text.isascii() else len(text.encode("utf-8", "replace"))
+        self._choice(state, delta, logprobs, None)
+
+    def _choice(
+        self, state: reply.Candidate, delta: dict[str, Any], logprobs: dict[str, Any] | None, reason: str | None
+    ) -> None:
+        self._write([{"index": state.index, "delta": delta, "logprobs": logprobs, "finish_reason": reason}])
+
+
+class GoogleNativeReader(_Reader):
+    """Passes one stream on as it is, for callers that speak this API themselves.
+
+    Events keep their bytes; an error event is kept back, for the caller of this reader tells errors itself.
+    """
+
+    native = True
+
+    def __init__(self) -> None:
+        super().__init__(wants_usage=False, outputs=1, single=False)
+
+    def response(self, told: dict[str, Any]) -> None:
+        """Count what was generated and note what ended."""
+        size = reply.size_of(told)
+        if size:
+            self.events += 1
+            self.delivered_bytes += size
+        for index, raw in reply.candidates_of(told):
+            state = self.candidate(index)
+            state.finish = reply.finish_of(raw) or state.finish
+        if reply.is_blocked(told):
+            self.candidate(0).finish = reply.BLOCKED
+
+    def closed(self) -> None:
+        """The end of the stream is the end of the answer when all of it was told."""
+        if self.complete():
+            self.done = True
+        else:
+            self.failed(problems.problem("cut"))
+
+    def _one(self, raw: bytes) -> None:
+        super()._one(raw)
+        if self.error is None:
+            self._out.append(utf8(raw))

@@ -1,0 +1,105 @@
+"""What providers of the OpenAI API do differently in requests, applied from what the catalogue declares of them.
+
+Only requests that carry such a field come here, and those that were translated from another API; every other one keeps
+its bytes.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from providers.adapters import params
+from providers.canonical import Call, Target
+
+_encode = msgspec.json.Encoder().encode
+_decode_fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
+_decode_any = msgspec.json.Decoder().decode
+
+
+def applied(call: Call, target: Target) -> tuple[Call, tuple[str, ...]]:
+    """The call as the provider understands it, and the fields that were left out for it.
+
+    Raises `UnsupportedParamError`.
+    """
+    kind = target.kind
+    values = _decode_fields(call.body)
+    dropped = []
+    changed = False
+    for name in sorted(kind.quirks & call.fields):
+        value = _decode_any(values[name])
+        if name in kind.renamed:
+            values[kind.renamed[name]] = values.pop(name)
+            changed = True
+        elif name == "tool_choice" and kind.tool_choices:
+            word = kind.tool_choices.get(value) if isinstance(value, str) else None
+            if word is not None:
+                values[name] = msgspec.Raw(_encode(word))
+                changed = True
+        if name not in kind.params or value is None or params.is_default(name, value):
+            continue
+        if target.strict and kind.params[name] == params.REFUSE:
+            raise params.unsupported(name, target)
+        values.pop(name, None)
+        dropped.append(name)
+        changed = True
+    if not changed:
+        return call, ()
+    body = _encode(values)
+    return msgspec.structs.replace(call, body=body, fields=frozenset(values)), tuple(dropped)
+
+
+# What the canonical form carries for other providers, and servers that know only the API's own fields may refuse.
+_OF_OTHERS = frozenset({"reasoning_content", "reasoning_details", "extra_content", "is_error", "cache_control"})
+
+
+def is_foreign(body: bytes) -> bool:
+    """Whether a body of the OpenAI API may hold what an earlier answer, by another provider, told its client."""
+    return b'"reasoning_content"' in body or b'"reasoning_details"' in body or b'"extra_content"' in body
+
+
+def plain(call: Call) -> Call:
+    """The call with nothing in its messages and tools but what the OpenAI API itself documents.
+
+    Images in the result of a tool, which that API does not take there, follow in a user message behind the results.
+    """
+    doc = _decode_any(call.body)
+    messages: list[dict[str, Any]] = []
+    images: list[dict[str, Any]] = []
+    for message in doc["messages"]:
+        told = _stripped(message)
+        if told["role"] == "tool":
+            told["content"] = _text_of_result(told.get("content"), images)
+        elif images:
+            messages.append({"role": "user", "content": images})
+            images = []
+        messages.append(told)
+    if images:
+        messages.append({"role": "user", "content": images})
+    doc["messages"] = messages
+    if isinstance(doc.get("tools"), list):
+        doc["tools"] = [_without(tool) for tool in doc["tools"]]
+    return msgspec.structs.replace(call, body=_encode(doc))
+
+
+def _stripped(message: dict[str, Any]) -> dict[str, Any]:
+    told: dict[str, Any] = _without(message)
+    if isinstance(content := told.get("content"), list):
+        told["content"] = [_without(part) for part in content]
+    if isinstance(calls := told.get("tool_calls"), list):
+        told["tool_calls"] = [_without(call) for call in calls]
+    return told
+
+
+def _without(value: Any) -> Any:
+    return {name: item for name, item in value.items() if name not in _OF_OTHERS} if isinstance(value, dict) else value
+
+
+def _text_of_result(content: Any, images: list[dict[str, Any]]) -> Any:
+    if not isinstance(content, list):
+        return content
+    texts = [part["text"] for part in content if isinstance(part, dict) and isinstance(part.get("text"), str)]
+    others = [part for part in content if isinstance(part, dict) and part.get("type") != "text"]
+    images += others
+    return "\n".join(texts) or ("See the attachment below." if others else "")
