@@ -12,6 +12,7 @@ import contextlib
 import logging
 import os
 import signal
+import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from pathlib import Path
@@ -29,6 +30,7 @@ log = logging.getLogger("hoosh.control")
 
 NICE = 10  # a page being rendered must not take the workers' time
 BEAT_S = 1.0
+SWITCH_S = 0.001  # a page being rendered must not keep the ledger waiting after each of its statements
 
 
 class LedgerWriter(Protocol):
@@ -239,6 +241,7 @@ def main() -> None:
     parser.add_argument("--parent-pid", type=int)
     options = parser.parse_args()
     child.enter(options.parent_pid, nice=NICE)
+    sys.setswitchinterval(SWITCH_S)
     os.environ.setdefault("DJANGO_SETTINGS_MODULE", "hoosh_site.settings")
     os.environ["HOOSH_ROLE"] = "control"
     from gateway.metrics import has_room
