@@ -344,8 +344,9 @@ def spelled(scope: Scope) -> Scope:
     if path.startswith(f"{ALIAS}/v1/"):
         path = path[len(ALIAS) :]
         scope = {**scope, "path": path, "raw_path": path.encode()}
-    if gemini.route(path) is not None or models_list.serves(path):
-        keys = urllib.parse.parse_qs(scope.get("query_string", b"").decode("latin-1")).get("key")
+    query: bytes = scope.get("query_string", b"")
+    if query and (gemini.route(path) is not None or models_list.serves(path)):
+        keys = urllib.parse.parse_qs(query.decode("latin-1")).get("key")
         if keys:
             scope = {**scope, "headers": [*scope["headers"], *((b"x-goog-api-key", key.encode()) for key in keys)]}
     return scope

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import httpx
 import msgspec
@@ -24,7 +24,7 @@ from django.utils import timezone
 
 from audit.record import record
 from gateway import metrics
-from providers import certificates, sequences, services, validation
+from providers import adapters, certificates, sequences, services, validation
 from providers.adapters import demo
 from providers.catalog import CATALOG, Kind
 from providers.failures import UpstreamError
@@ -86,6 +86,15 @@ class _Target:
     client_pem: str | None = field(default="", repr=False)
     secret: str = field(default="", repr=False)
     problem: str = ""  # found before any connection
+
+
+@runtime_checkable
+class ListsModels(Protocol):
+    """What an adapter offers whose provider lists models in a way of its own."""
+
+    def read_models(self, body: bytes) -> list[str]:
+        """The names of those that can be asked here; none when it is no such list. Never raises."""
+        ...
 
 
 class _Model(msgspec.Struct):
@@ -181,7 +190,7 @@ async def _ask(target: _Target, timeout_s: float, on_chain: Callable[[tuple[byte
         return Outcome(ok=False, detail=problem, latency_ms=latency_ms)
     if status in (404, 405):
         return Outcome(ok=True, latency_ms=latency_ms)  # alive; not every server lists its models
-    names = model_names(body)
+    names = _listed(target.kind, body)
     if names is None:
         detail = "The answer is not a list of models. Is the base URL right (without /v1)?"
         return Outcome(ok=False, detail=detail, latency_ms=latency_ms)
@@ -197,7 +206,19 @@ def model_names(body: bytes) -> tuple[str, ...] | None:
         return None
     if found is None:
         return None
-    names = (model.id or model.name for model in found[:MAX_MODELS])
+    return _usable(model.id or model.name for model in found[:MAX_MODELS])
+
+
+def _listed(kind: Kind, body: bytes) -> tuple[str, ...] | None:
+    """The same, as the provider's adapter reads its own list where that says more than names."""
+    names = model_names(body)
+    adapter = adapters.get(kind.adapter)
+    if names is None or not isinstance(adapter, ListsModels):
+        return names
+    return _usable(adapter.read_models(body)[:MAX_MODELS])
+
+
+def _usable(names: Iterable[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(name for name in names if name and len(name) <= MAX_NAME_CHARS and name.isprintable()))
 
 
@@ -206,9 +227,11 @@ def _pick(reply: _ModelList) -> list[_Model] | None:
 
 
 async def _fetch(target: _Target, timeout_s: float, on_chain: Callable[[tuple[bytes, ...]], None]) -> tuple[int, bytes]:
-    headers = {"accept": "application/json", "accept-encoding": "identity"}
-    if target.secret and target.kind.auth == "bearer":
-        headers["authorization"] = f"Bearer {target.secret}"
+    headers = {"accept": "application/json", "accept-encoding": "identity", **dict(target.kind.list_headers)}
+    credential = target.kind.credential_header(target.secret)
+    if credential is not None:
+        name, value = credential
+        headers[name] = value
     client = open_client(
         target.base_url,
         target.address_class,

@@ -23,7 +23,6 @@ from providers.canonical import MAX_TOKENS, Answer, Call, Request, Target, Upstr
 DIALECT = "anthropic"
 VERSION = b"anthropic-version: 2023-06-01\r\n"  # the last version known to take the sampling parameters
 FILES_BETA = b"anthropic-beta: files-api-2025-04-14\r\n"
-MODELS_MAX = 10_000
 
 Headers = Iterable[tuple[bytes, bytes]]
 
@@ -105,13 +104,6 @@ class Anthropic:
         told = reply.loads(body)
         number = told.get("input_tokens") if isinstance(told, dict) else None
         return number if type(number) is int and 0 <= number <= MAX_TOKENS else None
-
-    def read_models(self, body: bytes) -> list[str]:
-        """The names in a reply of `/v1/models`, each once."""
-        told = reply.loads(body)
-        rows = told.get("data") if isinstance(told, dict) else None
-        names = [row.get("id") for row in rows[:MODELS_MAX] if isinstance(row, dict)] if isinstance(rows, list) else []
-        return list(dict.fromkeys(name for name in names if isinstance(name, str) and name))
 
 
 def _is_native(call: Call) -> bool:

@@ -118,14 +118,6 @@ class Ollama:
         """Read a reply whose status is not 2xx."""
         return ollama_replies.problem_of(status, headers, body)
 
-    def read_models(self, body: bytes) -> list[str]:
-        """The names in a reply of /api/tags or of /v1/models; none when it is neither."""
-        told = ollama_replies.load(body)
-        listed = (told.get("models") or told.get("data")) if isinstance(told, dict) else None
-        items = [item for item in listed if isinstance(item, dict)] if isinstance(listed, list) else []
-        names = [item.get("model") or item.get("name") or item.get("id") for item in items]
-        return [name for name in names if isinstance(name, str)]
-
 
 def _is_native(call: Call) -> bool:
     return call.dialect == NAME and bool(call.native)

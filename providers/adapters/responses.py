@@ -18,7 +18,6 @@ from providers.adapters.responses_stream import ItemReader, NativeReader
 from providers.canonical import MAX_TOKENS, Answer, Call, Request, Target, UpstreamProblem
 
 DIALECT = "responses"
-MODELS_MAX = 10_000
 
 # What counts as input; the token counter refuses other fields.
 _COUNTED = frozenset(
@@ -77,13 +76,6 @@ class Responses:
         told = reply.loads(body)
         number = told.get("input_tokens") if isinstance(told, dict) else None
         return number if type(number) is int and 0 <= number <= MAX_TOKENS else None
-
-    def read_models(self, body: bytes) -> list[str]:
-        """The names in a reply of `/v1/models`, each once."""
-        told = reply.loads(body)
-        rows = told.get("data") if isinstance(told, dict) else None
-        names = [row.get("id") for row in rows[:MODELS_MAX] if isinstance(row, dict)] if isinstance(rows, list) else []
-        return list(dict.fromkeys(name for name in names if isinstance(name, str) and name))
 
 
 def _is_native(call: Call) -> bool:

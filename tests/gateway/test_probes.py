@@ -33,6 +33,8 @@ def make(name: str, url: str, *, kind: str = "custom", secret: str = "", enabled
         (b'{"data": [{"id": "a"}, {"id": "b"}, {"id": "a"}]}', ("a", "b")),
         (b'{"models": [{"name": "llama3.2:1b", "size": 1}]}', ("llama3.2:1b",)),
         (b'[{"id": "x"}]', ("x",)),
+        (b'{"data":[{"type":"model","id":"a","display_name":"A"},{"id":"b"},{"id":"a"}],"has_more":false}', ("a", "b")),
+        (b'{"models":[{"name":"a:1","model":"a:1"},{"name":"b"}]}', ("a:1", "b")),
         (b'{"data": []}', ()),
         (b'{"data": [{"id": ""}, {"id": "a\\u0000b"}, {"id": "' + b"x" * 300 + b'"}]}', ()),
         (b'{"data": null}', None),
@@ -72,6 +74,22 @@ class ProbeProviderTest(TestCase):
         row = ProviderProbe.objects.get(provider=self.provider)
         assert (row.ok, row.models, row.consecutive_failures) == (True, ["a", "b"], 0)
         assert row.checked_at is not None
+
+    def test_each_kind_is_asked_with_its_own_header_and_read_in_its_own_way(self):
+        names = {"data": [{"type": "model", "id": "claude-x", "display_name": "X"}], "has_more": False}
+        found = self.look({"/v1/models?limit=1000": (200, names)}, kind="anthropic", secret=SECRET)
+        assert (found.ok, found.models) == (True, ("claude-x",))
+        headers = self.server.asked[0][2]
+        assert (headers["x-api-key"], headers["anthropic-version"]) == (SECRET, "2023-06-01")
+        assert "authorization" not in headers
+        services.delete_provider(self.provider, actor="test")
+        listed = [
+            {"name": "models/gemini-x", "supportedGenerationMethods": ["generateContent"]},
+            {"name": "models/imagen-x", "supportedGenerationMethods": ["predict"]},
+        ]
+        found = self.look({"/v1beta/models?pageSize=1000": (200, {"models": listed})}, kind="google", secret=SECRET)
+        assert (found.ok, found.models) == (True, ("gemini-x",))
+        assert self.server.asked[0][2]["x-goog-api-key"] == SECRET
 
     def test_without_a_credential_no_authorization_is_sent(self):
         self.look(MODELS)

@@ -526,11 +526,3 @@ class TestCountAndModels:
     )
     def test_counts_are_read(self, body: bytes, count: int | None) -> None:
         assert ADAPTER.read_count(body) == count
-
-    def test_models_are_read(self) -> None:
-        body = (
-            b'{"data":[{"type":"model","id":"a","display_name":"A"},{"id":"b"},{"id":"a"},{"id":1},7],"has_more":false}'
-        )
-        assert ADAPTER.read_models(body) == ["a", "b"]
-        assert ADAPTER.read_models(b'{"data":{}}') == []
-        assert ADAPTER.read_models(b"nonsense") == []

@@ -207,7 +207,6 @@ class TestAnswers:
             assert ADAPTER.read_unary(one, 200, [], body).problem is not None
         ADAPTER.read_error(400, [], body)
         assert ADAPTER.read_count(body) is None or ADAPTER.read_count(body)
-        assert isinstance(ADAPTER.read_models(body), list)
 
     @given(
         st.text(max_size=9),

@@ -387,12 +387,6 @@ class TestNativeStream:
         assert reader.feed(b'{"message":{"content":"\xff"}}\n').decode() == '{"message":{"content":"\ufffd"}}\n'
 
 
-def test_model_lists_of_both_kinds_are_read() -> None:
-    assert ADAPTER.read_models(b'{"models":[{"name":"a:1","model":"a:1"},{"name":"b"},7,{"model":5}]}') == ["a:1", "b"]
-    assert ADAPTER.read_models(b'{"object":"list","data":[{"id":"c"}]}') == ["c"]
-    assert ADAPTER.read_models(b"nope") == ADAPTER.read_models(b"[]") == ADAPTER.read_models(b'{"models":3}') == []
-
-
 def test_streams_are_ndjson() -> None:
     assert ADAPTER.stream_types == (b"application/x-ndjson",)
     assert not ADAPTER.local

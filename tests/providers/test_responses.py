@@ -403,10 +403,6 @@ class TestAnswers:
         for body in (b"", b"[]", b"{}", b'{"input_tokens":-1}', b'{"input_tokens":true}'):
             assert ADAPTER.read_count(body) is None
 
-    def test_the_names_in_a_model_list_are_read(self) -> None:
-        assert ADAPTER.read_models(b'{"data":[{"id":"a"},{"id":"a"},{"id":5},{"id":"b"},3]}') == ["a", "b"]
-        assert ADAPTER.read_models(b"x") == []
-
 
 class TestErrors:
     @pytest.mark.parametrize(
