@@ -13,7 +13,8 @@ from providers import sse
 from providers.adapters import anthropic_reply as reply
 from providers.adapters import chunks, problems
 from providers.adapters.openai_compatible import utf8
-from providers.canonical import UpstreamProblem, Usage
+from providers.adapters.passing import PassingReader
+from providers.canonical import Usage
 
 OPEN_BLOCKS_MAX = 1024
 THINKING_CHARACTERS_MAX = 16 << 20  # kept of one block, to be handed out whole when it ends
@@ -193,7 +194,7 @@ def _string(value: Any) -> str:
     return value
 
 
-class NativeReader:
+class NativeReader(PassingReader):
     """Passes a stream on to a caller who speaks this API and reads it on the way. An error event is not passed on.
 
     The promises are those of `providers.adapters.StreamReader`. Events without a name get theirs: clients pass over
@@ -203,54 +204,8 @@ class NativeReader:
     native = True
 
     def __init__(self) -> None:
-        self.done = False
-        self.error: UpstreamProblem | None = None
-        self.events = 0
-        self.delivered_bytes = 0
+        super().__init__()
         self._counts = _Usage()
-        self._splitter = sse.Splitter()
-
-    @property
-    def usage(self) -> Usage | None:
-        """The last valid usage."""
-        return self._counts.usage
-
-    @usage.setter
-    def usage(self, usage: Usage | None) -> None:
-        self._counts.usage = usage
-
-    def feed(self, chunk: bytes) -> bytes:
-        """Take what one upstream read brought; return what to deliver: `chunk` itself when all of it passes."""
-        if self._over():
-            return b""
-        try:
-            events = self._splitter.feed(chunk)
-        except sse.EventTooLargeError:
-            self.error = problems.problem("protocol")
-            return b""
-        kept = []
-        for event in events:
-            kept.append(self._event(event))
-            if self._over():
-                break
-        out = b"".join(kept)
-        return chunk if out == chunk else out
-
-    def finish(self) -> bytes:
-        """The upstream closed: a last event without its empty line still counts. Sets `error` unless `done`."""
-        if self._over():
-            return b""
-        out = b""
-        if rest := self._splitter.rest().rstrip(b"\r\n"):
-            out = self._event(rest + b"\n\n")
-            if self.error == problems.problem("protocol"):  # half an event
-                self.error = None
-        if not self._over():
-            self.error = problems.problem("cut")
-        return out
-
-    def _over(self) -> bool:
-        return self.done or self.error is not None
 
     def _event(self, event: bytes) -> bytes:
         """What to deliver of one event."""
@@ -287,6 +242,7 @@ class NativeReader:
             self._counts.counted(told.get("usage"))
         elif kind == "message_stop":
             self.done = True
+        self.usage = self._counts.usage
 
     def _count(self, text: Any) -> None:
         if isinstance(text, str) and text:

@@ -14,6 +14,7 @@ import msgspec
 
 from providers import sse
 from providers.adapters import embeddings, problems, quirks
+from providers.adapters.passing import PassingReader
 from providers.canonical import (
     OPENAI,
     Answer,
@@ -21,7 +22,6 @@ from providers.canonical import (
     Request,
     Target,
     UpstreamProblem,
-    Usage,
     UsageWire,
     parse_usage,
     usage_of,
@@ -174,72 +174,24 @@ class OpenAICompatible:
         return problems.from_reply(status, headers, body)
 
 
-class ChunkReader:
+class ChunkReader(PassingReader):
     """Reads one stream of chunks; the promises are those of `providers.adapters.StreamReader`."""
 
     native = False
-    __slots__ = (
-        "_excluded",
-        "_last",
-        "_splitter",
-        "_usage_due",
-        "_wanted",
-        "delivered_bytes",
-        "done",
-        "error",
-        "events",
-        "usage",
-    )
+    __slots__ = ("_excluded", "_last", "_usage_due", "_wanted")
 
     def __init__(self, *, keep_usage: bool, reasoning_excluded: bool = False) -> None:
-        self.done = False
-        self.error: UpstreamProblem | None = None
-        self.usage: Usage | None = None
-        self.events = 0
-        self.delivered_bytes = 0
+        super().__init__()
         self._wanted = keep_usage
         self._usage_due = keep_usage  # still to be delivered
         self._excluded = reasoning_excluded
         self._last = b""  # data of the last chunk delivered
-        self._splitter = sse.Splitter()
 
     def feed(self, chunk: bytes) -> bytes:
-        """Take what one upstream read brought; return what to deliver: `chunk` itself when all of it passes."""
-        if self._over():
-            return b""
-        splitter = self._splitter
-        if chunk.find(b"\n\n") == len(chunk) - 2 and splitter.empty and b"\r" not in chunk and len(chunk) > 2:
-            return self._event(chunk)
-        try:
-            events = splitter.feed(chunk)
-        except sse.EventTooLargeError:
-            self.error = problems.problem("protocol")
-            return b""
-        kept = []
-        for event in events:
-            passed = self._event(event)
-            if passed:
-                kept.append(passed)
-            if self._over():
-                break
-        out = b"".join(kept)
-        return chunk if out == chunk else out
-
-    def finish(self) -> bytes:
-        """The upstream closed: a last event without its empty line still counts. Sets `error` unless `done`."""
-        if self._over():
-            return b""
-        out = b""
-        if rest := self._splitter.rest().rstrip(b"\r\n"):
-            out = self._event(rest + b"\n\n")
-            if self.error == problems.problem("protocol"):  # half an event
-                self.error = None
-        if not self._over():
-            self.error = problems.problem("cut")
-        return out
-
-    def _over(self) -> bool:
-        return self.done or self.error is not None
+        """As the base; one whole event, which is what most reads bring, needs no cutting."""
+        if chunk.find(b"\n\n") == len(chunk) - 2 and self._splitter.empty and b"\r" not in chunk and len(chunk) > 2:
+            return b"" if self._over() else self._event(chunk)
+        return super().feed(chunk)
 
     def _event(self, event: bytes) -> bytes:
         """What to deliver of one event: `event` itself when it passes, b"" when nothing."""

@@ -16,6 +16,7 @@ from providers import sse
 from providers.adapters import chunks, problems
 from providers.adapters import responses_reply as reply
 from providers.adapters.openai_compatible import utf8
+from providers.adapters.passing import PassingReader
 from providers.canonical import UpstreamProblem, Usage, parse_usage
 
 # The first and the last events repeat the whole request; images come inside events too.
@@ -47,54 +48,17 @@ def _usage(response: Any) -> Usage | None:
     return parse_usage(usage) if isinstance(usage, dict) else None
 
 
-class NativeReader:
+class NativeReader(PassingReader):
     """Reads a stream that passes through; the promises are those of `providers.adapters.StreamReader`."""
 
     native = True
 
     def __init__(self) -> None:
-        self.done = False
-        self.error: UpstreamProblem | None = None
-        self.usage: Usage | None = None
-        self.events = 0
-        self.delivered_bytes = 0
-        self._splitter = sse.Splitter(EVENT_LIMIT_BYTES)
+        super().__init__(limit_bytes=EVENT_LIMIT_BYTES)
 
-    def feed(self, chunk: bytes) -> bytes:
-        """Take what one upstream read brought; return the events it completes, as they came."""
-        if self._over():
-            return b""
-        try:
-            events = self._splitter.feed(chunk)
-        except sse.EventTooLargeError:
-            self.error = problems.problem("protocol")
-            return b""
-        kept = []
-        for event in events:
-            kept.append(self._one(event))
-            if self._over():
-                break
-        return b"".join(kept)
-
-    def finish(self) -> bytes:
-        """The upstream closed. Sets `error` unless the answer was complete."""
-        if self._over():
-            return b""
-        out = b""
-        if rest := self._splitter.rest().rstrip(b"\r\n"):
-            out = self._one(rest + b"\n\n")
-            if self.error == problems.problem("protocol"):  # half an event
-                self.error = None
-        if not self._over():
-            self.error = problems.problem("cut")
-        return out
-
-    def _over(self) -> bool:
-        return self.done or self.error is not None
-
-    def _one(self, raw: bytes) -> bytes:
+    def _event(self, event: bytes) -> bytes:
         """What passes of one event."""
-        event = utf8(raw)
+        event = utf8(event)
         data = sse.data_of(event)
         if data is None or not data.strip() or data.strip() == b"[DONE]":
             return b""
