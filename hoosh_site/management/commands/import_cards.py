@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from django.core.management.base import BaseCommand, CommandError, CommandParser
+from django.core.management.base import CommandError, CommandParser
 
+from hoosh_site.management.importing import AskingCommand
 from hoosh_site.management.remote import printable
 from providers import card_import, card_list
 from providers.card_import import Change, Plan
@@ -24,7 +24,7 @@ _LABELS: Mapping[str, str] = {
 }
 
 
-class Command(BaseCommand):
+class Command(AskingCommand):
     """Shows what would change, asks, and writes imported cards; an operator's own cards stay and win."""
 
     help = "Fill in model cards of well-known models. Shows the difference and asks before it writes."
@@ -40,9 +40,7 @@ class Command(BaseCommand):
             "Default: of all kinds it knows. Imported cards that are not asked for are removed.",
         )
         parser.add_argument("--remove", action="store_true", help="remove every imported card")
-        parser.add_argument("--dry-run", action="store_true", help="only show the difference")
-        parser.add_argument("--yes", action="store_true", help="write without asking")
-        parser.add_argument("--json", action="store_true", help="print the difference as JSON; asks nothing")
+        super().add_arguments(parser)
 
     def handle(self, *args: Any, **options: Any) -> None:
         """Compare, show, ask, write."""
@@ -53,25 +51,15 @@ class Command(BaseCommand):
             for line in lines(planned, limit):
                 self.stdout.write(printable(line))
         written = 0
-        if planned.changes and not options["dry_run"] and (options["yes"] or self._agreed(planned, options)):
+        if self.may_write(len(planned.changes), "cards", options):
             try:
                 written = card_import.apply(wanted, planned, actor=ACTOR)
             except card_import.CardsMovedError as exc:
                 raise CommandError(str(exc)) from exc
         if options["json"]:
             self.stdout.write(json.dumps({**_as_json(planned), "written": written}))
-        elif written:
-            self.stdout.write(f"{written} cards were written. Workers use them within a second.")
-        elif planned.changes:
-            self.stdout.write("Nothing was written.")
-
-    def _agreed(self, planned: Plan, options: Mapping[str, Any]) -> bool:
-        if options["json"] or not sys.stdin.isatty():
-            if not options["json"]:
-                self.stdout.write("There is no terminal to ask on: use --yes to write.")
-            return False
-        answer = input(f"Write {len(planned.changes)} cards? [y/N] ")
-        return answer.strip().lower() in ("y", "yes")
+        else:
+            self.tell_written(written, "cards", of=len(planned.changes))
 
 
 def _wanted(kinds: Iterable[str]) -> dict[str, Listed]:

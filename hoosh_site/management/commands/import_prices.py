@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
-from django.core.management.base import BaseCommand, CommandError, CommandParser
+from django.core.management.base import CommandError, CommandParser
 from django.utils import timezone
 
 from budgets import price_import
 from budgets.price_list import Amounts, PriceList, Remark
+from hoosh_site.management.importing import AskingCommand
 from hoosh_site.management.remote import printable
 from providers.catalog import CATALOG
 from providers.models import Provider
@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 ACTOR = "import_prices"
 KINDS: Mapping[str, str] = {  # the package's providers that are kinds of ours
     "openai": "openai",
+    "anthropic": "anthropic",
+    "google": "google",
+    "azure": "azure",
     "deepseek": "deepseek",
     "mistral": "mistral",
     "groq": "groq",
@@ -44,7 +47,7 @@ _LABELS: Mapping[str, str] = {
 }
 
 
-class Command(BaseCommand):
+class Command(AskingCommand):
     """Shows what would change, asks, and adds rows; an operator's own rows stay and win."""
 
     help = "Add price rows from the installed genai-prices package. Shows the difference and asks before it writes."
@@ -59,9 +62,7 @@ class Command(BaseCommand):
             help="a provider of the package, or a kind; with =NAME its rows are for the provider of that name here. "
             "Default: all kinds of the catalogue.",
         )
-        parser.add_argument("--dry-run", action="store_true", help="only show the difference")
-        parser.add_argument("--yes", action="store_true", help="write without asking")
-        parser.add_argument("--json", action="store_true", help="print the difference as JSON; asks nothing")
+        super().add_arguments(parser)
 
     def handle(self, *args: Any, **options: Any) -> None:
         """Compare, show, ask, write."""
@@ -77,25 +78,15 @@ class Command(BaseCommand):
             for line in lines(prices, planned, limit):
                 self.stdout.write(printable(line))
         written = 0
-        if planned.changes and not options["dry_run"] and (options["yes"] or self._agreed(planned, options)):
+        if self.may_write(len(planned.changes), "rows", options):
             try:
                 written = price_import.apply(prices, planned, now=now, actor=ACTOR)
             except price_import.PricesMovedError as exc:
                 raise CommandError(str(exc)) from exc
         if options["json"]:
             self.stdout.write(json.dumps({**shown, "written": written}))
-        elif written:
-            self.stdout.write(f"{written} rows were written. Workers use them within a second.")
-        elif planned.changes:
-            self.stdout.write("Nothing was written.")
-
-    def _agreed(self, planned: Plan, options: Mapping[str, Any]) -> bool:
-        if options["json"] or not sys.stdin.isatty():
-            if not options["json"]:
-                self.stdout.write("There is no terminal to ask on: use --yes to write.")
-            return False
-        answer = input(f"Write {len(planned.changes)} rows? [y/N] ")
-        return answer.strip().lower() in ("y", "yes")
+        else:
+            self.tell_written(written, "rows", of=len(planned.changes))
 
 
 def _names(chosen: Iterable[str], known: Iterable[str]) -> dict[str, str]:
