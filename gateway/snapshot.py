@@ -14,6 +14,7 @@ from budgets.prices import PriceBook
 from budgets.records import KeyRecord, PoolRecord
 from providers import adapters
 from providers.adapters import Adapter
+from providers.adapters.completions import OverChat
 from providers.canonical import Call, Target
 from providers.cards import CardBook
 from providers.catalog import CATALOG, Kind
@@ -28,6 +29,7 @@ MODEL_TESTS = 4000  # models tried against a glob between two yields: about a mi
 TARGETS_MAX = 4096
 MODEL_PLACE = b"{model}"
 TUNED = "tunedModels/"
+CHAT, COMPLETIONS = "chat", "completions"
 RESPONSES, RESPONSES_ONLY = "responses", "responses-only"
 _SAME = frozenset({("gemini", "google")})  # a dialect and the adapter that speaks it under another name
 LOCAL_CLASSES = frozenset({"loopback", "private", "unix"})
@@ -79,11 +81,13 @@ class Candidate:
         """The adapter that writes and reads this call: the provider's own API where the caller speaks it."""
         if not self.adapters:
             return self.adapter
-        if call.endpoint == "chat":
+        if call.endpoint == CHAT:
             if call.dialect in self.adapters:
                 return self.adapters[call.dialect]
             if RESPONSES_ONLY in target.labels and RESPONSES in self.adapters:
                 return self.adapters[RESPONSES]
+        elif call.endpoint == COMPLETIONS and RESPONSES_ONLY in target.labels and RESPONSES in self.adapters:
+            return OverChat(self.adapters[RESPONSES])
         return self.adapters.get(call.endpoint, self.adapter)
 
     def speaks(self, dialect: str) -> bool:
@@ -221,11 +225,17 @@ class Builder:
             heads = {name: _head(origin, kind, path, secret) for name, path in kind.paths.items()}
         else:
             heads = dict.fromkeys(kind.paths, b"")
+        adapter = adapters.get(kind.adapter)
+        others = {name: adapters.get(other) for name, other in kind.adapters.items()}
+        serves = frozenset(kind.serves)
+        if CHAT in serves and COMPLETIONS not in serves:
+            others[COMPLETIONS] = OverChat(others.get(CHAT, adapter))
+            serves |= {COMPLETIONS}
         return Candidate(
             route=route,
             provider=provider,
             kind=kind,
-            adapter=adapters.get(kind.adapter),
+            adapter=adapter,
             pool=pool,
             heads=heads,
             limits=Limits(
@@ -237,8 +247,8 @@ class Builder:
             circuit=self._connections.circuit(provider.id, credential_id),
             header=header_safe(route.name),
             free=kind.local and provider.address_class in LOCAL_CLASSES,
-            adapters={name: adapters.get(adapter) for name, adapter in kind.adapters.items()},
-            serves=frozenset(kind.serves),
+            adapters=others,
+            serves=serves,
             strict=settings.unsupported_params == "strict",
             cards=cards,
         )

@@ -24,6 +24,10 @@ OPENAI_PATHS: Mapping[str, str] = MappingProxyType(
         "models": "/v1/models",
     }
 )
+# Without the legacy completions, which are then answered by chats.
+_NO_COMPLETIONS: Mapping[str, str] = MappingProxyType(
+    {name: path for name, path in OPENAI_PATHS.items() if name != "completions"}
+)
 NOTHING: Mapping[str, str] = MappingProxyType({})
 DROP, REFUSE = "drop", "refuse"  # the rules of `Kind.params`
 ENDPOINTS = ("chat", "completions", "embeddings")
@@ -189,11 +193,12 @@ _ROWS = (
         local=True,
     ),
     Kind("synapse", "Synapse", "http://127.0.0.1:7860", local=True),
-    Kind("deepseek", "DeepSeek", "https://api.deepseek.com", env="DEEPSEEK_API_KEY"),
+    Kind("deepseek", "DeepSeek", "https://api.deepseek.com", paths=_NO_COMPLETIONS, env="DEEPSEEK_API_KEY"),
     Kind(
         "mistral",
         "Mistral",
         "https://api.mistral.ai",
+        paths=_NO_COMPLETIONS,
         plain=True,
         stream_usage=False,
         renamed=MappingProxyType({"seed": "random_seed"}),
@@ -210,6 +215,7 @@ _ROWS = (
         "groq",
         "Groq",
         "https://api.groq.com/openai",
+        paths=_NO_COMPLETIONS,
         plain=True,
         limit_field="max_completion_tokens",
         params=MappingProxyType(dict.fromkeys(("n", "logprobs", "top_logprobs", "logit_bias"), REFUSE)),

@@ -6,6 +6,7 @@ fields; every other field passes through untouched for the provider to judge. `n
 
 from __future__ import annotations
 
+import uuid
 from typing import Any, NoReturn
 
 from gateway import strict
@@ -50,8 +51,8 @@ class OpenAI:
         return in_band(error)
 
     def answer(self, call: Call, body: bytes) -> bytes:
-        """The same bytes."""
-        return body
+        """The same bytes; embeddings get the id without which Mistral's SDK does not take them."""
+        return _with_id(body) if call.endpoint == "embeddings" and b'"id"' not in body else body
 
     def writer(self, call: Call, request_id: str) -> OpenAI:
         """It keeps nothing of a stream, so one serves all."""
@@ -68,6 +69,11 @@ class OpenAI:
     def fail(self, error: GatewayError) -> bytes:
         """An event with an error object, and no terminal event."""
         return in_band(error)
+
+
+def _with_id(body: bytes) -> bytes:
+    start = body.find(b"{") + 1
+    return b'{"id":"embd-%b",%b' % (uuid.uuid4().hex.encode(), body[start:])
 
 
 DIALECT = OpenAI()

@@ -1,8 +1,6 @@
-"""What dialects share: reading canonical answers and chunks piece by piece, and making calls of translated requests.
+"""What dialects share: making calls of translated requests, and reading the tool calls of canonical answers.
 
-Canonical answers may come from any server that speaks the OpenAI API, so nothing in them is taken for granted:
-reasoning has two names, content may be a list of parts, the pieces of tool calls may be mixed, lack an index or repeat
-an id.
+What else is read of answers is `providers.answers`, under whose names it can be had here too.
 
 Signatures and encrypted reasoning of one provider have no place in another provider's API. There they travel in that
 API's own opaque field, marked as ours (`wrapped`), and are put back where they belong when the client returns them.
@@ -19,8 +17,15 @@ import msgspec
 
 from gateway import strict
 from gateway.errors import BadRequestError
-from providers import sse
-from providers.canonical import Call, Usage, parse_usage
+from providers.answers import Chunks as Chunks
+from providers.answers import choices_of as choices_of
+from providers.answers import details_of as details_of
+from providers.answers import loaded as loaded
+from providers.answers import reason_of as reason_of
+from providers.answers import spoken as spoken
+from providers.answers import text_of as text_of
+from providers.answers import usage_of as usage_of
+from providers.canonical import Call
 
 _MARK = b"hoosh:"  # six bytes: base64 tells them in eight characters of their own
 _MARK_ENCODED = base64.b64encode(_MARK).decode()
@@ -268,101 +273,7 @@ def signature_of(holder: Mapping[str, Any]) -> str:
     return extra["google"]["thought_signature"] if extra is not None else ""
 
 
-# --- canonical answers ----------------------------------------------------------------------------------------------
-
-
-def loaded(body: bytes) -> dict[str, Any]:
-    """A decoded answer; empty when it is none."""
-    try:
-        told = _decode(body if body.isascii() else body.decode("utf-8", "replace"))
-    except _DECODE_ERRORS:
-        return {}
-    return told if isinstance(told, dict) else {}
-
-
-class Chunks:
-    """Cuts a canonical stream into decoded chunks; what is none is passed over."""
-
-    __slots__ = ("_splitter",)
-
-    def __init__(self) -> None:
-        self._splitter = sse.Splitter(1 << 30)  # what comes here was bounded when it was read
-
-    def feed(self, data: bytes) -> Iterator[dict[str, Any]]:
-        """The chunks that `data` completes."""
-        for event in self._splitter.feed(data):
-            told = loaded(sse.data_of(event) or b"")
-            if told:
-                yield told
-
-    def rest(self) -> Iterator[dict[str, Any]]:
-        """The chunk whose empty line never came."""
-        held = self._splitter.rest().strip()
-        return self.feed(held + b"\n\n") if held else iter(())
-
-
-def choices_of(told: Mapping[str, Any], part: str) -> Iterator[tuple[int, dict[str, Any], dict[str, Any]]]:
-    """Index, choice and `part` ("message" or "delta") of each choice of an answer or chunk."""
-    choices = told.get("choices")
-    for place, choice in enumerate(choices if isinstance(choices, list) else ()):
-        if isinstance(choice, dict):
-            index, held = choice.get("index"), choice.get(part)
-            yield index if type(index) is int else place, choice, held if isinstance(held, dict) else {}
-
-
-def usage_of(told: Mapping[str, Any]) -> Usage | None:
-    """The usage an answer or chunk tells. Reasoning that its output count leaves out is added."""
-    given = told.get("usage")
-    if not isinstance(given, dict):
-        return None
-    usage = parse_usage(given)
-    total = given.get("total_tokens")
-    if usage is not None and type(total) is int and total > usage.input + usage.output:
-        return parse_usage(given, reasoning_excluded=True)
-    return usage
-
-
-def reason_of(value: Any) -> str:
-    """A finish reason as one of the four there are: what is not known is a stop."""
-    if value in ("length", "model_length", "max_tokens"):
-        return "length"
-    if value in ("tool_calls", "function_call"):
-        return "tool_calls"
-    return "content_filter" if value == "content_filter" else "stop"
-
-
-def text_of(holder: Mapping[str, Any], name: str) -> str:
-    """A field that should be a string, "" when it is none."""
-    value = holder.get(name)
-    return value if isinstance(value, str) else ""
-
-
-def spoken(message: Mapping[str, Any]) -> tuple[str, str]:
-    """The content and the reasoning of a message or delta, as text."""
-    content, reasoning = message.get("content"), text_of(message, "reasoning_content")
-    reasoning = reasoning or text_of(message, "reasoning")
-    if isinstance(content, str):
-        return content, reasoning
-    said, thought = [], [reasoning]
-    for part in content if isinstance(content, list) else ():
-        if isinstance(part, dict):
-            if part.get("type") in ("thinking", "reasoning"):
-                thought.append(_joined(part.get("thinking") or part.get("reasoning") or part.get("text")))
-            else:
-                said.append(text_of(part, "text"))
-    return "".join(said), "".join(thought)
-
-
-def _joined(value: Any) -> str:
-    if isinstance(value, list):
-        return "".join(text_of(item, "text") for item in value if isinstance(item, dict))
-    return value if isinstance(value, str) else ""
-
-
-def details_of(message: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The reasoning details of a message or delta."""
-    details = message.get("reasoning_details")
-    return [item for item in details if isinstance(item, dict)] if isinstance(details, list) else []
+# --- tool calls of canonical answers ---------------------------------------------------------------------------------
 
 
 def arguments_text(value: Any) -> str:

@@ -492,6 +492,14 @@ def test_mistral_chats_and_is_booked(site: Site) -> None:
     assert site.booked(seen[-1].headers) == (answer.usage.prompt_tokens, 8)
 
 
+def test_mistral_embeds(site: Site) -> None:
+    with Mistral(api_key=site.key, server_url=site.base_url) as client:
+        answer = client.embeddings.create(model="tiny", inputs=["water", "more water"])
+    assert answer.id
+    assert [len(item.embedding or ()) for item in answer.data] == [64, 64]
+    assert answer.usage.prompt_tokens
+
+
 def test_mistral_streams_and_calls_tools(site: Site) -> None:
     with Mistral(api_key=site.key, server_url=site.base_url) as client:
         with client.chat.stream(model="tiny", messages=MESSAGES, max_tokens=8) as stream:

@@ -220,7 +220,7 @@ def pairs(*, tools: bool = False, thinks: bool = False, streams: tuple[bool, ...
     for name, client in CLIENTS.items():
         if (tools and not client.tools) or (thinks and not client.thinks):
             continue
-        for row in ROWS if name != "completions" else COMPLETIONS:
+        for row in ROWS:
             for stream in streams:
                 if stream or name != "gemini_array":  # whole answers are the same as without
                     found.append(pytest.param(name, row, stream, id=f"{name}-{row}-{'stream' if stream else 'whole'}"))

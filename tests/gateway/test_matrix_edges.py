@@ -74,14 +74,16 @@ def test_what_the_gateway_refuses_is_told_in_the_callers_shape(world: World, nam
 
 
 @pytest.mark.parametrize("row", [row for row in ROWS if row not in NATIVE["completions"]])
-def test_legacy_completions_of_a_provider_that_has_none_are_not_found(world: World, row: str) -> None:
+@pytest.mark.parametrize(
+    "more", [{"suffix": "end"}, {"echo": True}, {"logprobs": 2}, {"best_of": 2}, {"prompt": ["a", "b"]}, {"prompt": [1]}]
+)
+def test_a_legacy_completion_that_no_chat_can_be_is_refused(world: World, row: str, more: Json) -> None:
     client = CLIENTS["completions"]
-    got = world.ask(client, f"m-{row}", client.body(f"m-{row}", "hi"), stream=False)
-    if row == "codex":  # it is the model that has none: the provider says so
-        assert (got.status, len(got.seen)) == (400, 1)
-    else:
-        assert (got.status, got.seen) == (404, [])
-    assert client.error(got.data, got.status)
+    got = world.ask(client, f"m-{row}", client.body(f"m-{row}", "hi", **more), stream=False)
+    assert (got.status, got.seen) == (400, [])
+    told = json.loads(got.data)["error"]
+    assert (told["code"], told["param"]) == ("unsupported_parameter", next(iter(more)))
+    assert client.error(got.data, 400)
 
 
 # --- parameters -------------------------------------------------------------------------------------------------------

@@ -128,7 +128,7 @@ def test_each_provider_is_told_by_its_own_upstream_model_route_and_kind() -> Non
     assert (first["context_length"], first["max_output_tokens"], first["pricing"]) == (8_192, 100, {"state": "free"})
     assert first["capabilities"]["audio"] is True, "the label of the route"
     assert (second["name"], second["model"], second["context_length"]) == ("claude", "claude-x", 200_000)
-    assert second["endpoints"] == ["chat"]
+    assert second["endpoints"] == ["chat", "completions"]
     assert (second["capabilities"]["reasoning"], second["capabilities"]["embeddings"]) == (True, False)
     assert second["pricing"] == {
         "state": "known",
