@@ -22,7 +22,7 @@ from budgets import validation
 from budgets.limits import PoolLimits
 from budgets.models.access import Agent, ApiKey, Pool, Price, Sequence, Team
 from budgets.prices import IMPORT_SOURCE, PICO_PER_USD
-from budgets.records import KeyRecord, PoolRecord, PriceRecord, Unit
+from budgets.records import KeyRecord, Limited, PoolRecord, PriceRecord, Unit
 
 log = logging.getLogger("hoosh.prices")
 
@@ -210,7 +210,15 @@ def key_record(key: ApiKey) -> KeyRecord:
         enabled=key.revoked_at is None and agent.enabled and team.enabled,
         budget_ids=tuple(sorted({budget for budget in (team.pool_id, agent.pool_id, key.own_pool_id) if budget})),
         pools_allowed=validation.split(key.pools_allowed),
+        key_limits=_limits(key),
+        agent_limits=_limits(agent),
+        team_limits=_limits(team),
+        privacy_policy_id=team.privacy_policy_id or 0,
     )
+
+
+def _limits(row: ApiKey | Agent | Team) -> Limited:
+    return row.requests_per_minute or 0, row.tokens_per_minute or 0, row.concurrent_requests or 0
 
 
 def pool_record(pool: Pool) -> PoolRecord:

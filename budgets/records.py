@@ -46,6 +46,10 @@ class Basis(enum.IntEnum):
     NONE = 4  # nothing was consumed (refused by the provider, never sent)
 
 
+# Requests per minute, tokens per minute, requests at once; 0 = no limit.
+Limited = tuple[int, int, int]
+
+
 class KeyRecord(msgspec.Struct, frozen=True, array_like=True):
     """An API key as workers know it. `digest` is SHA-256 of the whole key text."""
 
@@ -62,6 +66,10 @@ class KeyRecord(msgspec.Struct, frozen=True, array_like=True):
     enabled: bool = True  # false = revoked: kept so that a feed can say so
     budget_ids: tuple[int, ...] = ()  # pools of the team, the agent and the key itself: drawn on by every request
     pools_allowed: tuple[str, ...] = ()  # globs over the names of pools a request may name beside those of its team
+    key_limits: Limited = (0, 0, 0)
+    agent_limits: Limited = (0, 0, 0)
+    team_limits: Limited = (0, 0, 0)
+    privacy_policy_id: int = 0  # of the team; 0 = the gateway's
 
 
 class PoolRecord(msgspec.Struct, frozen=True, array_like=True):

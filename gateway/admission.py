@@ -13,32 +13,33 @@ from gateway.snapshot import Key
 
 # Every carrier goes through `credential`, so that no limit can be dodged by using another header.
 CARRIERS = frozenset({b"authorization", b"x-api-key", b"api-key", b"x-goog-api-key"})
-_READ = CARRIERS | {b"content-length", b"content-encoding", b"x-hoosh-pool", b"idempotency-key"}
+_READ = CARRIERS | {b"content-length", b"content-encoding", b"idempotency-key"}
+_OURS = b"x-hoosh-"
+SESSION_BYTES = 256
 REQUEST_ID = re.compile(rb"[A-Za-z0-9._:/+=@-]{1,128}\Z")
 
 
 class Head:
     """What the gateway reads of a request's headers, in one pass."""
 
-    __slots__ = ("coding", "idempotency", "length", "pool", "secret")
+    __slots__ = ("coding", "explain", "idempotency", "length", "pool", "secret", "session", "tags")
 
     def __init__(self, headers: Headers) -> None:
         """Raises UnauthorizedError without a credential, BadRequestError when two of them or of the keys differ."""
         secret: bytes | None = None
-        self.coding = self.pool = b""
+        self.coding = self.pool = self.session = self.tags = b""
+        self.explain = False
         self.idempotency: bytes | None = None
         self.length = -1
         for name, value in headers:
             if name not in _READ:
+                if name.startswith(_OURS):
+                    self._read_ours(name, value)
                 continue
             if name in CARRIERS:
                 secret = _same(secret, _token(name, value))
             elif name == b"content-length":
                 self.length = int(value) if value.isdigit() else -1
-            elif name == b"x-hoosh-pool":
-                if self.pool and self.pool != value:
-                    raise BadRequestError("The request names two different pools.", param="x-hoosh-pool")
-                self.pool = value
             elif name == b"idempotency-key":
                 if self.idempotency is not None and self.idempotency != value:
                     raise BadRequestError(
@@ -52,6 +53,19 @@ class Head:
         if not secret:
             raise UnauthorizedError()
         self.secret = secret
+
+    def _read_ours(self, name: bytes, value: bytes) -> None:
+        """The gateway's own headers; others of that prefix are left alone."""
+        if name == b"x-hoosh-pool":
+            if self.pool and self.pool != value:
+                raise BadRequestError("The request names two different pools.", param="x-hoosh-pool")
+            self.pool = value
+        elif name == b"x-hoosh-tags":
+            self.tags = value if not self.tags else b"%b,%b" % (self.tags, value)
+        elif name == b"x-hoosh-session":
+            self.session = value[:SESSION_BYTES]
+        elif name == b"x-hoosh-explain":
+            self.explain = value.strip().lower() in (b"1", b"true", b"yes")
 
 
 def credential(headers: Headers) -> bytes:

@@ -13,7 +13,7 @@ import urllib.parse
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import TYPE_CHECKING, Any, Protocol
 
-from gateway import cors, counting, health, models_list, pipeline
+from gateway import cors, counting, explain, health, models_list, pipeline
 from gateway.counting import Counter
 from gateway.dialects import gemini
 from gateway.endpoints import INFERENCE, Endpoint, find
@@ -287,6 +287,8 @@ class GatewayApp:
         if endpoint is not None:
             dialect = endpoint.endpoint.dialect if isinstance(endpoint, Counter) else endpoint.dialect
             await pipeline.refuse_simply(self._runtime, exchange, MethodNotAllowedError(method, ("POST",)), dialect)
+        elif path == explain.PATH:
+            await self._explain(exchange, method)
         elif path in LOCAL_PATHS:
             await self._from_memory_or_refuse(exchange, path, method)
         elif path not in CONTROL_PATHS and models_list.serves(path):
@@ -300,6 +302,17 @@ class GatewayApp:
             return
         status, headers, body = self._from_memory(path, head=method == "HEAD")
         await self._answer(exchange, status, headers, body)
+
+    async def _explain(self, exchange: AsgiExchange, method: str) -> None:
+        if method != "POST":
+            await pipeline.refuse_simply(self._runtime, exchange, MethodNotAllowedError(method, ("POST",)))
+            return
+        self._open.add(exchange)
+        try:
+            await explain.serve(self._runtime, exchange)
+        finally:
+            self._open.discard(exchange)
+            exchange.close()
 
     async def _models(self, exchange: AsgiExchange, path: str, method: str) -> None:
         allowed = models_list.methods(path)

@@ -17,7 +17,7 @@ from budgets.journal import BYTES_PER_TOKEN, JournalError
 from budgets.prices import PriceBound, cost
 from budgets.records import PRICE_FREE, PRICE_UNKNOWN, Basis, Draw, HoldRecord, UsageRecord
 from gateway.errors import GatewayError
-from gateway.snapshot import Candidate, Snapshot
+from gateway.snapshot import Candidate, Line, Snapshot
 from providers.canonical import Usage
 from providers.routing import Step
 
@@ -33,12 +33,14 @@ MARK_BYTES = 256
 
 
 class AttemptFailedError(Exception):
-    """An upstream call failed before anything was delivered. `may_go_on`: another candidate may be tried."""
+    """An upstream call failed before anything was delivered. `may_go_on`: another candidate may be tried;
+    `of_credential`: so may the same one with another credential."""
 
-    def __init__(self, error: GatewayError, *, may_go_on: bool) -> None:
+    def __init__(self, error: GatewayError, *, may_go_on: bool, of_credential: bool = False) -> None:
         super().__init__(error.message)
         self.error = error
         self.may_go_on = may_go_on
+        self.of_credential = of_credential
 
 
 class Attempt:
@@ -59,6 +61,7 @@ class Attempt:
         "input_bound",
         "job",
         "limit",
+        "line",
         "number",
         "output_bound",
         "price",
@@ -72,9 +75,17 @@ class Attempt:
     )
 
     def __init__(
-        self, job: Job, candidate: Candidate, step: Step, *, input_bound: int, limit: int | None, price: PriceBound
+        self,
+        job: Job,
+        candidate: Candidate,
+        step: Step,
+        line: Line,
+        *,
+        input_bound: int,
+        limit: int | None,
+        price: PriceBound,
     ) -> None:
-        self.job, self.candidate, self.step, self.price = job, candidate, step, price
+        self.job, self.candidate, self.step, self.line, self.price = job, candidate, step, line, price
         self.number = job.attempts
         self.input_bound = input_bound
         self.sent = False  # something of this call reached the upstream, as far as we know
@@ -124,6 +135,13 @@ class Attempt:
     def sending(self) -> None:
         """There is a connection and the request is about to be written to it."""
         self.sent = True
+
+    def answered(self) -> None:
+        """The answer has come, or the first piece of it: how long that took is remembered for routing."""
+        job, now = self.job, time.monotonic()
+        assert job.call is not None
+        pace = self.candidate.load.pace(self.step.model)
+        pace.of(stream=job.call.stream).add(now - self._held_at_ns / 1e9, now)
 
     def remaining_s(self) -> float:
         """What is left of the one deadline over all attempts."""
@@ -304,7 +322,7 @@ class Attempt:
         """The last resort, on every exit: an attempt nobody settled is booked as unknown by what may have happened."""
         if self._settled:
             return
-        self.candidate.circuit.abandoned()
+        self.line.circuit.abandoned()
         status, error = (500, "internal_error")
         if self.job.exchange.gone:
             status, error = 499, "client_left"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -129,29 +130,27 @@ async def count(job: pipeline.Job) -> tuple[int, bool]:
     snapshot, call, decision = pipeline.job_snapshot(job), job.call, job.decision
     assert call is not None
     assert decision is not None
-    for step in decision.steps:
-        candidate = snapshot.candidates.get(step.route.id)
-        if candidate is None or call.endpoint not in candidate.serves:
-            continue
-        told = await ask(call, candidate, step.model)
-        if told is not None:
-            return told, False
-        ratios = job.runtime.ratios
-        text = ratios.tokens(step.model, output=False, text_bytes=len(call.body) - call.media_bytes)
-        return text + media_tokens(images=call.images, audios=call.audios, files=call.files + call.others), True
-    raise pipeline.no_route_error(call)
+    step = decision.steps[0]
+    told = await ask(call, snapshot.candidates[step.route.id], step.model)
+    if told is not None:
+        return told, False
+    text = job.runtime.ratios.tokens(step.model, output=False, text_bytes=len(call.body) - call.media_bytes)
+    return text + media_tokens(images=call.images, audios=call.audios, files=call.files + call.others), True
 
 
 async def ask(call: Call, candidate: Candidate, model: str) -> int | None:
     """What the provider itself counts; None where it cannot or does not say."""
-    target = candidate.target(model)
+    line = candidate.line(time.monotonic())
+    if line is None or line.pool is None:
+        return None
+    target = line.target(model)
     adapter = candidate.adapter_for(call, target)
-    if candidate.pool is None or COUNT not in target.heads or not isinstance(adapter, Counting):
+    if COUNT not in target.heads or not isinstance(adapter, Counting):
         return None
     try:
         request = adapter.build_count(call, target)
         head = target.heads[request.operation] + request.headers
-        reply = await candidate.pool.request(head, request.body, candidate.limits)
+        reply = await line.pool.request(head, request.body, candidate.limits)
     except (UpstreamError, UnsupportedParamError) as exc:
         log.info("the provider's counter was not reached", extra={"provider": candidate.provider.name, "why": str(exc)})
         return None

@@ -32,7 +32,7 @@ class Endpoint:
 
     name: str
     path: str
-    parse: Callable[[bytes, Exchange], Call]
+    parse: Callable[[bytes, Exchange | None], Call]
     bound: Callable[[Call, CardDoc], int]
     dialect: Dialect = openai.DIALECT
     generates: bool = True
@@ -53,7 +53,7 @@ def text_bound(call: Call, card: CardDoc) -> int:
     )
 
 
-def parse_chat(body: bytes, exchange: Exchange) -> Call:
+def parse_chat(body: bytes, exchange: Exchange | None = None) -> Call:
     """A chat-completions body, or one of the Responses API, which some clients send to the same path."""
     doc, body = strict.load(body)
     if doc.get("tool_choice") == "any":  # Mistral's word, in its SDK; the adapters know who wants which

@@ -24,7 +24,7 @@ from gateway.errors import (
     GatewayUnavailableError,
     PriceUnknownError,
 )
-from gateway.snapshot import Candidate, Snapshot
+from gateway.snapshot import Candidate, Line, Snapshot
 from providers.routing import Step
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ def choose_pools(job: Job, snapshot: Snapshot) -> None:
     job.pool_id, job.pool_ids = pool.id, tuple(sorted({*record.budget_ids, pool.id}))
 
 
-async def hold(job: Job, snapshot: Snapshot, candidate: Candidate, step: Step) -> Attempt:
+async def hold(job: Job, snapshot: Snapshot, candidate: Candidate, step: Step, line: Line) -> Attempt:
     """Reserve the upper bound of one upstream call and journal the hold. Raises the refusal when it does not fit."""
     runtime, call, endpoint = job.runtime, job.call, job.endpoint
     assert call is not None
@@ -100,7 +100,7 @@ async def hold(job: Job, snapshot: Snapshot, candidate: Candidate, step: Step) -
             available=available,
             choices=call.n,
         )
-    attempt = Attempt(job, candidate, step, input_bound=bound, limit=limit, price=price)
+    attempt = Attempt(job, candidate, step, line, input_bound=bound, limit=limit, price=price)
     draws = runtime.desk.hold(chain, attempt.held, attempt.held_pico)
     if draws is None:
         draws = await wait_or_shorten(attempt, chain, snapshot.settings.hold_wait_s)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from gateway import idempotency, relay
 from gateway.admission import Head, client_request_id, find_key
 from gateway.attempt import Attempt, AttemptFailedError
+from gateway.choosing import as_header, choose
 from gateway.dialects import openai
 from gateway.dialects.base import Dialect
 from gateway.endpoints import Endpoint
@@ -33,7 +34,7 @@ from gateway.errors import (
 from gateway.exchange import Exchange
 from gateway.holding import choose_pools, hold
 from gateway.logs import AccessEntry
-from gateway.snapshot import Key, Snapshot
+from gateway.snapshot import Candidate, Key, Line, Snapshot
 from providers.adapters import params
 from providers.canonical import Call
 from providers.routing import Decision, Step
@@ -58,6 +59,7 @@ class Job:
         "decision",
         "endpoint",
         "exchange",
+        "failed",
         "head",
         "key",
         "last",
@@ -93,6 +95,7 @@ class Job:
         self.deadline = 0.0
         self.attempts = 0
         self.last: Attempt | None = None
+        self.failed: list[Attempt] = []  # calls that failed before the last one
         self.ttft_us = 0
         self.aborted = False
         self.task = exchange.task
@@ -107,6 +110,9 @@ class Job:
             headers.append((b"x-hoosh-route", self.last.candidate.header))
             if self.last.shortened:
                 headers.append((b"x-hoosh-output-limit", b"%d" % (self.last.limit or 0)))
+            if self.head is not None and self.head.explain and self.decision is not None:
+                told = as_header(self.decision, self.failed, self.last.candidate.route.name)
+                headers.append((b"x-hoosh-decision", told))
             if self.last.dropped or (self.call is not None and self.call.dropped):
                 headers.append((b"x-hoosh-dropped-params", self._dropped()))
         if id_header := self.endpoint.dialect.id_header:
@@ -160,6 +166,7 @@ async def serve(runtime: Runtime, exchange: Exchange, endpoint: Endpoint) -> Non
         finish(job, status, code)
         if job.recorder is not None:
             job.recorder.close()
+        job.failed.clear()
         job.last = job.task = None  # they point back to the job: without this every request is left to the collector
 
 
@@ -211,85 +218,80 @@ def route(job: Job) -> None:
     """The ordered candidates and the explanation of their order."""
     snapshot, call = job_snapshot(job), job.call
     assert call is not None
-    plan = snapshot.table.plan(call.model)
-    if not plan.steps:
-        raise ModelNotFoundError(call.model)
-    turn = job.runtime.next_turn(call.model) if plan.strategy == "round_robin" else 0
-    unavailable: dict[int, str] | None = None
-    for step in plan.steps:
-        reason = unavailable_reason(snapshot, step, call.endpoint)
-        if reason:
-            unavailable = unavailable or {}
-            unavailable[step.route.id] = reason
-    job.decision = snapshot.table.decide(plan, turn=turn, unavailable=unavailable)
-    first = snapshot.candidates.get(job.decision.steps[0].route.id)
-    total_s = first.limits.total_s if first is not None else snapshot.settings.total_timeout_s
-    job.deadline = time.monotonic() + total_s
-
-
-def unavailable_reason(snapshot: Snapshot, step: Step, endpoint: str) -> str:
-    """Why a candidate should be left out of this request; empty = it may be called."""
-    candidate = snapshot.candidates.get(step.route.id)
-    if candidate is None:
-        return "not usable"
-    if endpoint not in candidate.serves:
-        return f"does not serve {endpoint}"
-    if not candidate.circuit.quiet:
-        return candidate.circuit.reason(time.monotonic())
-    if candidate.provider.id in snapshot.down:
-        return "health probes fail"
-    return ""
+    job.decision = choose(job.runtime, snapshot, job.endpoint, call, head=job.head, key=job.key)
+    job.deadline = time.monotonic() + snapshot.candidates[job.decision.steps[0].route.id].limits.total_s
 
 
 async def call_candidates(job: Job) -> None:
-    """Call candidates in order until one answers. Nothing is tried again once a byte was delivered."""
-    snapshot, call, decision = job_snapshot(job), job.call, job.decision
-    assert call is not None
+    """Call candidates in order until one answers. Nothing is tried again once a byte was delivered.
+
+    A candidate whose provider refuses one credential is called with the next of them before the next candidate is.
+    """
+    runtime, snapshot, decision = job.runtime, job_snapshot(job), job.decision
     assert decision is not None
+    runtime.retries.request(time.monotonic())
     failure: GatewayError | None = None
     for step in decision.steps:
-        candidate = snapshot.candidates.get(step.route.id)
-        if candidate is None or call.endpoint not in candidate.serves:
-            continue
-        if call.native_only and not candidate.speaks(call.dialect):
-            failure = failure or native_only_error(call)
-            continue
-        if job.attempts >= snapshot.settings.max_attempts or (failure and time.monotonic() >= job.deadline):
-            break
-        job.exchange.keep_running = False  # a route before this one may have set it
-        if job.exchange.gone:
-            raise asyncio.CancelledError
-        try:
-            attempt = await hold(job, snapshot, candidate, step)
-        except PriceUnknownError as unknown:
-            failure = failure or unknown
-            continue
-        job.attempts += 1
-        job.last = attempt
-        try:
-            await (relay.stream(attempt) if call.stream else relay.unary(attempt))
-            return
-        except AttemptFailedError as failed:
+        candidate = snapshot.candidates[step.route.id]
+        tried: list[Line] = []
+        while (line := candidate.line(time.monotonic(), tried)) is not None:
+            if failure is not None and not may_go_on(job, snapshot, candidate):
+                raise failure
+            job.exchange.keep_running = False  # a route before this one may have set it
+            if job.exchange.gone:
+                raise asyncio.CancelledError
+            try:
+                failed = await call_one(job, snapshot, candidate, step, line)
+            except PriceUnknownError as unknown:
+                failure = failure or unknown
+                break
+            if failed is None:
+                return
             failure = failed.error
             if not failed.may_go_on:
+                raise failure
+            if not failed.of_credential:
                 break
-        finally:
-            attempt.close()
-    raise failure or no_route_error(call)
+            tried.append(line)
+    assert failure is not None
+    raise failure
 
 
-def no_route_error(call: Call) -> ModelNotFoundError:
-    """The 404 of a model whose routes lead to providers without such an endpoint."""
-    return ModelNotFoundError(call.model, f"No route for '{call.model[:256]}' serves {call.endpoint}.")
+def may_go_on(job: Job, snapshot: Snapshot, candidate: Candidate) -> bool:
+    """Whether a request that has failed may call once more."""
+    now, settings = time.monotonic(), snapshot.settings
+    if not job.attempts:
+        return True  # nothing was called yet
+    if job.attempts >= settings.max_attempts or now >= job.deadline:
+        return False
+    if job.runtime.retries.allows(now, settings.retry_percent / 100):
+        return True
+    job.runtime.metrics.attempt(candidate.provider.name, "retry_budget")
+    return False
 
 
-def native_only_error(call: Call) -> BadRequestError:
-    """The 400 of a request that asks for what only providers of its own API can do, where none of them serves it."""
-    return BadRequestError(
-        f"The provider of '{call.model[:256]}' cannot honour '{call.native_only}'. Leave it out or use another model.",
-        param=call.native_only,
-        code="unsupported_parameter",
-    )
+async def call_one(
+    job: Job, snapshot: Snapshot, candidate: Candidate, step: Step, line: Line
+) -> AttemptFailedError | None:
+    """One upstream call, from its hold to its settled end. None when its answer was delivered, else why not."""
+    assert job.call is not None
+    attempt = await hold(job, snapshot, candidate, step, line)
+    job.attempts += 1
+    job.last = attempt
+    load, pace = candidate.load, candidate.load.pace(step.model)
+    unexplored = not pace.of(stream=job.call.stream).seen_at
+    load.busy += 1
+    pace.exploring += unexplored
+    try:
+        await (relay.stream(attempt) if job.call.stream else relay.unary(attempt))
+    except AttemptFailedError as failed:
+        job.failed.append(attempt)
+        return failed
+    finally:
+        pace.exploring -= unexplored
+        load.busy -= 1
+        attempt.close()
+    return None
 
 
 async def refuse(job: Job, error: GatewayError) -> None:
@@ -297,6 +299,15 @@ async def refuse(job: Job, error: GatewayError) -> None:
     if job.exchange.begun or job.exchange.gone:
         return
     job.runtime.metrics.refused(error.code or error.type)
+    key = job.key.record if job.key is not None else None
+    job.runtime.happenings.refused(
+        error,
+        time.time(),
+        key_id=key.id if key else 0,
+        key=key.prefix if key else "",
+        model=job.call.model if job.call else "",
+        request_id=job.rid_hex,
+    )
     if job.recorder is not None:
         job.recorder.refused_by_provider = isinstance(error, UpstreamRefusedError)
     body = job.endpoint.dialect.error(error, job.rid_hex)

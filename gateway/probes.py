@@ -23,6 +23,8 @@ from django.db import transaction
 from django.utils import timezone
 
 from audit.record import record
+from events import names
+from events.emit import emit
 from gateway import metrics
 from providers import adapters, certificates, sequences, services, validation
 from providers.adapters import demo
@@ -367,12 +369,28 @@ def _remember_one(target: _Target, outcome: Outcome) -> None:
         probe.certificates = _certificates(target, outcome)
     probe.latency_ms = outcome.latency_ms
     probe.checked_at = timezone.now()
+    if outcome.ok:
+        probe.answered_at = probe.checked_at
     probe.save()
     if probe.consecutive_failures == DOWN_AFTER:
         data = {"detail": outcome.detail}
         record("provider.down", actor="probe", target=target.name, level="warning", data=data)
+        _tell(target, outcome)
     elif outcome.ok and was_known and failures_before >= DOWN_AFTER:
         record("provider.up", actor="probe", target=target.name, data={"failures": failures_before})
+        _tell(target, outcome)
+
+
+def _tell(target: _Target, outcome: Outcome) -> None:
+    """The event of a provider that went down or came back."""
+    data = {
+        "provider": target.name,
+        "base_url": target.base_url,
+        "healthy": outcome.ok,
+        "detail": outcome.detail,
+        "latency_ms": outcome.latency_ms,
+    }
+    emit(names.HEALTH, data, level="info" if outcome.ok else "warning")
 
 
 def _certificates(target: _Target, outcome: Outcome) -> dict[str, Any]:

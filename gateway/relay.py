@@ -41,26 +41,28 @@ INTERNAL = "internal"
 EVENT_STREAM = b"text/event-stream"
 # Reasons after which another provider may do better; a request the provider found wrong is wrong everywhere.
 ELSEWHERE = frozenset({"credential", "rate_limit", "overloaded", "server", "protocol", "cut"})
-# Of these, the ones where the provider may have done (and charged for) work.
+# Of these, the ones that another credential of the same provider may not meet.
+OF_CREDENTIAL = frozenset({"credential", "rate_limit"})
+# And the ones where the provider may have done (and charged for) work.
 CONSUMED = frozenset({"protocol", "cut"})
 
 
 async def unary(attempt: Attempt) -> None:
     """One whole answer. Returns when it was delivered; raises AttemptFailedError when it was not."""
-    job, candidate = attempt.job, attempt.candidate
+    job, candidate, line = attempt.job, attempt.candidate, attempt.line
     call = job.call
     assert call is not None
-    target = candidate.target(attempt.step.model)
+    target = line.target(attempt.step.model)
     adapter = candidate.adapter_for(call, target)
-    request = None if candidate.pool is None else build(attempt, adapter, target)
-    candidate.circuit.started(time.monotonic())
+    request = None if line.pool is None else build(attempt, adapter, target)
+    line.circuit.started(time.monotonic())
     job.exchange.keep_running = candidate.route.on_disconnect == "drain"
-    if request is None or candidate.pool is None:
+    if request is None or line.pool is None:
         local: LocalAdapter = adapter  # type: ignore[assignment]
         status, headers, body = 200, [], await local.answer(call, attempt.limit)
     else:
         try:
-            reply = await candidate.pool.request(
+            reply = await line.pool.request(
                 head_of(request, target), request.body, limits_for(attempt), attempt.sending
             )
         except UpstreamError as exc:
@@ -71,7 +73,8 @@ async def unary(attempt: Attempt) -> None:
     answer = adapter.read_unary(call, status, headers, body, target)
     if answer.problem is not None:
         raise refused(attempt, answer.problem)
-    candidate.circuit.succeeded()
+    line.circuit.succeeded()
+    attempt.answered()
     job.runtime.metrics.attempt(candidate.provider.name, "ok")
     usage, basis = answer.usage, Basis.REPORTED
     if usage is None:
@@ -151,9 +154,10 @@ def refused(attempt: Attempt, problem: UpstreamProblem) -> AttemptFailedError:
     candidate = attempt.candidate
     error = from_problem(problem)
     if problem.reason == "rate_limit":
-        candidate.circuit.cool_down(time.monotonic(), problem.retry_after_s or 1.0)
+        attempt.job.runtime.happenings.rate_limited(candidate.provider.id, time.time())
+        attempt.line.circuit.cool_down(time.monotonic(), problem.retry_after_s or 1.0)
     elif problem.reason == "client":
-        candidate.circuit.succeeded()  # it works: it read the request and answered
+        attempt.line.circuit.succeeded()  # it works: it read the request and answered
     else:
         note_failure(attempt, problem.reason, problem.message)
     if problem.reason in CONSUMED:
@@ -162,7 +166,9 @@ def refused(attempt: Attempt, problem: UpstreamProblem) -> AttemptFailedError:
         attempt.settle_nothing(status=error.status, error=error.code or "")
     outcome = problem.reason if problem.reason != "client" else "refused"
     attempt.job.runtime.metrics.attempt(candidate.provider.name, outcome)
-    return AttemptFailedError(error, may_go_on=problem.reason in ELSEWHERE)
+    return AttemptFailedError(
+        error, may_go_on=problem.reason in ELSEWHERE, of_credential=problem.reason in OF_CREDENTIAL
+    )
 
 
 def note_failure(attempt: Attempt, kind: str, detail: str) -> None:
@@ -170,7 +176,7 @@ def note_failure(attempt: Attempt, kind: str, detail: str) -> None:
     job, candidate = attempt.job, attempt.candidate
     assert job.snapshot is not None
     settings = job.snapshot.settings
-    opened = candidate.circuit.failed(
+    opened = attempt.line.circuit.failed(
         time.monotonic(), threshold=settings.breaker_failures, open_s=settings.breaker_open_s, error=kind
     )
     log.warning(
@@ -215,20 +221,20 @@ class LocalStream:
 async def stream(attempt: Attempt) -> None:
     """One streamed answer. Returns when its terminal event was delivered; raises AttemptFailedError before the first
     byte; after it, failures are told in band and the exchange is left unfinished so that the server cuts it."""
-    job, candidate = attempt.job, attempt.candidate
+    job, candidate, line = attempt.job, attempt.candidate, attempt.line
     call = job.call
     assert call is not None
-    target = candidate.target(attempt.step.model)
+    target = line.target(attempt.step.model)
     adapter = candidate.adapter_for(call, target)
-    request = None if candidate.pool is None else build(attempt, adapter, target)
-    candidate.circuit.started(time.monotonic())
+    request = None if line.pool is None else build(attempt, adapter, target)
+    line.circuit.started(time.monotonic())
     source: StreamReply | LocalStream
-    if request is None or candidate.pool is None:
+    if request is None or line.pool is None:
         local: LocalAdapter = adapter  # type: ignore[assignment]
         source = LocalStream(local.stream(call, attempt.limit))
     else:
         try:
-            source = await candidate.pool.stream(
+            source = await line.pool.stream(
                 head_of(request, target), request.body, limits_for(attempt), attempt.sending
             )
             if not 200 <= source.status < 300:
@@ -318,6 +324,7 @@ async def pump(
         if out or reader.done:
             if not job.ttft_us:
                 job.ttft_us = (time.monotonic_ns() - job.started_ns) // 1000
+                attempt.answered()
             try:
                 attempt.mark(reader.events, reader.delivered_bytes)  # also of what nobody is left to hear
                 if reader.done:
@@ -341,7 +348,7 @@ async def pump(
             await broken(attempt, reader, writer, from_problem(problem), kind=problem.reason, problem=problem)
             return
         if last_event and reader.events >= last_event:
-            attempt.candidate.circuit.abandoned()
+            attempt.line.circuit.abandoned()
             book_read(attempt, reader, client_left())
             return
         if attempt.output_bound and reader.events > attempt.output_bound:
@@ -364,7 +371,7 @@ def stream_headers(job: Job) -> list[tuple[bytes, bytes]]:
 
 def settle_stream(attempt: Attempt, reader: StreamReader) -> None:
     """Book a stream that ended well. Raises JournalError."""
-    attempt.candidate.circuit.succeeded()
+    attempt.line.circuit.succeeded()
     attempt.job.runtime.metrics.attempt(attempt.candidate.provider.name, "ok")
     usage, basis = reader.usage, Basis.REPORTED
     if usage is None:
@@ -427,7 +434,7 @@ async def cancelled(attempt: Attempt, reader: StreamReader, writer: StreamWriter
         error = GatewayUnavailableError("The gateway is restarting; the answer was cut.", code="shutting_down")
     else:
         error = client_left()
-        attempt.candidate.circuit.abandoned()
+        attempt.line.circuit.abandoned()
     book_read(attempt, reader, error)
     if job.aborted and job.exchange.begun:
         await job.exchange.write(writer.fail(error))

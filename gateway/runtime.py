@@ -20,8 +20,10 @@ from budgets.desk import Desk
 from budgets.journal import Journal, JournalError
 from budgets.prices import PriceBook
 from budgets.records import KeyRecord, PoolRecord, PriceRecord, UsageRecord
+from gateway import explain
 from gateway.app import PATTERN, Asgi, GatewayApp
 from gateway.estimate import Ratios
+from gateway.happenings import Happenings
 from gateway.idempotency import Idempotency
 from gateway.logs import AccessLog
 from gateway.metrics import Metrics
@@ -30,6 +32,7 @@ from gateway.relay import Pinger
 from gateway.snapshot import SLICE, Builder, Candidate, Connections, Key, Snapshot, list_models, make_key
 from providers.cards import CardBook
 from providers.config import CardDoc, ConfigDocument, unpack
+from providers.pace import RetryBudget
 from providers.routing import RouteTable, Shape
 from providers.vault import Vault, VaultError
 
@@ -70,6 +73,8 @@ class Runtime:
         self.desk = Desk(options.owner)
         self.idempotency = Idempotency(options.owner, options.vault_path)
         self.connections = Connections()
+        self.happenings = Happenings()
+        self.retries = RetryBudget()
         self.jobs: set[Job] = set()
         self.pingers: set[Pinger] = set()
         self.access_log: AccessLog | None = None
@@ -177,6 +182,10 @@ class Runtime:
         """Origins whose pages may call `/v1`; none before the first configuration."""
         return self.snapshot.settings.cors_origins if self.snapshot is not None else ()
 
+    def explain(self, body: bytes) -> bytes:
+        """Where a request would go by what this worker knows: the JSON of `gateway.explain`. Never raises."""
+        return explain.answer(self, body)
+
     def new_id(self, at_us: int) -> bytes:
         """A time-ordered request id: 8 bytes of microseconds, 4 of this process, 4 counting."""
         self._count = (self._count + 1) & 0xFFFFFFFF
@@ -240,6 +249,9 @@ class Runtime:
             metrics.config_version = self.config_version
             metrics.ready = self.ready and self.journal_writable
             metrics.flush()
+            at = time.time()
+            self.happenings.watch(self.connections.circuits(), now, at)
+            self.happenings.flush(at)
 
     def _retry_unwritten(self) -> None:
         while self._unwritten:

@@ -6,7 +6,7 @@ Building yields between slices; see `Builder`. No Django, no I/O.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from urllib.parse import quote
 
@@ -21,6 +21,7 @@ from providers.catalog import CATALOG, Kind
 from providers.config import ConfigDocument, ProviderDoc, RouteDoc, SettingsDoc
 from providers.globs import any_matcher, matcher
 from providers.health import Circuit
+from providers.pace import Pace
 from providers.routing import RouteTable
 from providers.upstream import Limits, Origin, Pool
 
@@ -36,22 +37,14 @@ LOCAL_CLASSES = frozenset({"loopback", "private", "unix"})
 IDLE_MAX = 4096  # per upstream; fewer than are in use at a peak means closing and dialling again all the time
 
 
-@dataclass(slots=True, frozen=True)
-class Candidate:
-    """A route made ready to call: adapter, pool, ready request heads, limits, circuit."""
+@dataclass(slots=True, frozen=True, eq=False)
+class Line:
+    """A provider with one of its credentials: where a call really goes, and what calls there have shown."""
 
-    route: RouteDoc
-    provider: ProviderDoc
-    kind: Kind
-    adapter: Adapter
     pool: Pool | None  # None for the built-in demo provider
-    heads: Mapping[str, bytes]  # endpoint -> request head up to Content-Length
-    limits: Limits
+    heads: Mapping[str, bytes]  # operation -> request head up to Content-Length
     circuit: Circuit
-    header: bytes  # the x-hoosh-route value
-    free: bool  # a local provider: it costs nothing unless it has a price
-    adapters: Mapping[str, Adapter]  # those that differ from `adapter`, by endpoint or dialect
-    serves: frozenset[str]  # endpoints
+    kind: Kind
     strict: bool
     cards: CardBook
     targets: dict[str, Target] = field(default_factory=dict)  # per upstream model, bounded by TARGETS_MAX
@@ -76,6 +69,39 @@ class Candidate:
                 place, name = b"models/" + MODEL_PLACE, TUNED + quote(model.removeprefix(TUNED), safe="")
             heads = {operation: head.replace(place, name.encode("ascii")) for operation, head in heads.items()}
         return Target(kind=self.kind, upstream_model=model, strict=self.strict, labels=labels, heads=heads)
+
+
+@dataclass(slots=True, frozen=True)
+class Candidate:
+    """A route made ready to call: adapter, lines, limits."""
+
+    route: RouteDoc
+    provider: ProviderDoc
+    kind: Kind
+    adapter: Adapter
+    lines: tuple[Line, ...]  # at least one
+    load: Load
+    limits: Limits
+    header: bytes  # the x-hoosh-route value
+    free: bool  # a local provider: it costs nothing unless it has a price
+    adapters: Mapping[str, Adapter]  # those that differ from `adapter`, by endpoint or dialect
+    serves: frozenset[str]  # endpoints
+
+    def unavailable(self, now: float) -> str:
+        """Why none of the lines should be called now; empty = one may be."""
+        first = self.lines[0].circuit.reason(now)
+        if not first or all(line.circuit.reason(now) for line in self.lines):
+            return first
+        return ""
+
+    def line(self, now: float, tried: Collection[Line] = ()) -> Line | None:
+        """The line to call: those that may be called take turns. Where none may be, any, but none twice."""
+        lines = self.lines
+        if len(lines) == 1:
+            return None if tried else lines[0]
+        turn = self.load.next_turn()
+        left = [line for line in (*lines[turn % len(lines) :], *lines[: turn % len(lines)]) if line not in tried]
+        return next((line for line in left if not line.circuit.reason(now)), None if tried or not left else left[0])
 
     def adapter_for(self, call: Call, target: Target) -> Adapter:
         """The adapter that writes and reads this call: the provider's own API where the caller speaks it."""
@@ -124,12 +150,38 @@ class Snapshot:
     down: frozenset[int]  # provider ids whose active probes fail: a hint
 
 
+class Load:
+    """What a worker has under way with one provider, how fast its models answer, and whose turn it is."""
+
+    __slots__ = ("_paces", "_turn", "busy")
+
+    def __init__(self) -> None:
+        self.busy = 0
+        self._turn = -1
+        self._paces: dict[str, Pace] = {}
+
+    def pace(self, model: str) -> Pace:
+        """The averages of a model, by its name at the provider."""
+        pace = self._paces.get(model)
+        if pace is None:
+            if len(self._paces) >= TARGETS_MAX:
+                self._paces.pop(next(iter(self._paces)))
+            pace = self._paces[model] = Pace()
+        return pace
+
+    def next_turn(self) -> int:
+        """The counter by which credentials take turns."""
+        self._turn += 1
+        return self._turn
+
+
 class Connections:
-    """Upstream pools and circuits, which outlive snapshots: a reload must not drop warm connections or memory."""
+    """Upstream pools, circuits and loads. They outlive snapshots: a reload must not drop warm connections or memory."""
 
     def __init__(self) -> None:
         self._pools: dict[tuple[Origin, int, int], Pool] = {}
         self._circuits: dict[tuple[int, int], Circuit] = {}
+        self._loads: dict[int, Load] = {}
 
     def pool(self, origin: Origin, credential_id: int, revision: int) -> Pool:
         """The pool of one (base URL with TLS identity, credential)."""
@@ -143,9 +195,13 @@ class Connections:
         """The circuit of one (provider, credential)."""
         return self._circuits.setdefault((provider_id, credential_id), Circuit())
 
+    def load(self, provider_id: int) -> Load:
+        """What is under way with a provider."""
+        return self._loads.setdefault(provider_id, Load())
+
     def retire_all_but(self, snapshot: Snapshot) -> None:
         """Close the idle connections of pools the snapshot no longer names; calls under way finish."""
-        live = {id(candidate.pool) for candidate in snapshot.candidates.values()}
+        live = {id(line.pool) for candidate in snapshot.candidates.values() for line in candidate.lines}
         for key, pool in list(self._pools.items()):
             if id(pool) not in live:
                 del self._pools[key]
@@ -183,12 +239,14 @@ class Builder:
 
     def __init__(self, connections: Connections) -> None:
         self._connections = connections
+        self._made: dict[int, tuple[Line, ...]] = {}  # by provider id, of the document that is being built
 
     def candidates(
         self, document: ConfigDocument, secrets: Mapping[int, str], cards: CardBook
     ) -> Iterator[dict[int, Candidate] | None]:
         """Yields None between slices and the finished mapping by route id at the end."""
         providers = {provider.id: provider for provider in document.providers}
+        self._made = {}
         made: dict[int, Candidate] = {}
         for number, route in enumerate(document.routes, 1):
             provider = providers.get(route.provider_id)
@@ -207,24 +265,6 @@ class Builder:
         cards: CardBook,
     ) -> Candidate:
         kind = CATALOG[provider.kind]
-        usable = [doc for doc in provider.credentials if doc.enabled and secrets.get(doc.id)]
-        credential = usable[0] if usable else None
-        credential_id, revision = (credential.id, credential.revision) if credential else (0, 0)
-        pool: Pool | None = None
-        heads: dict[str, bytes] = {}
-        if kind.adapter != "demo":
-            origin = Origin.parse(
-                provider.base_url,
-                provider.address_class,
-                provider.ca_pem,
-                pins=provider.pins,
-                client_pem=secrets.get(provider.client_id) if provider.client_certificate else "",
-            )
-            pool = self._connections.pool(origin, credential_id, revision)
-            secret = secrets[credential_id] if credential else ""
-            heads = {name: _head(origin, kind, path, secret) for name, path in kind.paths.items()}
-        else:
-            heads = dict.fromkeys(kind.paths, b"")
         adapter = adapters.get(kind.adapter)
         others = {name: adapters.get(other) for name, other in kind.adapters.items()}
         serves = frozenset(kind.serves)
@@ -236,22 +276,48 @@ class Builder:
             provider=provider,
             kind=kind,
             adapter=adapter,
-            pool=pool,
-            heads=heads,
+            lines=self._lines(provider, kind, settings, secrets, cards),
+            load=self._connections.load(provider.id),
             limits=Limits(
                 connect_s=route.connect_timeout_s or settings.connect_timeout_s,
                 first_byte_s=route.first_byte_timeout_s or settings.first_byte_timeout_s,
                 gap_s=route.gap_timeout_s or settings.gap_timeout_s,
                 total_s=route.total_timeout_s or settings.total_timeout_s,
             ),
-            circuit=self._connections.circuit(provider.id, credential_id),
             header=header_safe(route.name),
             free=kind.local and provider.address_class in LOCAL_CLASSES,
             adapters=others,
             serves=serves,
-            strict=settings.unsupported_params == "strict",
-            cards=cards,
         )
+
+    def _lines(
+        self, provider: ProviderDoc, kind: Kind, settings: SettingsDoc, secrets: Mapping[int, str], cards: CardBook
+    ) -> tuple[Line, ...]:
+        """One line for each usable credential, or one without any. The routes of a provider share them."""
+        known = self._made.get(provider.id)
+        if known is not None:
+            return known
+        usable = [(doc.id, doc.revision) for doc in provider.credentials if doc.enabled and secrets.get(doc.id)]
+        strict = settings.unsupported_params == "strict"
+        lines = []
+        for credential_id, revision in usable or [(0, 0)]:
+            pool: Pool | None = None
+            heads = dict.fromkeys(kind.paths, b"")
+            if kind.adapter != "demo":
+                origin = Origin.parse(
+                    provider.base_url,
+                    provider.address_class,
+                    provider.ca_pem,
+                    pins=provider.pins,
+                    client_pem=secrets.get(provider.client_id) if provider.client_certificate else "",
+                )
+                pool = self._connections.pool(origin, credential_id, revision)
+                secret = secrets[credential_id] if credential_id else ""
+                heads = {name: _head(origin, kind, path, secret) for name, path in kind.paths.items()}
+            circuit = self._connections.circuit(provider.id, credential_id)
+            lines.append(Line(pool=pool, heads=heads, circuit=circuit, kind=kind, strict=strict, cards=cards))
+        made = self._made[provider.id] = tuple(lines)
+        return made
 
 
 def header_safe(text: str) -> bytes:

@@ -18,6 +18,9 @@ from audit.admin_tools import operator
 from audit.changes import changed_fields, recordable
 from audit.generics import Page
 from audit.record import record
+from hoosh_site.admin_webhooks import WebhookAdmin
+
+__all__ = ["RecordedAdmin", "RecordedGroupAdmin", "RecordedUserAdmin", "WebhookAdmin"]
 
 _Model = TypeVar("_Model", bound=models.Model)
 _UNRECORDED = frozenset({"password", "last_login"})

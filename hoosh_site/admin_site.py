@@ -25,11 +25,13 @@ from audit.admin_tools import ProbeOutcome, number
 log = logging.getLogger(__name__)
 _ROW_OF_A_LIST = re.compile(r"form-\d+-id")
 
-_APPS = ("providers", "budgets", "audit", "auth")
+_APPS = ("providers", "budgets", "events", "audit", "auth")
 _MODELS = (
     "Provider",
     "Route",
     "RoutingPolicy",
+    "PrivacyPolicy",
+    "DataPattern",
     "ModelCard",
     "GatewaySettings",
     "ConfigVersion",
@@ -46,6 +48,8 @@ _MODELS = (
     "LedgerOrder",
     "Lease",
     "Reservation",
+    "Event",
+    "Webhook",
 )
 _YEARS = frozenset({"year", "iso_year"})
 _YEAR = re.compile(r"0*[1-9]\d{0,3}")
@@ -111,9 +115,11 @@ class HooshAdminSite(AdminSite):
     def get_urls(self) -> list[Any]:
         """The pages of models, and the page of costs, which has none."""
         from budgets.admin_reports import costs_view, period_view
+        from hoosh_site.explain_page import explain_view
 
         page = _Page(self)
         return [
+            path("explain/", self.admin_view(functools.partial(explain_view, page)), name="explain"),
             path("costs/", self.admin_view(functools.partial(costs_view, page)), name="costs"),
             path("costs/period/", self.admin_view(functools.partial(period_view, page)), name="costs_period"),
             *super().get_urls(),

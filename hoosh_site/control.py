@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import contextlib
 import logging
 import os
 import signal
@@ -24,7 +23,7 @@ from budgets.windows import WindowSpec
 from gateway import plane as registry
 from hoosh_site import child
 from hoosh_site.feed import DatabaseSource, Feed, Source
-from hoosh_site.link import Ask, Granted, IdemAnswer, IdemBegin, IdemEnd, LinkServer, Recall, Return
+from hoosh_site.link import Ask, Granted, Happened, IdemAnswer, IdemBegin, IdemEnd, LinkServer, Recall, Return
 
 log = logging.getLogger("hoosh.control")
 
@@ -90,6 +89,28 @@ class RepliesStore(Protocol):
         """Keep or forget it."""
 
 
+EXPLAIN_S = 2.0  # how long a page waits for a worker's answer
+
+
+class EventsLike(Protocol):
+    """What the plane needs of `hoosh_site.event_plane.EventPlane`."""
+
+    def start(self) -> None:
+        """Begin to write events."""
+
+    async def run(self) -> None:
+        """Tell webhooks until cancelled."""
+
+    def take(self, worker: int, items: Sequence[Sequence[Any]]) -> None:
+        """What a worker told. Does not wait."""
+
+    def ending(self) -> None:
+        """End the open streams."""
+
+    def stop(self) -> None:
+        """End the thread."""
+
+
 class ControlPlane:
     """Writer, feed, line to the workers and probes. `start` and `stop` belong to one loop; the rest to any thread."""
 
@@ -101,8 +122,9 @@ class ControlPlane:
         link_path: Path,
         idempotency: RepliesStore,
         probe: Callable[[], Any] | None = None,
+        events: EventsLike | None = None,
     ) -> None:
-        """`probe` is a coroutine function that runs until it is cancelled; None: no probes."""
+        """`probe` is a coroutine function that runs until it is cancelled; None: no probes. So with `events`."""
         self.writer = writer
         self.link = LinkServer(
             link_path,
@@ -111,34 +133,45 @@ class ControlPlane:
             on_return=self._return,
             on_idem_begin=self._idem_begin,
             on_idem_end=self._idem_end,
+            on_happened=self._happened,
         )
         self._idempotency = idempotency
         self.feed = Feed(source, self.link.broadcast_threadsafe, sync_windows=writer.sync_windows)
-        self._probe = probe
-        self._probing: asyncio.Task[None] | None = None
+        self._probe, self._events = probe, events
+        self._running: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
         """Start everything and make the plane known in this process."""
         self.writer.start()
         await self.link.start()
         self.feed.start()
+        loop = asyncio.get_running_loop()
         if self._probe is not None:
-            self._probing = asyncio.get_running_loop().create_task(self._probe())
+            self._running.append(loop.create_task(self._probe()))
+        if self._events is not None:
+            self._events.start()
+            self._running.append(loop.create_task(self._events.run()))
         registry.current = self
 
     async def stop(self) -> None:
         """Stop what lives on the loop; then call `finish`."""
-        if self._probing is not None:
-            self._probing.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._probing
+        for task in self._running:
+            task.cancel()
+        await asyncio.gather(*self._running, return_exceptions=True)
         await self.link.stop()
+
+    def ending(self) -> None:
+        """Called when the web server is told to stop, before it waits for what it still answers."""
+        if self._events is not None:
+            self._events.ending()
 
     def finish(self) -> None:
         """End the threads. The writer reads the journals to their ends first; the workers should be gone by then."""
         registry.current = None
         self.feed.stop()
         self.feed.join(5)
+        if self._events is not None:
+            self._events.stop()
         self.writer.stop()
 
     def wake(self, *, reimport: bool = False) -> None:
@@ -148,6 +181,10 @@ class ControlPlane:
     def workers(self) -> list[dict[str, Any]]:
         """One entry per connected worker: index, owner, pid, version, status, status_age_s."""
         return self.link.workers()
+
+    def explain(self, body: bytes) -> bytes:
+        """Where a request would go, told by a worker."""
+        return self.link.explain(body, EXPLAIN_S)
 
     def recall(self, pool_id: int, unit: int, window_start: int) -> None:
         """Ask every worker to give back what is free of a purse."""
@@ -175,6 +212,10 @@ class ControlPlane:
     def _idem_end(self, end: IdemEnd) -> None:
         self._idempotency.end(*msgspec.structs.astuple(end))
 
+    def _happened(self, message: Happened) -> None:
+        if self._events is not None:
+            self._events.take(message.index, message.items)
+
 
 def plane() -> registry.ControlPlane | None:
     """The running control plane of this process, or None."""
@@ -189,6 +230,7 @@ def build_plane() -> ControlPlane:
     from budgets.idempotency import IdempotencyStore
     from budgets.settle import Writer
     from gateway import probes
+    from hoosh_site.event_plane import EventPlane
 
     async def probe() -> None:
         await probes.run_forever(lambda: built.wake())
@@ -200,6 +242,7 @@ def build_plane() -> ControlPlane:
         link_path=settings.HOOSH_LINK_SOCKET,
         idempotency=IdempotencyStore(writer),
         probe=probe,
+        events=EventPlane(),
     )
     return built
 
@@ -208,7 +251,7 @@ def run_control(
     application: Any, plane: ControlPlane, *, socket_path: Path, pulse: child.Pulse, drain_s: float = 10.0
 ) -> None:
     """Serve `application` and run `plane` until SIGTERM or SIGINT; SIGHUP looks for changes at once."""
-    from hoosh_site.daphne_server import DaphneLimits, HardenedServer, twisted_loop
+    from hoosh_site.daphne_server import DaphneLimits, HardenedServer, reactor, twisted_loop
 
     async def live() -> None:
         try:
@@ -230,6 +273,7 @@ def run_control(
     )
     tasks: list[asyncio.Task[None]] = []
     signal.signal(signal.SIGHUP, lambda *_: plane.wake(reimport=True))
+    reactor.addSystemEventTrigger("before", "shutdown", plane.ending)
     server.run()
     plane.finish()
 

@@ -14,6 +14,7 @@ import logging
 import os
 import struct
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, cast
 
@@ -29,7 +30,7 @@ MAX_UNSENT_BYTES = 512 * 1024 * 1024  # a worker that reads nothing is cut off; 
 _LENGTH = struct.Struct(">I")
 
 
-class LinkError(Exception):
+class LinkError(RuntimeError):
     """The peer sent something that is not a frame of this protocol; the connection is closed."""
 
 
@@ -97,6 +98,22 @@ class Status(msgspec.Struct, tag="status"):
     owner: str
     index: int
     data: dict[str, Any]
+
+
+class Happened(msgspec.Struct, tag="happened"):
+    """Worker: what happened there that is no money, about once a second (`gateway.happenings`). May get lost."""
+
+    owner: str
+    index: int
+    items: list[tuple[Any, ...]]
+
+
+class Explained(msgspec.Struct, tag="explained"):
+    """Worker: the answer to `Explain` of that number, JSON."""
+
+    owner: str
+    number: int
+    body: bytes
 
 
 class ConfigPush(msgspec.Struct, tag="config"):
@@ -167,8 +184,15 @@ class IdemAnswer(msgspec.Struct, tag="idem_answer"):
     body: bytes | None = None
 
 
-FromWorker = Register | Ask | Return | IdemBegin | IdemEnd | Status
-FromControl = ConfigPush | SecretsPush | AccessPush | CardsPush | HealthPush | Granted | Recall | IdemAnswer
+class Explain(msgspec.Struct, tag="explain"):
+    """Control: where would this request go? `body` is JSON, as for `POST /v1/route/explain`."""
+
+    number: int
+    body: bytes
+
+
+FromWorker = Register | Ask | Return | IdemBegin | IdemEnd | Status | Happened | Explained
+FromControl = ConfigPush | SecretsPush | AccessPush | CardsPush | HealthPush | Granted | Recall | IdemAnswer | Explain
 
 _encode = msgspec.msgpack.Encoder().encode
 _from_worker = msgspec.msgpack.Decoder(FromWorker)
@@ -290,12 +314,15 @@ class LinkServer:
         on_return: Callable[[Return], None] = lambda message: None,
         on_idem_begin: Callable[[IdemBegin, Callable[[IdemAnswer], None]], None] = _unavailable,
         on_idem_end: Callable[[IdemEnd], None] = lambda message: None,
+        on_happened: Callable[[Happened], None] = lambda message: None,
     ) -> None:
         """`hello` gives what a new worker is told first. `on_ask(ask, reply)` and `on_idem_begin(begin, reply)` may
         call `reply` from any thread, and an ask's more than once."""
         self._path, self._hello, self._on_ask, self._on_return = path, hello, on_ask, on_return
-        self._on_idem_begin, self._on_idem_end = on_idem_begin, on_idem_end
+        self._on_idem_begin, self._on_idem_end, self._on_happened = on_idem_begin, on_idem_end, on_happened
         self._peers: set[_Peer] = set()
+        self._questions: dict[int, Future[bytes]] = {}
+        self._asked = 0
         self._server: asyncio.Server | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
 
@@ -330,6 +357,28 @@ class LinkServer:
             with contextlib.suppress(RuntimeError):
                 self._loop.call_soon_threadsafe(self.broadcast, messages)
 
+    def explain(self, body: bytes, timeout_s: float) -> bytes:
+        """Ask a worker where a request would go; from any thread but the loop's. Raises `LinkError` when no worker is
+        there or none answers in time."""
+        answer: Future[bytes] = Future()
+        if self._loop is None:
+            raise LinkError("no worker is connected")
+        self._loop.call_soon_threadsafe(self._question, body, answer)
+        try:
+            return answer.result(timeout_s)
+        except TimeoutError:
+            answer.cancel()
+            raise LinkError("no worker answered in time") from None
+
+    def _question(self, body: bytes, answer: Future[bytes]) -> None:
+        for number in [number for number, asked in self._questions.items() if asked.done()]:
+            del self._questions[number]  # nobody waits for these any more
+        self._asked += 1
+        ready = [peer for peer in self._peers if peer.register is not None and peer.status.get("ready", True)]
+        self._questions[self._asked] = answer
+        if not any(peer.send(Explain(self._asked, body)) for peer in ready):
+            answer.set_exception(LinkError("no worker is connected"))
+
     def workers(self) -> list[dict[str, Any]]:
         """One entry per connected worker: index, owner, pid, version, status, status_age_s (None before the first)."""
         now = self._loop.time() if self._loop is not None else 0.0
@@ -362,6 +411,12 @@ class LinkServer:
             self._on_idem_begin(message, lambda answer: self._reply(peer, answer))
         elif isinstance(message, IdemEnd):
             self._on_idem_end(message)
+        elif isinstance(message, Happened):
+            self._on_happened(message)
+        elif isinstance(message, Explained):
+            asked = self._questions.pop(message.number, None)
+            if asked is not None and not asked.done():
+                asked.set_result(message.body)
         else:
             peer.status = message.data
             peer.status_at = self._loop.time() if self._loop is not None else 0.0

@@ -118,6 +118,7 @@ INSTALLED_APPS = [
     "drf_spectacular",
     "django_prometheus",
     "audit.apps.AuditConfig",
+    "events.apps.EventsConfig",
     "providers.apps.ProvidersConfig",
     "budgets.apps.BudgetsConfig",
     "gateway.apps.GatewayConfig",
@@ -200,6 +201,21 @@ HOOSH_USAGE_DAYS = env.integer("HOOSH_USAGE_DAYS", 30, minimum=1, maximum=3650)
 _USAGE_ROWS = 20_000_000 if HOOSH_LEDGER_DB == "ledger" else 0
 HOOSH_USAGE_ROWS = env.integer("HOOSH_USAGE_ROWS", _USAGE_ROWS, minimum=0, maximum=10**12)
 HOOSH_DISK_FREE_MB = env.integer("HOOSH_DISK_FREE_MB", 512, minimum=0, maximum=10**9)  # less free: less is kept
+HOOSH_EVENTS_DAYS = env.integer("HOOSH_EVENTS_DAYS", 30, minimum=1, maximum=3650)  # how long events are kept
+
+
+def _events_sample() -> float:
+    raw = env.text("HOOSH_EVENTS_SAMPLE", "0")
+    try:
+        value = float(raw)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 1:  # also what is no number at all
+        raise ImproperlyConfigured(f"HOOSH_EVENTS_SAMPLE must be a number from 0 to 1, not {raw!r}.")
+    return value
+
+
+HOOSH_EVENTS_SAMPLE = _events_sample()  # of the finished calls, how many become events
 DATABASE_ROUTERS = ["budgets.router.LedgerRouter"]
 
 # --- sign-in, cookies, headers ----------------------------------------------------------------------------------

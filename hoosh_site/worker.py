@@ -22,7 +22,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import msgspec
 import uvicorn
@@ -37,7 +37,10 @@ from hoosh_site.link import (
     Ask,
     CardsPush,
     ConfigPush,
+    Explain,
+    Explained,
     Granted,
+    Happened,
     HealthPush,
     IdemAnswer,
     IdemBegin,
@@ -102,6 +105,21 @@ class IdempotencyLike(Protocol):
         """The line is down: what has no answer yet gets none."""
 
 
+class HappeningsLike(Protocol):
+    """The part of `gateway.happenings` that the line to control moves. False while there is no line."""
+
+    send: Callable[[list[tuple[Any, ...]]], bool] | None
+
+
+@runtime_checkable
+class Tells(Protocol):
+    """A runtime that tells what happens in it."""
+
+    @property
+    def happenings(self) -> HappeningsLike:
+        """What waits to be told."""
+
+
 class RuntimeLike(Protocol):
     """What a worker needs of `gateway.runtime.Runtime`."""
 
@@ -149,6 +167,9 @@ class RuntimeLike(Protocol):
     def on_cards(self, cards: Sequence[Any], prices: Sequence[Any], models: Mapping[int, Sequence[str]]) -> None:
         """Cards, prices, discovered models."""
 
+    def explain(self, body: bytes) -> bytes:
+        """`gateway.runtime.Runtime.explain`."""
+
     def on_health(self, down: Iterable[int]) -> None:
         """Providers whose probes fail."""
 
@@ -176,6 +197,9 @@ def connect(runtime: RuntimeLike, path: Path, register: Register) -> LinkClient:
         desk.disconnected()
         idempotency.disconnected()
 
+    def explain(asked: Explain) -> None:
+        client.send(Explained(register.owner, asked.number, runtime.explain(asked.body)))
+
     client = LinkClient(
         path,
         register=register,
@@ -189,6 +213,7 @@ def connect(runtime: RuntimeLike, path: Path, register: Register) -> LinkClient:
                 *(push.pool_id, push.unit, push.window_start, push.total, push.more, push.spent_out),
                 *(push.available, push.others),
             ),
+            Explain: explain,
             Recall: lambda push: desk.on_recall(push.pool_id, push.unit, push.window_start),
             IdemAnswer: lambda push: idempotency.on_answer(
                 push.number, push.state, push.status, push.content_type, push.body
@@ -203,6 +228,8 @@ def connect(runtime: RuntimeLike, path: Path, register: Register) -> LinkClient:
     desk.send_return = lambda owner, pool, unit, window, total: client.send(Return(owner, pool, window, total, unit))
     idempotency.send_begin = lambda *fields: client.send(IdemBegin(*fields))
     idempotency.send_end = lambda *fields: client.send(IdemEnd(*fields))
+    if isinstance(runtime, Tells):
+        runtime.happenings.send = lambda items: client.send(Happened(register.owner, register.index, items))
     return client
 
 

@@ -40,7 +40,7 @@ class RoutingPolicyAdmin(PublishingAdmin):
     list_editable = ("position", "enabled")
     list_per_page = EDITABLE_ROWS
     ordering = ("position", "id")
-    fields = ("name", "pattern", "strategy", "fallbacks", "position", "enabled")
+    fields = ("name", "pattern", "strategy", "fallbacks", "tags", "position", "enabled")
 
     def write(self, row: RoutingPolicy, actor: str) -> None:
         """Create or change a policy."""
@@ -59,7 +59,15 @@ class GatewaySettingsAdmin(PublishingAdmin):
     fieldsets = (
         (
             "Routing",
-            {"fields": ("strategy", "max_attempts", ("breaker_failures", "breaker_open_s"), "probe_interval_s")},
+            {
+                "fields": (
+                    "strategy",
+                    "max_attempts",
+                    "retry_percent",
+                    ("breaker_failures", "breaker_open_s"),
+                    "probe_interval_s",
+                )
+            },
         ),
         (
             "Requests",

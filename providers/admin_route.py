@@ -58,7 +58,10 @@ class RouteAdmin(PublishingAdmin):
     actions = ("clone",)
     change_form_template = "admin/providers/route/change_form.html"
     fieldsets = (
-        (None, {"fields": ("name", "pattern", "provider", "upstream_model", ("priority", "weight"), "enabled")}),
+        (
+            None,
+            {"fields": ("name", "pattern", "provider", "upstream_model", ("priority", "weight"), "sticky", "enabled")},
+        ),
         (
             "Limits and times",
             {

@@ -17,7 +17,9 @@ from providers.catalog import CATALOG
 from providers.config import (
     ConfigDocument,
     CredentialDoc,
+    PatternDoc,
     PolicyDoc,
+    PrivacyDoc,
     ProviderDoc,
     RouteDoc,
     SettingsDoc,
@@ -25,8 +27,10 @@ from providers.config import (
 from providers.models import (
     AddressClass,
     ClientCertificate,
+    DataPattern,
     DisconnectPolicy,
     GatewaySettings,
+    PrivacyPolicy,
     Provider,
     Route,
     RoutingPolicy,
@@ -35,7 +39,11 @@ from providers.models import (
     UnsupportedParams,
 )
 
-SETTINGS_FIELDS = tuple(name for name in SettingsDoc.__struct_fields__ if name != "cors_origins")
+SETTINGS_FIELDS = tuple(
+    name for name in SettingsDoc.__struct_fields__ if name not in ("cors_origins", "privacy_policy_id")
+)
+_PATTERN_FIELDS = tuple(name for name in PatternDoc.__struct_fields__)
+_PRIVACY_FIELDS = tuple(name for name in PrivacyDoc.__struct_fields__ if name != "disabled")
 _ROUTE_FIELDS = tuple(name for name in RouteDoc.__struct_fields__ if name not in ("tags", "capabilities"))
 
 
@@ -60,12 +68,24 @@ def compile_document() -> ConfigDocument:
         providers=tuple(_provider(row) for row in rows.prefetch_related("credentials")),
         routes=tuple(_route(row) for row in Route.objects.order_by("id")),
         policies=tuple(_policy(row) for row in RoutingPolicy.objects.order_by("position", "id")),
+        patterns=tuple(
+            PatternDoc(**{name: getattr(row, name) for name in _PATTERN_FIELDS})
+            for row in DataPattern.objects.order_by("id")
+        ),
+        privacy=tuple(_privacy(row) for row in PrivacyPolicy.objects.order_by("id")),
     )
 
 
 def _settings(row: GatewaySettings) -> SettingsDoc:
     values = {name: getattr(row, name) for name in SETTINGS_FIELDS}
-    return SettingsDoc(**values, cors_origins=validation.split(row.cors_origins))
+    return SettingsDoc(
+        **values, cors_origins=validation.split(row.cors_origins), privacy_policy_id=row.privacy_policy_id or 0
+    )
+
+
+def _privacy(row: PrivacyPolicy) -> PrivacyDoc:
+    values = {name: getattr(row, name) for name in _PRIVACY_FIELDS}
+    return PrivacyDoc(**values, disabled=validation.split(row.disabled))
 
 
 def _provider(row: Provider) -> ProviderDoc:
@@ -87,6 +107,9 @@ def _provider(row: Provider) -> ProviderDoc:
         ca_pem=row.ca_pem,
         pins=validation.split_pins(row.pins),
         client_certificate=client.fingerprint if client else "",
+        requests_per_minute=row.requests_per_minute,
+        tokens_per_minute=row.tokens_per_minute,
+        concurrent_requests=row.concurrent_requests,
     )
 
 
@@ -102,6 +125,7 @@ def _policy(row: RoutingPolicy) -> PolicyDoc:
         pattern=row.pattern,
         strategy=row.strategy,
         fallbacks=validation.split(row.fallbacks),
+        tags=validation.split(row.tags),
         position=row.position,
         enabled=row.enabled,
     )
@@ -134,7 +158,7 @@ def _settings_problems(settings: SettingsDoc) -> Iterator[Problem]:
         yield Problem(row, "unsupported parameters", f"choose one of {', '.join(UnsupportedParams.values)}.")
     if settings.unknown_price not in UnknownPrice.values:
         yield Problem(row, "unknown price", f"choose one of {', '.join(UnknownPrice.values)}.")
-    may_be_zero = ("hold_wait_s", "probe_interval_s", "ping_interval_s")
+    may_be_zero = ("hold_wait_s", "probe_interval_s", "ping_interval_s", "retry_percent")
     for name in SETTINGS_FIELDS:
         value = getattr(settings, name)
         if isinstance(value, str):

@@ -36,6 +36,9 @@ class ProviderDoc(msgspec.Struct, frozen=True):
     ca_pem: str = ""  # private certificate authority, PEM; empty = the system's
     pins: tuple[str, ...] = ()  # of which the server's chain must have one; empty = none is needed
     client_certificate: str = ""  # its SHA-256, hex; itself and its key travel apart, looked up by `client_id`
+    requests_per_minute: int | None = None  # limits over all routes of the provider; None = none
+    tokens_per_minute: int | None = None
+    concurrent_requests: int | None = None
 
     @property
     def client_id(self) -> int:
@@ -70,6 +73,12 @@ class RouteDoc(msgspec.Struct, frozen=True):
     duplicates_allowed: bool = False  # may a request that was already sent be sent again elsewhere
     enabled: bool = True
     disconnect_cap: int = 1024  # output tokens read after the client left, where `on_disconnect` is "cap"
+    sticky: bool = False  # a conversation stays on this route where the strategy leaves a choice
+    cache_s: int = 0  # how long answers are kept to be told again; 0 = not at all
+    similarity: float | None = None  # questions as close as this count as the same, 0 to 1; None = only equal ones
+    requests_per_minute: int | None = None
+    tokens_per_minute: int | None = None
+    concurrent_requests: int | None = None
 
 
 class PolicyDoc(msgspec.Struct, frozen=True):
@@ -78,10 +87,11 @@ class PolicyDoc(msgspec.Struct, frozen=True):
     id: int
     name: str
     pattern: str
-    strategy: str  # "priority" | "round_robin" (more strategies slot in)
+    strategy: str  # a value of providers.models.Strategy
     fallbacks: tuple[str, ...] = ()  # further model names to try, in order
     position: int = 0
     enabled: bool = True
+    tags: tuple[str, ...] = ()  # which a route must have, all of them
 
 
 class SettingsDoc(msgspec.Struct, frozen=True):
@@ -97,13 +107,45 @@ class SettingsDoc(msgspec.Struct, frozen=True):
     total_timeout_s: float = 600.0
     hold_wait_s: float = 5.0  # how long a request waits for tokens that other requests hold
     max_attempts: int = 3  # upstream calls for one request
+    retry_percent: int = 20  # further calls per hundred requests, beyond 3 a second
     breaker_failures: int = 5  # consecutive failures that open a provider's circuit
     breaker_open_s: float = 30.0
     probe_interval_s: float = 30.0  # active health probes by control; 0 = off
     ping_interval_s: float = 15.0  # comment pings in quiet streams
     cors_origins: tuple[str, ...] = ("*",)
     unsupported_params: str = "strict"  # | "lenient": what a provider cannot honour is dropped, also where it matters
+    cache_mb: int = 64  # memory for kept answers, per worker
+    similarity_model: str = ""  # the model whose embeddings tell similar questions; "" = the local one, if there is
+    privacy_policy_id: int = 0  # of teams that have none of their own; 0 = nothing is looked at
     unknown_price: str = "refuse"  # "refuse" | "observe": a model without a price, where money is limited
+
+
+class PatternDoc(msgspec.Struct, frozen=True):
+    """What privacy policies look for beside the built-in patterns: a regular expression as RE2 reads it."""
+
+    id: int
+    name: str
+    source: str
+    level: str  # "internal" | "confidential" | "restricted"
+    ignore_case: bool = False
+    enabled: bool = True
+
+
+class PrivacyDoc(msgspec.Struct, frozen=True):
+    """What may leave, and how: an action ("allow" | "redact" | "local" | "refuse") for each level of what is found."""
+
+    id: int
+    name: str
+    default_level: str = "public"  # of a request in which nothing graver is found
+    internal: str = "allow"
+    confidential: str = "local"
+    restricted: str = "refuse"
+    disabled: tuple[str, ...] = ()  # names of patterns that are not looked for
+    redact_local: bool = False  # redact also what is sent to local providers only
+    scan_tool_results: bool = True
+    scan_answers: bool = False
+    answer_level: str = "restricted"  # from which on something in an answer counts
+    answer_action: str = "redact"  # | "refuse"
 
 
 class ConfigDocument(msgspec.Struct, frozen=True):
@@ -114,6 +156,8 @@ class ConfigDocument(msgspec.Struct, frozen=True):
     routes: tuple[RouteDoc, ...] = ()
     policies: tuple[PolicyDoc, ...] = ()
     format: int = FORMAT
+    patterns: tuple[PatternDoc, ...] = ()
+    privacy: tuple[PrivacyDoc, ...] = ()
 
 
 class CardDoc(msgspec.Struct, frozen=True):

@@ -24,6 +24,7 @@ ROUTE_FIELDS = (
     "upstream_model",
     "priority",
     "weight",
+    "sticky",
     "tags",
     "capabilities",
     "connect_timeout_s",
@@ -36,7 +37,7 @@ ROUTE_FIELDS = (
     "duplicates_allowed",
     "enabled",
 )
-POLICY_FIELDS = ("name", "pattern", "strategy", "fallbacks", "position", "enabled")
+POLICY_FIELDS = ("name", "pattern", "strategy", "fallbacks", "tags", "position", "enabled")
 CARD_FIELDS = (
     *("pattern", "display_name", "context_tokens", "max_output_tokens", "min_bytes_per_token", "capabilities", "note"),
 )

@@ -174,6 +174,7 @@ class RouteForm(RowForm[Route]):
             "upstream_model",
             "priority",
             "weight",
+            "sticky",
             "enabled",
             "tags",
             "capabilities",

@@ -129,7 +129,7 @@ STRATEGIES: Mapping[str, tuple[str, str]] = MappingProxyType(
     {
         "priority": ("priority", ""),
         "roundrobin": ("round_robin", ""),
-        "lowestlatency": ("priority", "this strategy is not available yet; priority is used."),
+        "lowestlatency": ("lowest_latency", ""),
         "direct": ("priority", "hoosh treats it as priority, and so does this gateway; later routes remain fallbacks."),
     }
 )

@@ -16,6 +16,13 @@ from providers import validation
 from providers.catalog import CATALOG, KIND_CHOICES
 
 
+def limit(label: str, help_text: str = "") -> Any:
+    """A limit of requests; blank = none. Also for the rows of `budgets.models`."""
+    return models.PositiveIntegerField(
+        label, null=True, blank=True, validators=(MinValueValidator(1),), help_text=help_text or "Blank = no limit."
+    )
+
+
 def kind_choices() -> tuple[tuple[str, str], ...]:
     """The catalogue's kinds. A function, so that a new catalogue row needs no migration."""
     return KIND_CHOICES
@@ -33,8 +40,13 @@ class AddressClass(models.TextChoices):
 class Strategy(models.TextChoices):
     """How a policy orders the candidates of a model."""
 
-    PRIORITY = "priority", "Priority"
-    ROUND_ROBIN = "round_robin", "Round robin"
+    PRIORITY = "priority", "Priority: the lowest number first"
+    ROUND_ROBIN = "round_robin", "Round robin: each in turn"
+    WEIGHTED = "weighted", "Weighted: by chance, in proportion to the weights"
+    LOWEST_LATENCY = "lowest_latency", "Lowest latency: who answered fastest of late"
+    LEAST_BUSY = "least_busy", "Least busy: fewest calls under way"
+    LEAST_COST = "least_cost", "Least cost: the lowest price for the request"
+    DIRECT = "direct", "Direct: the first by priority and nobody else"
 
 
 class DisconnectPolicy(models.TextChoices):
@@ -94,6 +106,9 @@ class Provider(models.Model):
         validators=(validation.pins,),
         help_text="sha256/…, one per line: the server's certificate, or one above it, must have one of these keys.",
     )
+    requests_per_minute = limit("requests per minute")
+    tokens_per_minute = limit("tokens per minute")
+    concurrent_requests = limit("requests at once")
     enabled = models.BooleanField(default=True)
     note = models.TextField(blank=True)
     managed_by = models.CharField(max_length=64, blank=True, editable=False, help_text="Set on imported rows.")
@@ -196,7 +211,15 @@ class Route(models.Model):
         max_length=256, blank=True, validators=(validation.model_name,), help_text="Blank = the requested name."
     )
     priority = models.IntegerField(default=10, help_text="Lower is tried first.")
-    weight = models.PositiveIntegerField(default=1)
+    weight = models.PositiveIntegerField(
+        default=1,
+        validators=(MaxValueValidator(1_000_000),),
+        help_text="Its share where a policy weighs routes; 0 = only when the others fail.",
+    )
+    sticky = models.BooleanField(
+        default=False,
+        help_text="Keep conversations on this route where the policy leaves a choice, for the provider's prompt cache.",
+    )
     tags = models.CharField(max_length=256, blank=True, validators=(validation.labels,), help_text="Comma-separated.")
     capabilities = models.CharField(
         max_length=256,
@@ -229,6 +252,21 @@ class Route(models.Model):
     duplicates_allowed = models.BooleanField(
         default=False, help_text="May a request that was already sent be sent again to the next candidate?"
     )
+    requests_per_minute = limit("requests per minute")
+    tokens_per_minute = limit("tokens per minute")
+    concurrent_requests = limit("requests at once")
+    cache_s = models.PositiveIntegerField(
+        "keep answers for (s)",
+        default=0,
+        validators=(MaxValueValidator(7 * 86_400),),
+        help_text="The same request of the same team gets the same answer again, for nothing. 0 = never.",
+    )
+    similarity = models.FloatField(
+        null=True,
+        blank=True,
+        validators=(validation.finite, MinValueValidator(0.5), MaxValueValidator(1)),
+        help_text="Also answer questions as close as this, such as 0.97. Blank = only equal requests.",
+    )
     enabled = models.BooleanField(default=True)
     managed_by = models.CharField(max_length=64, blank=True, editable=False)
     created_at = models.DateTimeField(auto_now_add=True)
@@ -252,6 +290,12 @@ class RoutingPolicy(models.Model):
         blank=True,
         validators=(validation.model_names,),
         help_text="Further model names, comma-separated.",
+    )
+    tags = models.CharField(
+        max_length=256,
+        blank=True,
+        validators=(validation.labels,),
+        help_text="Only routes that have all of these tags; comma-separated.",
     )
     position = models.IntegerField(default=0, help_text="The first matching policy wins.")
     enabled = models.BooleanField(default=True)
@@ -341,6 +385,94 @@ class ModelCard(models.Model):
         return bool(self.source)
 
 
+class Level(models.TextChoices):
+    """How private something is."""
+
+    PUBLIC = "public", "Public"
+    INTERNAL = "internal", "Internal"
+    CONFIDENTIAL = "confidential", "Confidential"
+    RESTRICTED = "restricted", "Restricted"
+
+
+class PrivacyAction(models.TextChoices):
+    """What is done with a request of a level."""
+
+    ALLOW = "allow", "Let it pass"
+    REDACT = "redact", "Send placeholders instead, and put the values back into the answer"
+    LOCAL = "local", "Only to local providers"
+    REFUSE = "refuse", "Refuse it"
+
+
+class AnswerAction(models.TextChoices):
+    """What is done with an answer in which something is found."""
+
+    REDACT = "redact", "Mask it"
+    REFUSE = "refuse", "Refuse the answer, or cut the stream"
+
+
+class DataPattern(models.Model):
+    """Something privacy policies look for beside the built-in patterns."""
+
+    name = models.CharField(max_length=64, unique=True, validators=(validation.label_name,))
+    source = models.CharField(
+        "regular expression", max_length=1000, help_text="As RE2 reads it: no look-around, no back references."
+    )
+    level = models.CharField(
+        max_length=16, choices=[each for each in Level.choices if each[0] != Level.PUBLIC], default=Level.CONFIDENTIAL
+    )
+    ignore_case = models.BooleanField(default=False)
+    enabled = models.BooleanField(default=True)
+    note = models.TextField(blank=True)
+    managed_by = models.CharField(max_length=64, blank=True, editable=False)
+
+    class Meta:
+        ordering = ("name",)
+
+    def __str__(self) -> str:
+        return self.name
+
+
+class PrivacyPolicy(models.Model):
+    """What of a team's requests may leave, and how."""
+
+    name = models.CharField(max_length=64, unique=True, validators=(validation.name,))
+    default_level = models.CharField(
+        max_length=16,
+        choices=Level.choices,
+        default=Level.PUBLIC,
+        help_text="Of requests in which nothing graver is found.",
+    )
+    internal = models.CharField(max_length=16, choices=PrivacyAction.choices, default=PrivacyAction.ALLOW)
+    confidential = models.CharField(max_length=16, choices=PrivacyAction.choices, default=PrivacyAction.LOCAL)
+    restricted = models.CharField(max_length=16, choices=PrivacyAction.choices, default=PrivacyAction.REFUSE)
+    disabled = models.CharField(
+        "patterns switched off",
+        max_length=1024,
+        blank=True,
+        validators=(validation.labels,),
+        help_text="Names of patterns that are not looked for; comma-separated.",
+    )
+    redact_local = models.BooleanField(default=False, help_text="Redact also what is sent to local providers only.")
+    scan_tool_results = models.BooleanField(default=True, help_text="Look also at what tools have returned.")
+    scan_answers = models.BooleanField(default=False, help_text="Look at answers, too. Streams then lag a little.")
+    answer_level = models.CharField(
+        max_length=16,
+        choices=[each for each in Level.choices if each[0] != Level.PUBLIC],
+        default=Level.RESTRICTED,
+        help_text="From which level on something in an answer counts.",
+    )
+    answer_action = models.CharField(max_length=16, choices=AnswerAction.choices, default=AnswerAction.REDACT)
+    note = models.TextField(blank=True)
+    managed_by = models.CharField(max_length=64, blank=True, editable=False)
+
+    class Meta:
+        ordering = ("name",)
+        verbose_name_plural = "privacy policies"
+
+    def __str__(self) -> str:
+        return self.name
+
+
 class GatewaySettings(models.Model):
     """Behaviour of the whole gateway: exactly one row."""
 
@@ -356,6 +488,11 @@ class GatewaySettings(models.Model):
     total_timeout_s = _default_seconds("total timeout", 600.0, 0.05)
     hold_wait_s = _default_seconds("wait for held tokens", 5.0, 0, most=60)
     max_attempts = models.PositiveIntegerField(default=3, validators=(MinValueValidator(1), MaxValueValidator(10)))
+    retry_percent = models.PositiveIntegerField(
+        default=20,
+        validators=(MaxValueValidator(1000),),
+        help_text="Further upstream calls after failures, per hundred requests; 3 a second are always allowed.",
+    )
     breaker_failures = models.PositiveIntegerField(default=5, validators=(MinValueValidator(1),))
     breaker_open_s = _default_seconds("circuit open for", 30.0, 0.1)
     probe_interval_s = _default_seconds("probe interval", 30.0, 0)
@@ -366,6 +503,23 @@ class GatewaySettings(models.Model):
         choices=UnsupportedParams.choices,
         default=UnsupportedParams.STRICT,
         help_text="What becomes of a request with a parameter that its provider cannot honour and that matters.",
+    )
+    cache_mb = models.PositiveIntegerField(
+        "memory for kept answers (MiB)", default=64, validators=(MinValueValidator(1), MaxValueValidator(65_536))
+    )
+    similarity_model = models.CharField(
+        max_length=256,
+        blank=True,
+        validators=(validation.model_name,),
+        help_text="The model whose embeddings tell similar questions. Blank = the local one, if there is one.",
+    )
+    privacy_policy = models.ForeignKey(
+        PrivacyPolicy,
+        null=True,
+        blank=True,
+        on_delete=models.PROTECT,
+        related_name="+",
+        help_text="For teams that have none of their own. Blank = nothing is looked at.",
     )
     unknown_price = models.CharField(
         "unknown price",
@@ -416,6 +570,7 @@ class ProviderProbe(models.Model):
     detail = models.CharField(max_length=300, blank=True)
     latency_ms = models.FloatField(null=True, blank=True)
     checked_at = models.DateTimeField(null=True, blank=True)
+    answered_at = models.DateTimeField(null=True, blank=True, help_text="When it was last found well.")
     certificates = models.JSONField(
         default=dict, blank=True, help_text="The chain seen last: base_url, seen_at, chain of name, not_after, pin."
     )

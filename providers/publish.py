@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from django.db import transaction
 
 from audit.record import record
+from events import names
+from events.emit import emit
 from providers import config, sequences
 from providers.compile import Problem, compile_document, problems
 from providers.models import ConfigVersion, GatewaySettings
@@ -71,6 +73,7 @@ def _store(made: _Compiled, author: str, note: str) -> ConfigVersion:
     counts = {"providers": len(made.document.providers), "routes": len(made.document.routes)}
     data = {"digest": made.digest, "note": note, **counts}
     record("config.published", actor=author, target=str(version), data=data)
+    emit(names.PUBLISHED, {"version": version.number, "author": author, **data})
     return version
 
 

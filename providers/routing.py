@@ -2,14 +2,16 @@
 
 `RouteTable` is built once per configuration. `plan(model)` is the part of a decision that depends on the
 configuration only and is remembered per model; `decide(plan, …)` adds what changes from request to request: open
-circuits and the round-robin turn. A `Decision` carries its `Shape`, the interned explanation that usage rows name by
-digest.
+circuits, the round-robin turn, scores. A `Decision` carries its `Shape`, the interned explanation that usage rows name
+by digest.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Collection, Mapping, Sequence
+import math
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import Any
 
 import msgspec
 
@@ -17,6 +19,10 @@ from providers.config import PolicyDoc, ProviderDoc, RouteDoc, SettingsDoc
 from providers.globs import matcher
 
 PLANS_MAX = 4096
+SHAPES_MAX = 1024  # per plan
+PRIORITY, ROUND_ROBIN, WEIGHTED, DIRECT = "priority", "round_robin", "weighted", "direct"
+LOWEST_LATENCY, LEAST_BUSY, LEAST_COST = "lowest_latency", "least_busy", "least_cost"
+FIXED = frozenset({PRIORITY, DIRECT, LEAST_COST})  # strategies that leave nothing to a conversation
 LOCAL_CLASSES = frozenset({"loopback", "private", "unix"})
 
 _encode = msgspec.json.Encoder(order="deterministic").encode
@@ -38,15 +44,17 @@ class Step(msgspec.Struct, frozen=True):
 
 
 class Plan(msgspec.Struct, frozen=True):
-    """All that the configuration says about one requested model."""
+    """All that the configuration says about one requested model and what its requests need."""
 
     model: str
     strategy: str
     policy: str
-    steps: tuple[Step, ...]  # in order of preference; equal ranks keep the order of `rank`
-    ranks: tuple[tuple[int, ...], ...]  # indices into steps that may take turns, group by group
+    steps: tuple[Step, ...]  # in order of preference
+    ranks: tuple[tuple[int, ...], ...]  # indices into steps that may take turns: those of one model name each
     rejected: tuple[tuple[str, str], ...]  # (route name, reason)
-    shapes: dict[tuple[int, ...], Shape]  # interned decisions without a moving part, by order of indices
+    sticky: bool  # conversations stay where they are, on the routes that ask for it
+    shapes: dict[tuple[Any, ...], Shape]  # interned decisions, by what moves in them; at most SHAPES_MAX
+    kept: dict[str, Any]  # what who decides keeps for the next request of this plan
 
 
 class Decision(msgspec.Struct, frozen=True):
@@ -79,42 +87,50 @@ class RouteTable:
                 self._exact.setdefault(route.pattern, []).append(route)
         active = sorted((policy for policy in policies if policy.enabled), key=lambda p: (p.position, p.id))
         self._policies = [(matcher(policy.pattern), policy) for policy in active]
-        self._plans: dict[str, Plan] = {}
+        self._plans: dict[tuple[str, Hashable], Plan] = {}
 
-    def plan(self, model: str) -> Plan:
-        """The plan for a requested model, remembered for the next request (at most PLANS_MAX models)."""
-        plan = self._plans.get(model)
+    def plan(self, model: str, wants: Hashable = None, judge: Callable[[Step], str] | None = None) -> Plan:
+        """The plan for a requested model, remembered for the next request (at most PLANS_MAX of them).
+
+        `judge` says why a candidate cannot do what the request wants, "" = it can. `wants` stands for all that it goes
+        by: where that is the same, its answers must be.
+        """
+        plan = self._plans.get((model, wants))
         if plan is None:
-            plan = self._make_plan(model)
+            plan = self._make_plan(model, judge)
             if len(self._plans) >= PLANS_MAX:
                 self._plans.pop(next(iter(self._plans)))
-            self._plans[model] = plan
+            self._plans[(model, wants)] = plan
         return plan
 
     def routes_for(self, model: str) -> list[RouteDoc]:
         """Every route whose pattern matches, enabled or not."""
         return [*self._exact.get(model, ()), *(route for test, route in self._globs if test(model))]
 
-    def _make_plan(self, model: str) -> Plan:
-        policy = next((policy for test, policy in self._policies if test(model)), None)
-        strategy = policy.strategy if policy else self._settings.strategy
+    def policy_for(self, model: str) -> PolicyDoc | None:
+        """The first enabled policy whose pattern matches."""
+        return next((policy for test, policy in self._policies if test(model)), None)
+
+    def _make_plan(self, model: str, judge: Callable[[Step], str] | None) -> Plan:
+        policy = self.policy_for(model)
         steps: list[Step] = []
         ranks: list[tuple[int, ...]] = []
         rejected: list[tuple[str, str]] = []
         for wanted in (model, *(policy.fallbacks if policy else ())):
             found: list[Step] = []
             for route in self.routes_for(wanted):
-                reason = self._static_reason(route)
+                why = f"priority {route.priority}" if wanted == model else f"fallback {wanted}"
+                step = Step(route=route, model=route.upstream_model or wanted, reason=why)
+                reason = self._static_reason(route, policy) or (judge(step) if judge is not None else "")
                 if reason:
                     rejected.append((route.name, reason))
                 else:
-                    why = f"priority {route.priority}" if wanted == model else f"fallback {wanted}"
-                    found.append(Step(route=route, model=route.upstream_model or wanted, reason=why))
+                    found.append(step)
             found.sort(key=self._rank)
-            # Round robin turns among all of a model; priority keeps the order, a tie is broken by `_rank`.
             if found:
                 ranks.append(tuple(range(len(steps), len(steps) + len(found))))
             steps.extend(found)
+        strategy = policy.strategy if policy else self._settings.strategy
         return Plan(
             model=model,
             strategy=strategy,
@@ -122,12 +138,16 @@ class RouteTable:
             steps=tuple(steps),
             ranks=tuple(ranks),
             rejected=tuple(rejected),
+            sticky=strategy not in FIXED and any(step.route.sticky for step in steps),
             shapes={},
+            kept={},
         )
 
-    def _static_reason(self, route: RouteDoc) -> str:
+    def _static_reason(self, route: RouteDoc, policy: PolicyDoc | None) -> str:
         if not route.enabled:
             return "route disabled"
+        if policy is not None and (lacking := set(policy.tags).difference(route.tags)):
+            return f"the policy wants the tag {min(lacking)}"
         provider = self._providers.get(route.provider_id)
         if provider is None:
             return "provider missing"
@@ -138,55 +158,132 @@ class RouteTable:
         provider = self._providers[step.route.provider_id]
         return step.route.priority, 0 if provider.address_class in LOCAL_CLASSES else 1, step.route.id
 
-    def decide(self, plan: Plan, *, turn: int = 0, unavailable: Mapping[int, str] | None = None) -> Decision:
+    def decide(
+        self,
+        plan: Plan,
+        *,
+        turn: int = 0,
+        scores: Sequence[float] | None = None,
+        shown: tuple[str, ...] = (),
+        one_first: bool = False,
+        unavailable: Mapping[int, str] | None = None,
+    ) -> Decision:
         """Order a plan's steps for one request.
 
-        `turn` is the round-robin counter of the model; `unavailable` maps route ids to the reason they should be left
-        out (open circuit, failing probe). The last candidate is never left out: if all are unavailable they are all
-        tried, because a wrong suspicion must not refuse what a call could answer.
+        `turn` is the round-robin counter of the model. `scores` are by index into the steps: the lowest goes first
+        among those of one model name; the others follow by score or, with `one_first`, as they stand. `shown` says the
+        scores in words that repeat, for the explanation.
+
+        `unavailable` maps route ids to the reason they should be left out (open circuit, failing probe). The last
+        candidate is never left out: if all are unavailable they are all tried, because a wrong suspicion must not
+        refuse what a call could answer.
         """
         left_out: tuple[int, ...] = ()
-        if unavailable:
+        if unavailable and plan.strategy != DIRECT:
             left_out = tuple(i for i, step in enumerate(plan.steps) if step.route.id in unavailable)
             if len(left_out) == len(plan.steps):
                 left_out = ()
         # Those left out go first and the rest take turns: else the one behind a gap would have two turns.
-        order = self._order(plan, turn, left_out)
-        if not left_out:
-            shape = plan.shapes.get(order)
-            if shape is None:
-                shape = plan.shapes[order] = self._shape(plan, order, ())
-            return Decision(steps=tuple([plan.steps[i] for i in order]), shape=shape)
-        reasons = tuple((plan.steps[i].route.name, (unavailable or {})[plan.steps[i].route.id]) for i in left_out)
-        return Decision(steps=tuple([plan.steps[i] for i in order]), shape=self._shape(plan, order, reasons))
+        order = self._order(plan, turn, scores, left_out, one_first=one_first)
+        reasons: tuple[tuple[str, str], ...] = ()
+        if left_out:
+            reasons = tuple((plan.steps[i].route.name, (unavailable or {})[plan.steps[i].route.id]) for i in left_out)
+        moving = (order, shown, reasons)
+        shape = plan.shapes.get(moving)
+        if shape is None:
+            if len(plan.shapes) >= SHAPES_MAX:
+                plan.shapes.clear()
+            shape = plan.shapes[moving] = self._shape(plan, order, shown, reasons)
+        return Decision(steps=tuple([plan.steps[i] for i in order]), shape=shape)
 
     @staticmethod
-    def _order(plan: Plan, turn: int, left_out: tuple[int, ...]) -> tuple[int, ...]:
-        if plan.strategy != "round_robin":
-            return tuple([i for i in range(len(plan.steps)) if i not in left_out])
+    def _order(
+        plan: Plan, turn: int, scores: Sequence[float] | None, left_out: tuple[int, ...], *, one_first: bool
+    ) -> tuple[int, ...]:
         order: list[int] = []
         for rank in plan.ranks:
             rest = tuple([i for i in rank if i not in left_out]) if left_out else rank
-            if rest:
+            if not rest:
+                continue
+            if scores is not None and one_first:
+                first = min(rest, key=scores.__getitem__)
+                order += (first, *(i for i in rest if i != first))
+            elif scores is not None:
+                order += sorted(rest, key=scores.__getitem__)
+            elif plan.strategy == ROUND_ROBIN:
                 first = turn % len(rest)
                 order += rest[first:] + rest[:first]
-        return tuple(order)
+            else:
+                order += rest
+        return tuple(order[:1] if plan.strategy == DIRECT else order)
 
-    def _shape(self, plan: Plan, order: Collection[int], unavailable: Sequence[tuple[str, str]]) -> Shape:
+    def _shape(
+        self, plan: Plan, order: Sequence[int], shown: Sequence[str], unavailable: Sequence[tuple[str, str]]
+    ) -> Shape:
         candidates = []
         for i in order:
             step = plan.steps[i]
             provider = self._providers[step.route.provider_id]
-            candidates.append(
-                {"route": step.route.name, "provider": provider.name, "model": step.model, "reason": step.reason}
-            )
+            told = {"route": step.route.name, "provider": provider.name, "model": step.model, "reason": step.reason}
+            if shown and shown[i]:
+                told["score"] = shown[i]
+            candidates.append(told)
+        rejected = [*plan.rejected, *unavailable]
+        if plan.strategy == DIRECT:
+            others = [step.route.name for i, step in enumerate(plan.steps) if i not in order]
+            rejected += [(name, "direct: only the first is asked") for name in others]
         payload = _encode(
             {
                 "config": self.version,
                 "strategy": plan.strategy,
                 "policy": plan.policy,
                 "candidates": candidates,
-                "rejected": [{"route": name, "reason": why} for name, why in (*plan.rejected, *unavailable)],
+                "rejected": [{"route": name, "reason": why} for name, why in rejected],
             }
         )
         return Shape(digest=hashlib.sha256(payload).digest()[:16], payload=payload)
+
+
+# --- scores -----------------------------------------------------------------------------------------------------------
+
+_STEPS = 6  # per power of ten
+_said: dict[int, str] = {}
+
+
+def rounded(value: float) -> str:
+    """A positive number, coarsely, as one of six steps per power of ten: explanations are kept once, so few differ."""
+    if not 0 < value < math.inf:
+        return "0"
+    step = round(_STEPS * math.log10(value))
+    said = _said.get(step)
+    if said is None:
+        said = _said[step] = f"{10.0 ** (step / _STEPS):.2g}"
+    return said
+
+
+def draw(weights: Sequence[int], rand: Callable[[], float]) -> list[float]:
+    """Scores of which the lowest falls to each with the chance of its weight's share. Weight 0 comes last.
+
+    Efraimidis and Spirakis, Weighted random sampling with a reservoir (2006): keys u^(1/w), highest first.
+    """
+    return [-math.log(1.0 - rand()) / weight if weight > 0 else math.inf for weight in weights]
+
+
+_MASK = 2**64 - 1
+
+
+def rendezvous(conversation: bytes, weights: Mapping[int, int]) -> dict[int, float]:
+    """Scores by which a conversation keeps its route as long as that is there, and few move when one comes or goes.
+
+    Weighted rendezvous hashing: -ln(h)/w with h the hash of (conversation, route id) as a number between 0 and 1. Mixed
+    is with the finalizer of SplitMix64 (Steele, Lea and Flood, 2014).
+    """
+    seed = int.from_bytes(hashlib.blake2b(conversation, digest_size=8).digest(), "big")
+    scores = {}
+    for id, weight in weights.items():
+        mixed = (seed + id * 0x9E3779B97F4A7C15) & _MASK
+        mixed = ((mixed ^ (mixed >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
+        mixed = ((mixed ^ (mixed >> 27)) * 0x94D049BB133111EB) & _MASK
+        mixed ^= mixed >> 31
+        scores[id] = -math.log((mixed + 1) / 2**64) / weight if weight > 0 else math.inf
+    return scores

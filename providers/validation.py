@@ -86,6 +86,13 @@ def labels(value: str) -> None:
             )
 
 
+def label_name(value: str) -> None:
+    """One label: a lower-case word of letters, digits and `_ . : -`."""
+    if "," in value or not value.strip():
+        raise ValidationError("Enter one word of a-z, 0-9, _ . : -", code="label")
+    labels(value)
+
+
 def certificates(value: str) -> None:
     """One or more PEM certificates (blank = none). Private keys are refused: they do not belong here."""
     if not value.strip():

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 PROJECT_DIR = Path(__file__).resolve().parent.parent
-APPS = ("hoosh_site", "gateway", "providers", "budgets", "audit")
+APPS = ("hoosh_site", "gateway", "providers", "budgets", "events", "audit")
 _ENV_READERS = frozenset({"text", "integer", "boolean", "items"})
 _SET_BY_OURSELVES = frozenset({"HOOSH_TESTING"})
 _ENDPOINT = re.compile(r"/(?:v1/[a-z0-9_/{}<>:.-]+|livez|readyz|metrics)")

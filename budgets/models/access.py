@@ -40,11 +40,28 @@ def _budget(help_text: str) -> Any:
     )
 
 
+def _limit(label: str) -> Any:
+    return models.PositiveIntegerField(
+        label, null=True, blank=True, validators=(MinValueValidator(1),), help_text="Blank = no limit."
+    )
+
+
 class Team(models.Model):
     """A group of people that owns agents."""
 
     name = models.CharField(max_length=100, unique=True, validators=(validation.name,))
     pool = _budget("Every request of the team draws on this pool, beside the others.")
+    requests_per_minute = _limit("requests per minute")
+    tokens_per_minute = _limit("tokens per minute")
+    concurrent_requests = _limit("requests at once")
+    privacy_policy = models.ForeignKey(
+        "providers.PrivacyPolicy",
+        null=True,
+        blank=True,
+        on_delete=models.PROTECT,
+        related_name="teams",
+        help_text="Blank = the gateway's.",
+    )
     enabled = models.BooleanField(default=True)
     note = models.TextField(blank=True)
     managed_by = models.CharField(max_length=64, blank=True, editable=False)
@@ -64,6 +81,9 @@ class Agent(models.Model):
     team = models.ForeignKey(Team, on_delete=models.PROTECT, related_name="agents")
     name = models.CharField(max_length=100, validators=(validation.name,))
     pool = _budget("Every request of the agent draws on this pool, beside the others.")
+    requests_per_minute = _limit("requests per minute")
+    tokens_per_minute = _limit("tokens per minute")
+    concurrent_requests = _limit("requests at once")
     enabled = models.BooleanField(default=True)
     note = models.TextField(blank=True)
     managed_by = models.CharField(max_length=64, blank=True, editable=False)
@@ -188,6 +208,9 @@ class ApiKey(models.Model):
         help_text="Comma-separated globs over names of pools a request may name instead of the default pool. The "
         "projects of the key's team are always allowed.",
     )
+    requests_per_minute = _limit("requests per minute")
+    tokens_per_minute = _limit("tokens per minute")
+    concurrent_requests = _limit("requests at once")
     name = models.CharField(max_length=100, validators=(validation.name,))
     prefix = models.CharField(max_length=24, editable=False, db_index=True, help_text="The visible start of the key.")
     digest = models.CharField(max_length=64, unique=True, editable=False)

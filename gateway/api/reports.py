@@ -6,12 +6,15 @@ import json
 from decimal import Decimal
 from typing import Any
 
+from django.utils import timezone
+
 from budgets.models import DecisionShape, Usage
 from budgets.records import Basis
-from gateway import plane
+from gateway import accelerators, plane
 from gateway.api.authentication import Caller
 from providers.models import GatewaySettings, Provider, ProviderProbe, Route
 
+SUSPECT_S, OFFLINE_S = 30.0, 90.0  # since a provider was last found well, at least
 MAX_ATTEMPTS = 50  # rows of one request that are shown
 
 
@@ -56,6 +59,46 @@ def _provider(provider: Provider, probe: ProviderProbe | None, *, detailed: bool
             "models": list(seen.models) if seen is not None else [],
         }
     return entry
+
+
+def heartbeat(*, detailed: bool) -> dict[str, Any]:
+    """The fleet by when each enabled provider was last found well: online, suspect, offline, or unknown (never looked
+    at, or probes are off). The limits grow with the interval of the probes, so that one late look makes no suspect.
+
+    Accelerators are those of this host.
+    """
+    interval = GatewaySettings.objects.filter(pk=1).values_list("probe_interval_s", flat=True).first()
+    interval = 30.0 if interval is None else interval
+    suspect_s, offline_s = max(SUSPECT_S, 1.5 * interval), max(OFFLINE_S, 3 * interval)
+    now, nodes = timezone.now(), []
+    counts = dict.fromkeys(("online", "suspect", "offline", "unknown"), 0)
+    for provider in Provider.objects.filter(enabled=True).select_related("probe").order_by("name"):
+        probe = getattr(provider, "probe", None)
+        beat = probe.answered_at if probe is not None else None
+        status = "unknown"
+        if interval and probe is not None and probe.checked_at is not None:
+            age_s = (now - (beat or provider.created_at)).total_seconds()
+            status = "online" if beat and age_s < suspect_s else "suspect" if age_s < offline_s else "offline"
+        counts[status] += 1
+        nodes.append(
+            {
+                "id": f"{provider.kind}:{provider.base_url if detailed else provider.name}",
+                "provider": provider.name,
+                "status": status,
+                "last_beat_ms": int(beat.timestamp() * 1000) if beat else None,
+            }
+        )
+    devices, _ = accelerators.nvidia()
+    return {
+        "nodes": nodes,
+        "total_nodes": len(nodes),
+        **counts,
+        "suspect_after_secs": suspect_s,
+        "offline_after_secs": offline_s,
+        "total_gpus": len(devices),
+        "total_vram_mb": sum(device.memory_mib for device in devices),
+        "available_vram_mb": sum(device.free_mib for device in devices),
+    }
 
 
 def request_report(rid: str, caller: Caller) -> dict[str, Any] | None:

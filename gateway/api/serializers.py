@@ -55,6 +55,31 @@ class ProvidersHealthSerializer(serializers.Serializer[None]):
     workers = WorkerSerializer(many=True, required=False)
 
 
+class NodeSerializer(serializers.Serializer[None]):
+    """One enabled provider."""
+
+    id = serializers.CharField(help_text="Kind and base URL; kind and name for keys without the operator scope")
+    provider = serializers.CharField()
+    status = serializers.ChoiceField(choices=("online", "suspect", "offline", "unknown"))
+    last_beat_ms = serializers.IntegerField(allow_null=True, help_text="When it was last found well, Unix milliseconds")
+
+
+class HeartbeatSerializer(serializers.Serializer[None]):
+    """The fleet. Accelerators are those of the host that control runs on."""
+
+    nodes = NodeSerializer(many=True)
+    total_nodes = serializers.IntegerField()
+    online = serializers.IntegerField()
+    suspect = serializers.IntegerField()
+    offline = serializers.IntegerField()
+    unknown = serializers.IntegerField()
+    suspect_after_secs = serializers.FloatField()
+    offline_after_secs = serializers.FloatField()
+    total_gpus = serializers.IntegerField()
+    total_vram_mb = serializers.IntegerField()
+    available_vram_mb = serializers.IntegerField()
+
+
 class ReloadSerializer(serializers.Serializer[None]):
     """Every worker runs this version."""
 

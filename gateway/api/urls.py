@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from django.urls import path, re_path
 
-from gateway.api import backends, costs, schema, tokens, views
+from gateway.api import backends, costs, events, schema, tokens, views
 
 __all__ = ["schema", "urlpatterns"]  # importing `schema` is what makes the key known to the API's description
 
 urlpatterns = [
     path("v1/health/providers", views.ProvidersHealthView.as_view(), name="providers-health"),
+    path("v1/health/heartbeat", views.HeartbeatView.as_view(), name="heartbeat"),
     path("v1/admin/reload", views.ReloadView.as_view(), name="reload"),
     path("v1/requests/<str:request_id>", views.RequestView.as_view(), name="request"),
+    path("v1/events", events.EventsView.as_view(), name="events"),
+    path("v1/events/recent", events.RecentView.as_view(), name="events-recent"),
     path("v1/tokens/check", tokens.CheckView.as_view(), name="tokens-check"),
     path("v1/tokens/reserve", tokens.ReserveView.as_view(), name="tokens-reserve"),
     path("v1/tokens/report", tokens.ReportView.as_view(), name="tokens-report"),

@@ -22,7 +22,13 @@ from gateway.api import reports
 from gateway.api.authentication import Caller, HasKey, IsOperator, caller_of
 from gateway.api.parsers import StrictJSONParser
 from gateway.api.reload import reload_configuration
-from gateway.api.serializers import ErrorSerializer, ProvidersHealthSerializer, ReloadSerializer, RequestSerializer
+from gateway.api.serializers import (
+    ErrorSerializer,
+    HeartbeatSerializer,
+    ProvidersHealthSerializer,
+    ReloadSerializer,
+    RequestSerializer,
+)
 from gateway.errors import ForbiddenError, NotFoundError, UnauthorizedError
 
 _ERRORS = {
@@ -74,6 +80,17 @@ class ProvidersHealthView(ControlView):
     def get(self, request: Request) -> Response:
         """Names and states for every key; addresses, details and the workers' own view for operators."""
         return Response(reports.providers_health(detailed=caller_of(request).is_operator))
+
+
+class HeartbeatView(ControlView):
+    """When each provider was last found well."""
+
+    permission_classes = (HasKey,)
+
+    @extend_schema(responses={200: HeartbeatSerializer, **_ERRORS}, summary="Heartbeats of all providers")
+    def get(self, request: Request) -> Response:
+        """Names and states for every key, addresses for operators."""
+        return Response(reports.heartbeat(detailed=caller_of(request).is_operator))
 
 
 class ReloadView(ControlView):

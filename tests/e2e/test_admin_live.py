@@ -139,6 +139,14 @@ def test_a_route_made_in_admin_streams_from_llama_cpp_and_an_edit_moves_the_next
         while ask(gateway, key).json()["choices"][0]["message"]["content"] != text_of(5):
             assert time.monotonic() - saved < 2, "the edit must be live within a second"
         assert upstream.inference
+        calls = len(upstream.inference)
+        browser.goto(f"{gateway.base_url}/admin/providers/route/")
+        browser.get_by_role("link", name="Where would this go?").click()
+        browser.get_by_label("Model").fill("team-model")
+        browser.get_by_role("button", name="Ask").click()
+        expect(browser.get_by_role("cell", name="first-route")).to_be_visible()
+        expect(browser.get_by_role("cell", name="second", exact=True)).to_be_visible()
+        assert len(upstream.inference) == calls, "nobody is called to answer the question"
         browser.goto(f"{gateway.base_url}/admin/budgets/usage/")
         expect(browser.get_by_text("team-model").first).to_be_visible()
     assert complaints == []

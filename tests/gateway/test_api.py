@@ -25,7 +25,7 @@ from gateway import plane
 from gateway.api import errors as api_errors
 from gateway.api.views import is_loopback
 from providers import services
-from providers.models import Provider, ProviderProbe, Route
+from providers.models import GatewaySettings, Provider, ProviderProbe, Route
 
 pytestmark = pytest.mark.database
 
@@ -243,6 +243,55 @@ class ProvidersHealthTest(ApiCase):
         with control(FakeLink(3)):
             workers = self.ask("/v1/health/providers", self.operator_text).json()["workers"]
         assert workers[0]["status"]["config_version"] == 3
+
+
+class HeartbeatTest(ApiCase):
+    path = "/v1/health/heartbeat"
+
+    def look(self, name: str, ago_s: float | None, *, enabled: bool = True) -> None:
+        row = Provider(name=name, kind="custom", base_url="http://127.0.0.1:9999", enabled=enabled)
+        services.save_provider(row, actor="test")
+        if ago_s is not None:
+            seen = timezone.now() - dt.timedelta(seconds=ago_s)
+            ProviderProbe.objects.create(provider=row, ok=True, checked_at=timezone.now(), answered_at=seen)
+
+    def test_each_provider_is_online_suspect_or_offline_by_its_last_beat(self):
+        for name, ago_s in (("fresh", 1), ("late", 60), ("gone", 200), ("new", None)):
+            self.look(name, ago_s)
+        self.look("off", 1, enabled=False)
+        never = Provider(name="never", kind="custom", base_url="http://127.0.0.1:9999")
+        services.save_provider(never, actor="test")
+        ProviderProbe.objects.create(provider=never, ok=False, checked_at=timezone.now(), consecutive_failures=1)
+        told = self.ask(self.path, self.text).json()
+        states = {node["provider"]: node["status"] for node in told["nodes"]}
+        assert states == {
+            "fresh": "online",
+            "late": "suspect",
+            "gone": "offline",
+            "new": "unknown",
+            "never": "suspect",
+        }
+        assert (told["total_nodes"], told["online"], told["suspect"], told["offline"], told["unknown"]) == (
+            5,
+            1,
+            2,
+            1,
+            1,
+        )
+        assert {node["id"] for node in told["nodes"]} >= {"custom:fresh"}
+        assert b"127.0.0.1" not in self.ask(self.path, self.text).content
+        assert b"custom:http://127.0.0.1:9999" in self.ask(self.path, self.operator_text).content
+        assert told["total_gpus"] >= 0
+
+    def test_a_slow_rhythm_of_probes_makes_no_suspects(self):
+        self.look("slow", 100)
+        GatewaySettings.objects.update_or_create(pk=1, defaults={"probe_interval_s": 120})
+        assert self.ask(self.path, self.text).json()["nodes"][0]["status"] == "online"
+        GatewaySettings.objects.update(probe_interval_s=0)
+        assert self.ask(self.path, self.text).json()["nodes"][0]["status"] == "unknown"
+
+    def test_it_wants_a_key(self):
+        self.error(self.ask(self.path), 401)
 
 
 class ReloadTest(ApiCase):
@@ -463,7 +512,7 @@ class OtherPathsTest(ApiCase):
     def test_the_schema_describes_the_api_and_needs_a_key(self):
         self.error(self.ask("/api/schema/"), 401)
         schema = self.ask("/api/schema/", self.text).json()
-        paths = {"/v1/admin/reload", "/v1/health/providers", "/v1/requests/{request_id}"}
+        paths = {"/v1/admin/reload", "/v1/health/providers", "/v1/health/heartbeat", "/v1/requests/{request_id}"}
         paths |= {f"/v1/tokens/{name}" for name in ("check", "reserve", "report", "pools")}
         paths |= {"/v1/costs", "/v1/costs/reset", "/v1/cost/estimate", "/v1/cost/recommend"}
         paths |= {"/v1/models/pull", "/v1/models/delete", "/v1/training/status", "/v1/catalog/sync"}

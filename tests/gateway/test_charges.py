@@ -150,7 +150,7 @@ def test_a_fault_of_our_own_at_the_end_gives_nothing_back_that_the_ledger_will_c
         snapshot=None,
     )
     nothing: Any = None
-    attempt = Attempt(job, nothing, nothing, input_bound=50, limit=50, price=PriceBound(1, 9, 9, 0))
+    attempt = Attempt(job, nothing, nothing, nothing, input_bound=50, limit=50, price=PriceBound(1, 9, 9, 0))
     draws = desk.hold(desk.chain((1,)), attempt.held, attempt.held_pico)
     assert draws
     attempt.begin(draws)

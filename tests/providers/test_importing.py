@@ -201,7 +201,7 @@ def test_every_type_of_both_generations_is_known() -> None:
         ("round_robin", "round_robin", 0),
         ("round-robin", "round_robin", 0),
         ("RoundRobin", "round_robin", 0),
-        ("lowest-latency", "priority", 1),
+        ("lowest-latency", "lowest_latency", 0),
         ("direct", "priority", 1),
         ("magic", None, 1),
     ],

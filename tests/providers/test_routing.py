@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import random
+
+import pytest
 
 from providers.config import PolicyDoc, ProviderDoc, RouteDoc, SettingsDoc
-from providers.routing import PLANS_MAX, RouteTable
+from providers.routing import PLANS_MAX, SHAPES_MAX, RouteTable, draw, rendezvous, rounded
 
 CLOUD = ProviderDoc(id=1, name="cloud", kind="openai", base_url="https://api.example.com", address_class="public")
 LOCAL = ProviderDoc(id=2, name="local", kind="ollama", base_url="http://127.0.0.1:1", address_class="loopback")
@@ -112,3 +115,88 @@ def test_round_robin_stays_even_while_some_are_left_out() -> None:
     assert names(t.decide(plan, unavailable=dict.fromkeys((1, 2, 3, 4), "x"))) == ["r5", "r6"]
     everything = dict.fromkeys(range(1, 7), "x")
     assert t.decide(plan, turn=1, unavailable=everything).shape is t.decide(plan, turn=1).shape
+
+
+def test_direct_asks_the_first_and_nobody_else_even_when_it_is_suspected() -> None:
+    t = table([route(1, "m"), route(2, "m", priority=11)], strategy="direct")
+    for unavailable in (None, {1: "circuit open"}):
+        decision = t.decide(t.plan("m"), unavailable=unavailable)
+        assert names(decision) == ["r1"]
+        assert json.loads(decision.shape.payload)["rejected"] == [
+            {"route": "r2", "reason": "direct: only the first is asked"}
+        ]
+
+
+def test_scores_order_the_candidates_of_a_model_and_fallbacks_stay_behind() -> None:
+    policies = [PolicyDoc(id=1, name="p", pattern="m", strategy="lowest_latency", fallbacks=("f",))]
+    t = table([*(route(i, "m") for i in (1, 2, 3)), route(4, "f")], policies)
+    plan = t.plan("m")
+    decision = t.decide(plan, scores=[3.0, 1.0, 2.0, 0.5], shown=("3 s", "1 s", "2 s", ""))
+    assert names(decision) == ["r2", "r3", "r1", "r4"]
+    assert [each.get("score") for each in json.loads(decision.shape.payload)["candidates"]] == [
+        "1 s",
+        "2 s",
+        "3 s",
+        None,
+    ]
+    assert names(t.decide(plan, scores=[3.0, 1.0, 2.0, 0.5], one_first=True)) == ["r2", "r1", "r3", "r4"]
+    assert names(t.decide(plan, scores=[3.0, 1.0, 2.0, 0.5], unavailable={2: "x"})) == ["r3", "r1", "r4"]
+
+
+def test_a_policy_wants_tags() -> None:
+    policies = [PolicyDoc(id=1, name="p", pattern="m", strategy="priority", tags=("eu", "fast"))]
+    t = table([route(1, "m", tags=("eu",)), route(2, "m", tags=("fast", "eu", "x")), route(3, "m")], policies)
+    plan = t.plan("m")
+    assert [step.route.name for step in plan.steps] == ["r2"]
+    assert plan.rejected == (("r1", "the policy wants the tag fast"), ("r3", "the policy wants the tag eu"))
+
+
+def test_what_requests_want_makes_plans_of_their_own() -> None:
+    t = table([route(1, "m"), route(2, "m")])
+    assert len(t.plan("m").steps) == 2
+    wanting = t.plan("m", "images", lambda step: "blind" if step.route.id == 1 else "")
+    assert [step.route.name for step in wanting.steps] == ["r2"]
+    assert wanting.rejected == (("r1", "blind"),)
+    assert t.plan("m", "images", lambda step: "not asked again") is wanting
+    assert len(t.plan("m").steps) == 2
+
+
+def test_explanations_that_move_are_bounded() -> None:
+    t = table([route(1, "m"), route(2, "m")], strategy="least_busy")
+    plan = t.plan("m")
+    for n in range(SHAPES_MAX + 10):
+        t.decide(plan, scores=[float(n), 0.0], shown=(f"{n} under way", ""), one_first=True)
+    assert 0 < len(plan.shapes) <= SHAPES_MAX
+
+
+def test_weights_are_shares_and_zero_is_last() -> None:
+    rand = random.Random(7).random
+    first = [0, 0, 0]
+    for _ in range(20_000):
+        scores = draw([1, 3, 0], rand)
+        first[scores.index(min(scores))] += 1
+    assert first[2] == 0
+    assert abs(first[1] / 20_000 - 0.75) < 0.015
+
+
+def test_a_conversation_keeps_its_route_and_few_move_when_one_goes() -> None:
+    weights = {1: 1, 2: 1, 3: 2}
+
+    def chosen(conversation: int, among: dict[int, int]) -> int:
+        scores = rendezvous(b"c%d" % conversation, among)
+        return min(scores, key=scores.__getitem__)
+
+    before = [chosen(n, weights) for n in range(4000)]
+    assert before == [chosen(n, weights) for n in range(4000)]
+    assert abs(before.count(3) / 4000 - 0.5) < 0.04
+    after = [chosen(n, {1: 1, 3: 2}) for n in range(4000)]
+    assert all(a == b for a, b in zip(before, after, strict=True) if a != 2)
+    assert min(rendezvous(b"x", {1: 0, 2: 1}), key=rendezvous(b"x", {1: 0, 2: 1}).__getitem__) == 2
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [(0.0, "0"), (float("inf"), "0"), (1.0, "1"), (118.0, "1e+02"), (0.00123, "0.0015"), (99.0, "1e+02")],
+)
+def test_scores_are_said_coarsely(value: float, said: str) -> None:
+    assert float(rounded(value)) == pytest.approx(float(said))

@@ -100,6 +100,9 @@ class StubRuntime:
 
     def on_health(self, down: Any) -> None: ...
 
+    def explain(self, body: bytes) -> bytes:
+        return body
+
     def asgi(self, forward: Any) -> Any:
         return self.answer
 

@@ -10,7 +10,7 @@ from django.core.management import CommandError, call_command
 from django.test import TestCase
 
 from budgets import access, keys
-from hoosh_site import accelerators
+from gateway import accelerators
 from hoosh_site.management.remote import printable
 from providers import services
 from providers.models import Provider

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import os
 import stat
 import tempfile
@@ -21,6 +22,8 @@ from hoosh_site.link import (
     Ask,
     CardsPush,
     ConfigPush,
+    Explain,
+    Explained,
     Frames,
     Granted,
     HealthPush,
@@ -319,3 +322,24 @@ def test_garbage_closes_the_connection_and_nothing_else() -> None:
             return got, len(server.workers())
 
     assert asyncio.run(run()) == (b"", 1)
+
+
+def test_a_worker_is_asked_where_a_request_would_go_and_silence_is_an_error() -> None:
+    async def run() -> tuple[bytes, str, str]:
+        async with line() as (server, client, _):
+            ask = functools.partial(asyncio.to_thread, server.explain)
+            client._callbacks[Explain] = lambda asked: client.send(Explained("w-1", asked.number, asked.body + b"!"))
+            told = await ask(b"{}", 3.0)
+            client._callbacks[Explain] = lambda asked: None
+            with pytest.raises(LinkError) as silent:
+                await ask(b"{}", 0.05)
+            await client.close()
+            await until(lambda: not server.workers())
+            with pytest.raises(LinkError) as alone:
+                await ask(b"{}", 3.0)
+        return told, str(silent.value), str(alone.value)
+
+    told, silent, alone = asyncio.run(run())
+    assert told == b"{}!"
+    assert "in time" in silent
+    assert "no worker" in alone

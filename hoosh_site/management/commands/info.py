@@ -10,7 +10,8 @@ from django.core.management.base import BaseCommand, CommandError
 from django.db import DatabaseError
 from django.utils import timezone
 
-from hoosh_site import accelerators, checks
+from gateway import accelerators
+from hoosh_site import checks
 from hoosh_site.management import remote
 
 

@@ -1,4 +1,4 @@
-"""`manage.py prune`: delete old usage rows now, by hand."""
+"""`manage.py prune`: delete old usage rows and events now, by hand."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from django.db import connections
 from budgets import retention, rollups
 from budgets.jobs import WriterNotReadyError, carry_out
 from budgets.models import Usage
+from events import retention as event_retention
 
 ACTOR = "command line"
 
@@ -22,7 +23,10 @@ ACTOR = "command line"
 class Command(BaseCommand):
     """Orders the deletion from the ledger's writer, or is that writer itself where no control process runs."""
 
-    help = "Delete usage rows older than so many days. They stay in the sums that costs and reports are made of."
+    help = (
+        "Delete usage rows older than so many days. They stay in the sums that costs and reports are made of. "
+        "Events older than HOOSH_EVENTS_DAYS go, too."
+    )
 
     def add_arguments(self, parser: CommandParser) -> None:
         """Without options it does what goes on by itself every minute."""
@@ -35,11 +39,14 @@ class Command(BaseCommand):
         """Count or delete, and say how many rows."""
         days = settings.HOOSH_USAGE_DAYS if options["days"] is None else options["days"]
         if options["dry_run"]:
-            found = _count(days)
+            found = {**_count(days), "events": event_retention.count(settings.HOOSH_EVENTS_DAYS)}
             text = f"{found['rows']:,} usage rows from before {found['before']} would be deleted."
         else:
             found = _delete(days, options["timeout"])
+            found["events"] = event_retention.delete_all(settings.HOOSH_EVENTS_DAYS)
             text = str(found["result"])
+        if found["events"]:
+            text += f" {found['events']:,} events {'would be' if options['dry_run'] else 'were'} deleted."
         if options["json"]:
             text = json.dumps({"days": days, "dry_run": options["dry_run"], **found})
         self.stdout.write(text)

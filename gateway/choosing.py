@@ -1,0 +1,364 @@
+"""Which candidates may answer a request, in which order, and why. See `providers.routing` for plans and decisions.
+
+What a request cannot do without is decided once per kind of request and remembered in the plan: the endpoint, images
+and sound, tools and schemas, the tags it asks for. What changes from call to call (open circuits, failing probes, the
+scores of the strategy) is added for each. Nothing here waits or calls anyone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+import msgspec
+
+from budgets.bound import output_limit
+from budgets.prices import PriceBound
+from gateway.errors import BadRequestError, GatewayError, ModelNotFoundError
+from gateway.snapshot import Candidate, Key, Snapshot
+from providers import routing
+from providers.canonical import MAX_TOKENS, Call
+from providers.card_labels import capabilities
+from providers.config import CardDoc
+from providers.routing import Decision, Plan, Step
+
+if TYPE_CHECKING:
+    from gateway.attempt import Attempt
+    from gateway.endpoints import Endpoint
+    from gateway.runtime import Runtime
+
+NOTHING: frozenset[str] = frozenset()
+# Without these a model would answer something else than what was asked; without the others it may still do well.
+HARD = frozenset({"vision", "audio", "embeddings"})
+_WORDS = {
+    "vision": "does not take images",
+    "audio": "does not take sound",
+    "embeddings": "does not make embeddings",
+    "tools": "does not call tools",
+    "json_schema": "does not keep to a JSON schema",
+    "streaming": "does not stream",
+}
+TAGS_MAX = 8
+HEADER_MAX = 6000  # bytes: clients commonly take headers of 8 KiB
+_PICO = 1e12
+
+
+class Wants(NamedTuple):
+    """What the candidates of a request must be able to do: the part of a plan that the configuration alone decides."""
+
+    endpoint: str
+    needs: frozenset[str] = NOTHING
+    tags: tuple[str, ...] = ()
+    dialect: str = ""  # the API a provider must speak, where the request cannot be translated
+
+
+class Hints(Protocol):
+    """What of the request's head has a say in where it goes: `x-hoosh-tags` and `x-hoosh-session`."""
+
+    tags: bytes
+    session: bytes
+
+
+_NULL = msgspec.Raw(b"null")
+
+
+class _Message(msgspec.Struct, gc=False):
+    role: str = ""
+
+
+class _Conversation(msgspec.Struct, gc=False):
+    """What tells one conversation from another in a canonical body."""
+
+    messages: list[msgspec.Raw] = []
+    prompt_cache_key: msgspec.Raw = _NULL
+
+
+_decode_role = msgspec.json.Decoder(_Message).decode
+_decode_conversation = msgspec.json.Decoder(_Conversation).decode
+
+
+def wants_of(call: Call, head: Hints | None) -> Wants:
+    """What a request needs, by what is in it."""
+    needs = NOTHING
+    fields = call.fields
+    if call.images or call.audios or call.stream or call.endpoint == "embeddings" or not _ASK.isdisjoint(fields):
+        needs = _needs(call)
+    return Wants(call.endpoint, needs, tags_of(head), call.dialect if call.native_only else "")
+
+
+_ASK = frozenset({"tools", "functions", "response_format"})
+
+
+def _needs(call: Call) -> frozenset[str]:
+    fields, body = call.fields, call.body
+    return frozenset(
+        name
+        for name, wanted in (
+            ("vision", call.images),
+            ("audio", call.audios),
+            ("embeddings", call.endpoint == "embeddings"),
+            ("streaming", call.stream),
+            ("tools", ("tools" in fields or "functions" in fields) and b'"tools":[]' not in body),
+            ("json_schema", "response_format" in fields and b'"json_schema"' in body),
+        )
+        if wanted
+    )
+
+
+def tags_of(head: Hints | None) -> tuple[str, ...]:
+    """The tags a request asks its route to have, sorted. Raises `BadRequestError` for too many or odd ones."""
+    if head is None or not head.tags:
+        return ()
+    tags = sorted({tag.strip() for tag in head.tags.decode("utf-8", "replace").split(",")} - {""})
+    if len(tags) > TAGS_MAX or any(len(tag) > 64 or not tag.isprintable() for tag in tags):
+        raise BadRequestError(
+            f"The header 'x-hoosh-tags' must be at most {TAGS_MAX} plain tags, comma-separated.", param="x-hoosh-tags"
+        )
+    return tuple(tags)
+
+
+def choose(
+    runtime: Runtime, snapshot: Snapshot, endpoint: Endpoint, call: Call, *, head: Hints | None, key: Key | None
+) -> Decision:
+    """The ordered candidates of a request and their explanation. Raises where no route can answer it at all."""
+    wants = wants_of(call, head)
+    plan = plan_for(snapshot, call.model, wants)
+    if not plan.steps:
+        raise refusal(plan, call, wants)
+    now = time.monotonic()
+    unavailable = _unavailable(snapshot, plan, now)
+    strategy, table = plan.strategy, snapshot.table
+    if plan.sticky and (conversation := conversation_of(call, head, key)):
+        scores, shown = _sticky(plan, conversation)
+        return table.decide(plan, scores=scores, shown=shown, one_first=True, unavailable=unavailable)
+    if strategy == routing.PRIORITY or strategy == routing.DIRECT or len(plan.steps) == 1:
+        return table.decide(plan, unavailable=unavailable)
+    if strategy == routing.ROUND_ROBIN:
+        return table.decide(plan, turn=runtime.next_turn(call.model), unavailable=unavailable)
+    if strategy == routing.WEIGHTED:
+        scores = routing.draw([step.route.weight for step in plan.steps], random.random)
+        return table.decide(plan, scores=scores, one_first=True, unavailable=unavailable)
+    if strategy == routing.LEAST_BUSY:
+        scores, shown = _busy(snapshot, plan, unavailable)
+        return table.decide(plan, scores=scores, shown=shown, one_first=True, unavailable=unavailable)
+    if strategy == routing.LOWEST_LATENCY:
+        scores, shown = _latency(snapshot, plan, call, now)
+    else:
+        scores, shown = _cost(snapshot, plan, endpoint, call)
+    return table.decide(plan, scores=scores, shown=shown, unavailable=unavailable)
+
+
+def plan_for(snapshot: Snapshot, model: str, wants: Wants) -> Plan:
+    """The plan for a model. What a candidate lacks of the softer needs counts only while another has it."""
+
+    def judge(step: Step) -> str:
+        return _lacking(snapshot, step, wants)
+
+    plan = snapshot.table.plan(model, wants, judge)
+    if not plan.steps and not wants.needs <= HARD:
+        wants = wants._replace(needs=wants.needs & HARD)
+        plan = snapshot.table.plan(model, wants, judge)
+    return plan
+
+
+def _lacking(snapshot: Snapshot, step: Step, wants: Wants) -> str:
+    """Why a candidate cannot answer such requests; empty = it can, or nobody has said what it can do."""
+    candidate = snapshot.candidates.get(step.route.id)
+    if candidate is None:
+        return "not usable"
+    if wants.endpoint not in candidate.serves:
+        return f"does not serve {wants.endpoint}"
+    if missing := set(wants.tags).difference(step.route.tags):
+        return f"lacks the tag {min(missing)}"
+    if wants.dialect and not candidate.speaks(wants.dialect):
+        return f"does not speak the API ({wants.dialect}) that the request needs"
+    if wants.needs:
+        can = capabilities((*snapshot.cards.find(step.model).capabilities, *step.route.capabilities))
+        for need in sorted(wants.needs):
+            if can[need] is False:
+                return _WORDS[need]
+    return ""
+
+
+def refusal(plan: Plan, call: Call, wants: Wants) -> GatewayError:
+    """What the caller of a model is told that none of its routes can answer."""
+    reasons = [reason for _, reason in plan.rejected if not reason.endswith("disabled")]
+    if not reasons or all(reason.startswith("does not serve") for reason in reasons):
+        message = f"No route for '{call.model[:256]}' serves {call.endpoint}." if reasons else ""
+        return ModelNotFoundError(call.model, message)
+    if call.native_only and wants.dialect:
+        return BadRequestError(
+            f"The provider of '{call.model[:256]}' cannot honour '{call.native_only}'. "
+            "Leave it out or use another model.",
+            param=call.native_only,
+            code="unsupported_parameter",
+        )
+    told = "; ".join(dict.fromkeys(reasons[:8]))
+    return BadRequestError(
+        f"No route for '{call.model[:256]}' can answer this request: {told}.", param="model", code="no_suitable_route"
+    )
+
+
+def _unavailable(snapshot: Snapshot, plan: Plan, now: float) -> dict[int, str] | None:
+    """The candidates that should be left out of this request for now, with the reason."""
+    found: dict[int, str] | None = None
+    candidates, down = snapshot.candidates, snapshot.down
+    for step in plan.steps:
+        candidate = candidates[step.route.id]
+        if candidate.lines[0].circuit.quiet and candidate.provider.id not in down:
+            continue
+        reason = candidate.unavailable(now)
+        if not reason and candidate.provider.id in down:
+            reason = "health probes fail"
+        if reason:
+            found = found or {}
+            found[step.route.id] = reason
+    return found
+
+
+def as_header(decision: Decision, failed: Sequence[Attempt], answered: str) -> bytes:
+    """The value of `x-hoosh-decision`: the decision and the calls that failed, as ASCII JSON; shortened where it is too
+    long."""
+    told = msgspec.json.decode(decision.shape.payload)
+    told["attempts"] = [
+        {"route": attempt.candidate.route.name, "status": attempt.status, "error": attempt.error} for attempt in failed
+    ]
+    told["answered"] = answered
+    made = json.dumps(told, separators=(",", ":")).encode("ascii")
+    while len(made) > HEADER_MAX and (told["rejected"] or told["candidates"]):
+        (told["rejected"] or told["candidates"]).pop()
+        told["shortened"] = True
+        made = json.dumps(told, separators=(",", ":")).encode("ascii")
+    return made
+
+
+# --- scores: the lowest goes first ------------------------------------------------------------------------------------
+
+
+def conversation_of(call: Call, head: Hints | None, key: Key | None) -> bytes:
+    """What tells this conversation from others: the caller's word for it, else how it begins. Empty where it cannot be
+    told (no chat).
+
+    The agent is part of it: two agents with the same prompt are two conversations, as prompt caches see them.
+    """
+    owner = str(key.record.agent_id).encode() if key is not None else b""
+    if head is not None and head.session:
+        return b"%b session %b" % (owner, head.session)
+    if call.endpoint != "chat":
+        return b""
+    try:
+        told = _decode_conversation(call.body)
+        if told.prompt_cache_key != _NULL:
+            return b"%b key %b" % (owner, bytes(told.prompt_cache_key))
+        start = []
+        for message in told.messages:
+            start.append(bytes(message))
+            if _decode_role(message).role == "user":
+                break
+    except (msgspec.MsgspecError, RecursionError):
+        return b""
+    return b"%b begins %b" % (owner, hashlib.blake2b(b"\0".join(start), digest_size=16).digest())
+
+
+def _sticky(plan: Plan, conversation: bytes) -> tuple[list[float], tuple[str, ...]]:
+    chosen = routing.rendezvous(conversation, {s.route.id: s.route.weight for s in plan.steps if s.route.sticky})
+    scores = [chosen.get(step.route.id, float("inf")) for step in plan.steps]
+    return scores, tuple("sticky" if step.route.sticky else "" for step in plan.steps)
+
+
+def _busy(snapshot: Snapshot, plan: Plan, unavailable: dict[int, str] | None) -> tuple[list[float], tuple[str, ...]]:
+    """Calls under way per weight; only the first one's are told, as the others' differ from request to request."""
+    scores = []
+    for step in plan.steps:
+        busy, weight = snapshot.candidates[step.route.id].load.busy, step.route.weight
+        scores.append(busy / weight if weight else float("inf"))
+    left = [i for i, step in enumerate(plan.steps) if not unavailable or step.route.id not in unavailable]
+    first = min(left or range(len(scores)), key=scores.__getitem__)
+    busy = snapshot.candidates[plan.steps[first].route.id].load.busy
+    return scores, tuple(f"{busy} under way" if i == first else "" for i in range(len(scores)))
+
+
+def _latency(snapshot: Snapshot, plan: Plan, call: Call, now: float) -> tuple[list[float], tuple[str, ...]]:
+    """Seconds of late. Whoever nothing is known of goes first, but not with a second call before the first has told."""
+    scores, shown = [], []
+    for step in plan.steps:
+        pace = snapshot.candidates[step.route.id].load.pace(step.model)
+        seconds = pace.of(stream=call.stream).at(now)
+        if seconds is None:
+            scores.append(float("inf") if pace.exploring else -1.0)
+            shown.append("unexplored")
+        else:
+            scores.append(seconds)
+            shown.append(f"{routing.rounded(seconds * 1000)} ms")
+    return scores, tuple(shown)
+
+
+class _Tariff(NamedTuple):
+    """What a candidate's price and card say, for a second: prices are dated."""
+
+    free: bool
+    price: PriceBound | None  # None: unknown, or it depends on the size of the request
+    by_size: bool
+    min_bytes_per_token: float
+    card: CardDoc
+    output_limit: int  # for a request that asks for none
+    output_cap: int | None
+
+
+def _tariffs(snapshot: Snapshot, plan: Plan) -> list[_Tariff]:
+    now = int(time.time())
+    known = plan.kept.get("tariffs")
+    if known is not None and known[0] == now:
+        tariffs: list[_Tariff] = known[1]
+        return tariffs
+    tariffs = []
+    for step in plan.steps:
+        candidate, card = snapshot.candidates[step.route.id], snapshot.cards.find(step.model)
+        small, large = (_price(snapshot, candidate, step, now, size) for size in (0, MAX_TOKENS))
+        cap = step.route.output_cap
+        limit = output_limit(
+            asked=None,
+            card_max=card.max_output_tokens,
+            default_cap=snapshot.settings.default_output_cap,
+            route_cap=cap,
+        )
+        by_size = small != large
+        price = None if by_size else small
+        tariffs.append(_Tariff(candidate.free, price, by_size, card.min_bytes_per_token, card, limit, cap))
+    plan.kept["tariffs"] = now, tariffs
+    return tariffs
+
+
+def _price(snapshot: Snapshot, candidate: Candidate, step: Step, at: float, size: int) -> PriceBound | None:
+    provider = candidate.provider
+    return snapshot.prices.bound(provider.name, provider.kind, step.model, at, route=step.route.name, input_tokens=size)
+
+
+def _cost(snapshot: Snapshot, plan: Plan, endpoint: Endpoint, call: Call) -> tuple[list[float], tuple[str, ...]]:
+    """The most the request can cost, in USD, by the bound that would be held for it. Unknown prices come last."""
+    scores, shown = [], []
+    bounds: dict[float, int] = {}
+    outputs, generates, asked = max(1, call.n), endpoint.generates, call.limit
+    for step, tariff in zip(plan.steps, _tariffs(snapshot, plan), strict=True):
+        given = bounds.get(tariff.min_bytes_per_token)
+        if given is None:
+            given = bounds[tariff.min_bytes_per_token] = endpoint.bound(call, tariff.card)
+        price = tariff.price
+        if tariff.by_size:
+            price = _price(snapshot, snapshot.candidates[step.route.id], step, time.time(), given)
+        if price is None:
+            scores.append(0.0 if tariff.free else float("inf"))
+            shown.append("free" if tariff.free else "no price known")
+            continue
+        limit = tariff.output_limit
+        if asked is not None:
+            limit = asked if tariff.output_cap is None else min(asked, tariff.output_cap)
+        output = limit * outputs if generates else 0
+        usd = (price.request_pico + given * price.input_pico + output * price.output_pico) / _PICO
+        scores.append(usd)
+        shown.append(f"at most {routing.rounded(usd)} USD")
+    return scores, tuple(shown)

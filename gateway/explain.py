@@ -1,0 +1,185 @@
+"""Where a request would go and why, without calling anyone: `POST /v1/route/explain`, and the admin's page.
+
+The answer goes by what one worker knows at this moment: its configuration, circuits, latencies and calls under way.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from budgets.bound import money_bound, output_limit
+from gateway import pipeline
+from gateway.admission import credential, find_key
+from gateway.choosing import choose, plan_for, wants_of
+from gateway.endpoints import INFERENCE, Endpoint
+from gateway.errors import BadRequestError, GatewayError, GatewayUnavailableError, ModelNotFoundError
+from gateway.exchange import Exchange, Headers
+from gateway.holding import usd as usd_of
+from gateway.snapshot import Candidate, Key, Snapshot
+from providers.canonical import Call
+from providers.routing import Decision, Step
+
+if TYPE_CHECKING:
+    from gateway.runtime import Runtime
+
+log = logging.getLogger("hoosh.explain")
+
+PATH = "/v1/route/explain"
+BODY_MAX = 1024 * 1024
+_FILLED: Mapping[str, tuple[str, Any]] = {  # what a question that names only a model is about
+    "/v1/chat/completions": ("messages", [{"role": "user", "content": "…"}]),
+    "/v1/completions": ("prompt", "…"),
+    "/v1/embeddings": ("input", "…"),
+}
+_decode = msgspec.json.Decoder().decode
+_encode = msgspec.json.Encoder().encode
+
+
+async def serve(runtime: Runtime, exchange: Exchange) -> None:
+    """Answer one question. Never raises but for the server's own cancellation."""
+    try:
+        snapshot = snapshot_of(runtime)
+        key = find_key(snapshot.keys, credential(exchange.headers))
+        body = await exchange.read_body(BODY_MAX, snapshot.settings.body_timeout_s)
+        answer = told(runtime, snapshot, question(body), exchange.headers, key)
+    except GatewayError as error:
+        await pipeline.refuse_simply(runtime, exchange, error)
+        return
+    except RecursionError:
+        await pipeline.refuse_simply(runtime, exchange, pipeline.NESTED)
+        return
+    except asyncio.CancelledError:
+        if not exchange.gone:
+            raise
+        return
+    headers = [(b"content-type", b"application/json"), (b"x-hoosh-config", snapshot.version_header)]
+    await exchange.respond(200, headers, _encode(answer))
+
+
+def answer(runtime: Runtime, body: bytes) -> bytes:
+    """The answer to an operator's question, JSON; where the question is wrong an object with only `error`."""
+    try:
+        asked = question(body)
+        headers = [(b"x-hoosh-tags", str(tags).encode())] if (tags := asked.pop("tags", "")) else []
+        return _encode(told(runtime, snapshot_of(runtime), asked, headers, None))
+    except GatewayError as error:
+        return _encode({"error": error.message})
+    except Exception:
+        log.exception("a question could not be answered")
+        return _encode({"error": "The question could not be answered; the worker's log says why."})
+
+
+def snapshot_of(runtime: Runtime) -> Snapshot:
+    """The configuration in use. Raises `GatewayUnavailableError` before there is one."""
+    if runtime.snapshot is None:
+        raise GatewayUnavailableError("The gateway has no configuration yet.", retry_after_s=1)
+    return runtime.snapshot
+
+
+def question(body: bytes) -> dict[str, Any]:
+    """A question: an inference request, and beside it maybe `path`, its endpoint's. Raises `BadRequestError`."""
+    try:
+        asked = _decode(body)
+    except (msgspec.MsgspecError, ValueError):
+        raise BadRequestError("The body must be JSON.") from None
+    if not isinstance(asked, dict):
+        raise BadRequestError("The body must be a JSON object: an inference request, or only its 'model'.")
+    return asked
+
+
+def told(
+    runtime: Runtime, snapshot: Snapshot, asked: dict[str, Any], headers: Headers, key: Key | None
+) -> dict[str, Any]:
+    """Where a request would go, and why, by what this worker knows now. `key` None = any key's.
+
+    What the request itself would be refused for is told as `refusal`. Raises `BadRequestError` for a wrong question.
+    """
+    path = asked.pop("path", "/v1/chat/completions")
+    endpoint = INFERENCE.get(path) if isinstance(path, str) else None
+    if endpoint is None:
+        raise BadRequestError(f"'path' must be one of {', '.join(INFERENCE)}.", param="path")
+    if path in _FILLED:
+        asked.setdefault(*_FILLED[path])
+    call: Call | None = None
+    answer: dict[str, Any] = {"object": "route.explanation", "path": path, "config": snapshot.version}
+    try:
+        call = endpoint.parse(_encode(asked), None)
+        answer["model"] = call.model
+        if key is not None and key.may_use is not None and not key.may_use(call.model):
+            raise ModelNotFoundError(call.model)
+        decision = choose(runtime, snapshot, endpoint, call, head=_Asked(headers), key=key)
+    except GatewayError as error:
+        refusal = {"status": error.status, "code": error.code, "message": error.message, "param": error.param}
+        return {**answer, "candidates": [], "rejected": _rejected(snapshot, call, headers), "refusal": refusal}
+    shape = _decode(decision.shape.payload)
+    return {
+        **answer,
+        "strategy": shape["strategy"],
+        "policy": shape["policy"],
+        "candidates": _candidates(snapshot, endpoint, call, decision, shape),
+        "rejected": shape["rejected"],
+        "refusal": None,
+    }
+
+
+class _Asked:
+    """The headers of a question that say something about the request it is about."""
+
+    def __init__(self, headers: Headers) -> None:
+        self.tags = self.session = b""
+        for name, value in headers:
+            if name == b"x-hoosh-tags":
+                self.tags = value
+            elif name == b"x-hoosh-session":
+                self.session = value
+
+
+def _rejected(snapshot: Snapshot, call: Call | None, headers: Headers) -> list[dict[str, str]]:
+    """What is said against each route of the model of a request that none of them can answer."""
+    if call is None:
+        return []
+    plan = plan_for(snapshot, call.model, wants_of(call, _Asked(headers)))
+    return [{"route": name, "reason": reason} for name, reason in plan.rejected]
+
+
+def _candidates(
+    snapshot: Snapshot, endpoint: Endpoint, call: Call, decision: Decision, shape: dict[str, Any]
+) -> list[dict[str, Any]]:
+    return [
+        {**said, "hold": _hold(snapshot, snapshot.candidates[step.route.id], step, endpoint, call)}
+        for step, said in zip(decision.steps, shape["candidates"], strict=True)
+    ]
+
+
+def _hold(snapshot: Snapshot, candidate: Candidate, step: Step, endpoint: Endpoint, call: Call) -> dict[str, Any]:
+    """What would be held for the call: tokens, and USD where the price is known."""
+    card, provider = snapshot.cards.find(step.model), candidate.provider
+    given, limit = endpoint.bound(call, card), 0
+    if endpoint.generates:
+        limit = output_limit(
+            asked=call.limit,
+            card_max=card.max_output_tokens,
+            default_cap=snapshot.settings.default_output_cap,
+            route_cap=step.route.output_cap,
+        )
+    made = limit * max(1, call.n)
+    price = snapshot.prices.bound(
+        provider.name, provider.kind, step.model, time.time(), route=step.route.name, input_tokens=given
+    )
+    usd: str | None = "0" if candidate.free else None
+    if price is not None:
+        pico = money_bound(
+            input_tokens=given,
+            output_tokens=made,
+            input_pico=price.input_pico,
+            output_pico=price.output_pico,
+            request_pico=price.request_pico,
+        )
+        usd = usd_of(pico)
+    return {"input_tokens": given, "output_tokens": made, "usd": usd}
