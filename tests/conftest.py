@@ -33,6 +33,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         items[:] = kept
 
 
+@pytest.fixture(scope="session")
+def django_db_keepdb() -> bool:
+    """The PostgreSQL server ends with the session and its databases with it: to drop one fails while anybody is
+    connected."""
+    return environment.on_postgres()
+
+
 @pytest.fixture
 def short_dir() -> Path:
     """An empty directory with a short path: a Unix socket's path may have 107 bytes. Gone with the session."""
