@@ -17,14 +17,26 @@ import uvloop
 
 _MODEL = re.compile(rb'"model":\s*"bench-sse-(\d+)x(\d+)"')
 _LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
-_HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
-_MODELS = b'{"object":"list","data":[]}'
-_OTHER = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%b" % (len(_MODELS), _MODELS)
+STREAM_HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
+STREAM_END = b"0\r\n\r\n"
 
 
-def _chunk(data: bytes) -> bytes:
-    event = b"data: " + data + b"\n\n"
-    return b"%x\r\n%b\r\n" % (len(event), event)
+def whole(body: bytes) -> bytes:
+    """A JSON reply in one piece, with its head."""
+    return b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)
+
+
+def event(data: bytes, name: bytes = b"") -> bytes:
+    """One server-sent event."""
+    return b"event: %b\ndata: %b\n\n" % (name, data) if name else b"data: %b\n\n" % data
+
+
+def chunk(data: bytes) -> bytes:
+    """One chunk of a reply without length."""
+    return b"%x\r\n%b\r\n" % (len(data), data)
+
+
+_MODELS = whole(b'{"object":"list","data":[]}')
 
 
 @functools.cache
@@ -39,15 +51,17 @@ def answer(events: int) -> tuple[bytes, ...]:
     }
     words = events - 2
 
-    def event(choices: list[object], usage: object) -> bytes:
-        return _chunk(json.dumps({**base, "choices": choices, "usage": usage}, separators=(",", ":")).encode())
+    def told(choices: list[object], usage: object) -> bytes:
+        values = {**base, "choices": choices, "usage": usage}
+        return chunk(event(json.dumps(values, separators=(",", ":")).encode()))
 
     def word(number: int) -> list[object]:
         finish = "stop" if number == words - 1 else None
         return [{"index": 0, "delta": {"content": f" word{number % 100:02d}"}, "finish_reason": finish}]
 
     usage = {"prompt_tokens": 182, "completion_tokens": words, "total_tokens": 182 + words}
-    return (*(event(word(number), None) for number in range(words)), event([], usage), _chunk(b"[DONE]") + b"0\r\n\r\n")
+    end = chunk(event(b"[DONE]")) + STREAM_END
+    return (*(told(word(number), None) for number in range(words)), told([], usage), end)
 
 
 class Mock(asyncio.Protocol):
@@ -75,12 +89,18 @@ class Mock(asyncio.Protocol):
             if len(self._received) < total:
                 return
             request, self._received = self._received[:total], self._received[total:]
-            wanted = _MODEL.search(request, end)
-            if wanted:
-                self._transport.write(_HEAD)
-                self._send(answer(int(wanted[1])), 0, int(wanted[2]) / 1000)
-            else:
-                self._transport.write(_OTHER)
+            head, pieces, gap_s = self.reply(request, end)
+            self._transport.write(head)
+            if pieces:
+                self._send(pieces, 0, gap_s)
+
+    def reply(self, request: bytes, end: int) -> tuple[bytes, tuple[bytes, ...], float]:
+        """What is written at once, what is written after it, and the seconds between two of those writes.
+
+        `end` is where the head of the request ends.
+        """
+        wanted = _MODEL.search(request, end)
+        return (STREAM_HEAD, answer(int(wanted[1])), int(wanted[2]) / 1000) if wanted else (_MODELS, (), 0.0)
 
     def _send(self, events: tuple[bytes, ...], index: int, gap_s: float) -> None:
         if self._transport is None:
@@ -90,9 +110,9 @@ class Mock(asyncio.Protocol):
             self._loop.call_later(gap_s, self._send, events, index + 1, gap_s)
 
 
-async def main(port: int) -> None:
+async def main(port: int, protocol: type[Mock] = Mock) -> None:
     """Listen on loopback until killed."""
-    server = await asyncio.get_running_loop().create_server(Mock, "127.0.0.1", port, backlog=4096)
+    server = await asyncio.get_running_loop().create_server(protocol, "127.0.0.1", port, backlog=4096)
     await server.serve_forever()
 
 

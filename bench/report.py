@@ -27,7 +27,11 @@ class Gate:
 
 def gates(figures: Figures) -> list[Gate]:
     """The bounds that a change may not break."""
-    return [*_gateway_gates(figures), *_budget_gates(figures.get("budgets", {}))]
+    return [
+        *_gateway_gates(figures),
+        *_budget_gates(figures.get("budgets", {})),
+        *_translation_gates(figures.get("translation", {})),
+    ]
 
 
 def _gateway_gates(figures: Figures) -> list[Gate]:
@@ -65,6 +69,24 @@ def _budget_gates(budgets: Figures) -> list[Gate]:
     return found
 
 
+def _translation_gates(translation: Figures) -> list[Gate]:
+    found = []
+    for name, sample in _translated(translation).items():
+        found += [
+            Gate(f"{name}: CPU µs added per request", sample["added_request_us"], 60.0),
+            Gate(f"{name}: CPU µs added per chunk", sample["added_chunk_us"], 15.0),
+        ]
+    if translation:
+        errors = sum(sample[kind]["errors"] for sample in translation.values() for kind in ("unary", "stream"))
+        found.append(Gate("translation: failed requests", float(errors), 0.0))
+    return found
+
+
+def _translated(translation: Figures) -> Figures:
+    """The cases that are compared with one that passes."""
+    return {name: sample for name, sample in translation.items() if "added_request_us" in sample}
+
+
 def table(figures: Figures) -> str:
     """All figures, one line each, targets side by side."""
     lines = [f"{'':44}{'direct':>10}{'nginx':>10}{'hoosh':>10}", ""] if "unary" in figures else []
@@ -98,6 +120,7 @@ def table(figures: Figures) -> str:
     if starts := figures.get("cold_start_s"):
         lines.append(f"cold start to the first answer, s: {', '.join(map(str, starts))}")
     lines += _budget_lines(figures.get("budgets", {}))
+    lines += _translation_lines(figures.get("translation", {}))
     lines += ["", *(_verdict(gate) for gate in gates(figures))]
     return "\n".join(lines)
 
@@ -121,10 +144,37 @@ def _budget_lines(budgets: Figures) -> list[str]:
     return lines
 
 
-def history_row(figures: Figures) -> str:
-    """One line of the table in HISTORY.md; empty when the gateway beside nginx was not measured."""
-    if "unary" not in figures:
-        return ""
+def _translation_lines(translation: Figures) -> list[str]:
+    if not translation:
+        return []
+    lines = ["", f"{'worker CPU µs':44}{'request':>10}{'added':>10}{'chunk':>10}{'added':>10}{'streams/s':>11}"]
+    for name, sample in translation.items():
+        added = [sample.get("added_request_us"), sample.get("added_chunk_us")]
+        cells = [sample["unary"]["cpu_us"], added[0], sample["stream"]["cpu_us"], added[1]]
+        title = f"  {name}" if added[0] is not None else f"  {name}, passing"
+        text = "".join(f"{'' if cell is None else f'{cell:g}':>10}" for cell in cells)
+        lines.append(f"{title:44}{text}{sample['stream']['per_second']:>11g}")
+    return lines
+
+
+def history_rows(figures: Figures) -> list[str]:
+    """Lines for the tables in HISTORY.md, of what was measured of them."""
+    rows = [_gateway_row(figures)] if "unary" in figures else []
+    for name, sample in _translated(figures.get("translation", {})).items():
+        cells = [
+            figures["date"],
+            figures["commit"],
+            name,
+            f"{sample['unary']['cpu_us']:.1f}",
+            f"{sample['added_request_us']:.1f}",
+            f"{sample['stream']['cpu_us']:.1f}",
+            f"{sample['added_chunk_us']:.1f}",
+        ]
+        rows.append("| " + " | ".join(cells) + " |")
+    return rows
+
+
+def _gateway_row(figures: Figures) -> str:
     unary = figures["unary"]["32"]
     most = figures["unary"][max(figures["unary"], key=int)]
     rate, memory, starts = figures.get("open_loop"), figures.get("memory_loaded_mb"), figures.get("cold_start_s")

@@ -13,13 +13,14 @@ import tempfile
 import time
 from pathlib import Path
 
-from bench import budgets, processes, report, scenarios
+from bench import budgets, processes, report, scenarios, translation
 from bench.targets import Setup
 from tests.servers import PROJECT_DIR
 
 RESULTS_DIR = Path(__file__).parent / "results"
 RATE = 200
 ADMIN_ROWS = 1000
+PARTS = ("gateway", "budgets", "translation")
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -30,7 +31,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="about a minute: one short run each, fewer figures")
     parser.add_argument("--gate", action="store_true", help="fail when a ratio is over its bound")
     parser.add_argument("--page", default="/admin/budgets/agent/", help="the admin page that is reloaded")
-    parser.add_argument("--only", choices=("gateway", "budgets"), default="", help="one half of the measurements")
+    parser.add_argument("--only", choices=PARTS, default="", help="one part of the measurements")
     options = parser.parse_args()
     if options.quick:
         options.runs, options.seconds = 1, 2
@@ -87,13 +88,15 @@ def main() -> int:
         print("Only one core: load and gateway share it, the figures say little.", file=sys.stderr)
     figures: report.Figures = {}
     with tempfile.TemporaryDirectory(prefix="hb-") as directory:
-        if options.only != "budgets":
+        if options.only in ("", "gateway"):
             with Setup(Path(directory) / "gateway") as setup:
                 figures = measure(setup, options)
-        if options.only != "gateway":
+        if options.only in ("", "budgets"):
             figures["budgets"] = budgets.measure(
                 Path(directory), runs=options.runs, seconds=options.seconds, page=options.page
             )
+        if options.only in ("", "translation"):
+            figures["translation"] = translation.measure(Path(directory), runs=options.runs, seconds=options.seconds)
     now = datetime.datetime.now(datetime.UTC)
     figures |= {"date": f"{now:%Y-%m-%d}", "commit": commit(), "python": platform.python_version()}
     figures["options"] = vars(options)
@@ -101,7 +104,8 @@ def main() -> int:
     path = RESULTS_DIR / f"{now:%Y%m%d-%H%M%S}.json"
     path.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
     print(report.table(figures))
-    print(f"\n{path.relative_to(PROJECT_DIR)}, and a line for bench/HISTORY.md:\n{report.history_row(figures)}")
+    rows = "\n".join(report.history_rows(figures))
+    print(f"\n{path.relative_to(PROJECT_DIR)}, and lines for bench/HISTORY.md:\n{rows}")
     return 1 if options.gate and not all(gate.passed for gate in report.gates(figures)) else 0
 
 

@@ -8,7 +8,7 @@ import signal
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -27,13 +27,13 @@ class LoadError(RuntimeError):
 
 def unary(chosen: Sequence[Target], *, connections: int, runs: int, seconds: float) -> dict[str, Sample]:
     """Closed-loop single answers: rate, latency, and CPU microseconds per request by process."""
-    return _in_turn(chosen, runs, lambda target: _wrk(target, targets.UNARY_MODEL, connections, seconds, events=0))
+    return in_turn(chosen, runs, lambda target: _chat(target, targets.UNARY_MODEL, connections, seconds, events=0))
 
 
 def streams(chosen: Sequence[Target], *, connections: int, gap_ms: int, runs: int, seconds: float) -> dict[str, Sample]:
     """Closed-loop streams of 30 events: CPU microseconds per event."""
     model = f"bench-sse-30x{gap_ms}"
-    return _in_turn(chosen, runs, lambda target: _wrk(target, model, connections, seconds, events=30))
+    return in_turn(chosen, runs, lambda target: _chat(target, model, connections, seconds, events=30))
 
 
 def held(chosen: Sequence[Target], *, count: int, events: int = 40, gap_ms: int = 250) -> dict[str, Sample]:
@@ -50,7 +50,7 @@ def held(chosen: Sequence[Target], *, count: int, events: int = 40, gap_ms: int 
 
 def open_loop(chosen: Sequence[Target], *, rate: int, runs: int, seconds: float) -> dict[str, Sample]:
     """Latency at a fixed rate, timed from when each request was due."""
-    return _in_turn(chosen, runs, lambda target: _rate(target, rate, seconds))
+    return in_turn(chosen, runs, lambda target: _rate(target, rate, seconds))
 
 
 def page_load(gateway: Target, base_url: str, *, page: str, rate: int, pairs: int, seconds: float) -> dict[str, Sample]:
@@ -85,7 +85,8 @@ def reloading(base_url: str, page: str) -> Iterator[list[str]]:
         printed.append(output)
 
 
-def _in_turn(chosen: Sequence[Target], runs: int, measure: Callable[[Target], Sample]) -> dict[str, Sample]:
+def in_turn(chosen: Sequence[Target], runs: int, measure: Callable[[Target], Sample]) -> dict[str, Sample]:
+    """The medians of so many runs by the target's name."""
     samples: dict[str, list[Sample]] = {target.name: [] for target in chosen}
     for _ in range(runs):
         for target in chosen:
@@ -100,9 +101,18 @@ def _medians(samples: list[Sample]) -> Sample:
     return merged
 
 
-def _wrk(target: Target, model: str, connections: int, seconds: float, *, events: int) -> Sample:
+def _chat(target: Target, model: str, connections: int, seconds: float, *, events: int) -> Sample:
+    environment = {"MODEL": model, "STREAM": "1" if events else "0"}
     port = target.stream_port if events else target.unary_port
-    environment = {"KEY": target.key, "MODEL": model, "STREAM": "1" if events else "0"}
+    return closed_loop(target, port, environment, connections=connections, seconds=seconds, events=events)
+
+
+def closed_loop(
+    target: Target, port: int, environment: Mapping[str, str], *, connections: int, seconds: float, events: int = 0
+) -> Sample:
+    """wrk with `load/post.lua`, which `environment` tells what to send. CPU is per request, or per event of `events`
+    in each answer."""
+    environment = {**environment, "KEY": target.key}
     command = ["wrk", "-t1", f"-c{connections}", "--timeout", "10s", "--latency", "-s", str(_LUA)]
     url = f"http://127.0.0.1:{port}"
     _run([*command, "-d1s", url], environment)  # warm-up: connections, leases, caches
@@ -139,7 +149,7 @@ def _parse(output: str) -> Sample:
     return parsed
 
 
-def _run(command: list[str], environment: dict[str, str]) -> str:
+def _run(command: list[str], environment: Mapping[str, str]) -> str:
     done = subprocess.run(
         command, cwd=PROJECT_DIR, env={**os.environ, **environment}, capture_output=True, text=True, check=False
     )

@@ -46,19 +46,18 @@ class Target:
 class Setup:
     """All processes of one benchmark run, in one directory. `with Setup(directory) as setup: ...`"""
 
+    port_names: tuple[str, ...] = ("MOCK", "SSE", "PROXY", "PROXY_SSE")
+
     def __init__(self, directory: Path, *, database_url: str = "") -> None:
         self.directory = directory
         directory.mkdir(exist_ok=True)
-        self.ports = {name: children.free_port() for name in ("MOCK", "SSE", "PROXY", "PROXY_SSE")}
+        self.ports = {name: children.free_port() for name in self.port_names}
         self._cores = processes.cores()
         self.pinned = len(self._cores) >= 2
         self.cold_start_s: list[float] = []
         self.gateway = Gateway(
             directory / "gateway",
-            providers=[
-                ProviderEntry(self._url("SSE"), models=["bench-sse-*"]),
-                ProviderEntry(self._url("MOCK"), models=["bench-*"], priority=20),
-            ],
+            providers=self.providers(),
             extra_toml='[[budgets]]\nname = "default"\ncapacity = 1000000000000000\n',
             database_url=database_url,
         )
@@ -68,7 +67,7 @@ class Setup:
         if self.pinned:
             os.sched_setaffinity(0, {self._cores[1]})
         with contextlib.ExitStack() as stack:
-            self._start_mocks(stack)
+            self.start_mocks(stack)
             stack.callback(self.gateway.stop)
             self.gateway.start()
             self._stack = stack.pop_all()
@@ -77,21 +76,34 @@ class Setup:
     def __exit__(self, *exc: object) -> None:
         self._stack.close()
 
+    def providers(self) -> list[ProviderEntry]:
+        """What the gateway's configuration names: the mocks."""
+        return [
+            ProviderEntry(self.url("SSE"), models=["bench-sse-*"]),
+            ProviderEntry(self.url("MOCK"), models=["bench-*"], priority=20),
+        ]
+
     def targets(self) -> list[Target]:
         """The mock alone, nginx, and the gateway, the measured processes pinned."""
+        if self.pinned:
+            processes.pin(self._proxy.pid, self._cores[0])
+        return [
+            Target("direct", self.ports["MOCK"], self.ports["SSE"]),
+            Target("nginx", self.ports["PROXY"], self.ports["PROXY_SSE"], [self._proxy.pid]),
+            self.gateway_target(),
+        ]
+
+    def gateway_target(self) -> Target:
+        """The gateway, its processes pinned."""
         gateway = self.gateway
         workers = gateway.role_pids("worker")
         others = {"control": gateway.role_pids("control"), "supervisor": [gateway.pid]}
         if self.pinned:
-            for pid in [self._proxy.pid, *workers]:
+            for pid in workers:
                 processes.pin(pid, self._cores[0])
             for pid in [pid for pids in others.values() for pid in pids]:
                 processes.pin(pid, self._cores[1])
-        return [
-            Target("direct", self.ports["MOCK"], self.ports["SSE"]),
-            Target("nginx", self.ports["PROXY"], self.ports["PROXY_SSE"], [self._proxy.pid]),
-            Target("hoosh", gateway.port, gateway.port, workers, others, gateway.key),
-        ]
+        return Target("hoosh", gateway.port, gateway.port, workers, others, gateway.key)
 
     def memory_mb(self) -> dict[str, float]:
         """PSS of the gateway's processes by role, and their sum."""
@@ -141,17 +153,24 @@ class Setup:
             return False
         return reply.status_code == 200 and "usage" in reply.json()
 
-    def _url(self, port: str) -> str:
+    def url(self, port: str) -> str:
+        """Where a port of ours is reached."""
         return f"http://127.0.0.1:{self.ports[port]}"
 
-    def _start_mocks(self, stack: contextlib.ExitStack) -> None:
-        self._spawn(stack, [sys.executable, "-m", "bench.mock", str(self.ports["SSE"])], "sse")
-        self._spawn(stack, ["nginx", "-c", self._config("mock")], "mock")
-        self._proxy = self._spawn(stack, ["nginx", "-c", self._config("proxy")], "proxy")
+    def start_mocks(self, stack: contextlib.ExitStack) -> None:
+        """Start what the gateway calls and what it is compared with; `stack` ends them."""
+        self.spawn(stack, [sys.executable, "-m", "bench.mock", str(self.ports["SSE"])], "sse")
+        self.spawn(stack, ["nginx", "-c", self._config("mock")], "mock")
+        self._proxy = self.spawn(stack, ["nginx", "-c", self._config("proxy")], "proxy")
         for port in ("SSE", "MOCK", "PROXY"):
-            children.wait_for(functools.partial(answers, f"{self._url(port)}/v1/models"), f"the {port} to answer")
+            self.wait_for(port)
 
-    def _spawn(self, stack: contextlib.ExitStack, command: list[str | Path], name: str) -> subprocess.Popen[bytes]:
+    def wait_for(self, port: str) -> None:
+        """Wait until a mock answers."""
+        children.wait_for(functools.partial(answers, f"{self.url(port)}/v1/models"), f"the {port} to answer")
+
+    def spawn(self, stack: contextlib.ExitStack, command: list[str | Path], name: str) -> subprocess.Popen[bytes]:
+        """Start a process that `stack` ends."""
         process = children.spawn(
             command, log=self.directory / f"{name}.log", env={**os.environ, "PATH": _path()}, cwd=PROJECT_DIR
         )

@@ -13,14 +13,13 @@ import urllib.parse
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import TYPE_CHECKING, Any, Protocol
 
-from gateway import cors, counting, explain, health, models_list, pipeline
+from gateway import cors, counting, explain, health, models_list, pipeline, unserved
 from gateway.counting import Counter
-from gateway.dialects import gemini
+from gateway.dialects import gemini, openai
 from gateway.endpoints import INFERENCE, Endpoint, find
 from gateway.errors import (
     GatewayError,
     MethodNotAllowedError,
-    NotFoundError,
     PayloadTooLargeError,
     RequestTimeoutError,
 )
@@ -36,10 +35,11 @@ Asgi = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 # What Channels' router sends here. Everything else goes to control.
 PATTERN = (
-    r"^(?:(?:openai/)?v1/.*|(?:v1(?:beta|alpha)/)?(?:m|tunedM)odels(?:/.*)?"
-    r"|api/(?:chat|generate|embed|embeddings|tags|show|ps|version)|livez|readyz|)$"
+    r"^(?:(?:openai/)?v1/.*|v1(?:beta|alpha)/.*|(?:up|down)load/v1(?:beta|alpha)?/.*|(?:m|tunedM)odels(?:/.*)?"
+    r"|api/(?!schema(?:/|$)).*|livez|readyz|)$"
 )
-API_PATHS = ("/v1/", "/v1beta/", "/v1alpha/", "/models", "/tunedModels/", "/api/", "/openai/")
+_GEMINI_PATHS = ("/v1beta/", "/v1alpha/", "/upload/", "/download/", "/models", "/tunedModels")
+API_PATHS = ("/v1/", *_GEMINI_PATHS, "/api/", "/openai/")
 ALIAS = "/openai"  # some clients put it before every path
 
 
@@ -266,7 +266,7 @@ class GatewayApp:
 
     async def _other(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Everything but the commonest paths of inference: other spellings of them, preflights, memory answers, the
-        model list, wrong verbs, control's paths."""
+        model list, wrong verbs, paths that nobody serves, control's paths."""
         scope = spelled(scope)
         path, method = scope["path"], scope["method"]
         endpoint = find(path, scope.get("query_string", b"")) or counting.find(path)
@@ -293,6 +293,8 @@ class GatewayApp:
             await self._from_memory_or_refuse(exchange, path, method)
         elif path not in CONTROL_PATHS and models_list.serves(path):
             await self._models(exchange, path, method)
+        elif (known := unserved.dialect_of(path, exchange.headers)) is not None:
+            await pipeline.refuse_simply(self._runtime, exchange, unserved.error(path, known), known)
         else:
             await self._forward(scope, receive, with_headers(send, headers))
 
@@ -319,8 +321,9 @@ class GatewayApp:
         if method not in allowed:
             dialect = models_list.dialect_of(exchange)
             error: GatewayError = MethodNotAllowedError(method, allowed)
-            if dialect.name == gemini.NAME and ":" in path:  # an action that is not known
-                error = NotFoundError()
+            if ":" in path and (dialect is gemini.GEMINI_SSE or (method == "POST" and dialect is openai.DIALECT)):
+                dialect = gemini.GEMINI_SSE  # an action that is not known
+                error = unserved.error(path, dialect)
             await pipeline.refuse_simply(self._runtime, exchange, error, dialect)
             return
         self._open.add(exchange)

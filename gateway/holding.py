@@ -17,6 +17,7 @@ from budgets.journal import JournalError
 from budgets.prices import PICO_PER_USD, PriceBound
 from budgets.records import PRICE_FREE, PRICE_UNKNOWN, Draw, Unit
 from gateway.attempt import Attempt
+from gateway.dialects import names
 from gateway.errors import (
     BadRequestError,
     BudgetExceededError,
@@ -25,6 +26,7 @@ from gateway.errors import (
     PriceUnknownError,
 )
 from gateway.snapshot import Candidate, Line, Snapshot
+from providers.canonical import Call
 from providers.routing import Step
 
 if TYPE_CHECKING:
@@ -82,7 +84,7 @@ async def hold(job: Job, snapshot: Snapshot, candidate: Candidate, step: Step, l
     if endpoint.bounded is not None and chain.held:
         call = job.call = endpoint.bounded(call)
     if call.surcharge and (chain.limits_money or (chain.held and call.surcharge not in ONLY_DEARER)):
-        raise surcharge_error(call.surcharge)
+        raise surcharge_error(call)
     card = snapshot.cards.find(step.model)
     bound = endpoint.bound(call, card)
     price = price_bound(job, snapshot, candidate, step, chain, bound)
@@ -202,13 +204,14 @@ def shorten(attempt: Attempt) -> bool:
     return True
 
 
-def surcharge_error(field: str) -> BadRequestError:
+def surcharge_error(call: Call) -> BadRequestError:
     """The 400 of a request that asks for what no bound covers, or what costs more than the prices say, on a pool with a
     limit on that."""
-    if field in ONLY_DEARER:
+    if call.surcharge in ONLY_DEARER:
         text = "This may cost more than the prices known here, and a pool of this request limits money."
     else:
         text = "What the provider reads and runs for this cannot be bounded, and a pool of this request has a limit."
+    field = names.told(call.names, call.surcharge)
     return BadRequestError(f"{text} Leave out '{field}'.", param=field)
 
 

@@ -17,7 +17,7 @@ from gateway import idempotency, relay
 from gateway.admission import Head, client_request_id, find_key
 from gateway.attempt import Attempt, AttemptFailedError
 from gateway.choosing import as_header, choose
-from gateway.dialects import openai
+from gateway.dialects import names, openai
 from gateway.dialects.base import Dialect
 from gateway.endpoints import Endpoint
 from gateway.errors import (
@@ -124,7 +124,8 @@ class Job:
         assert self.last is not None
         assert self.call is not None
         passed_on = self.last.candidate.speaks(self.call.dialect)
-        return params.header((*(() if passed_on else self.call.dropped), *self.last.dropped))
+        left = [names.told(self.call.names, name) for name in self.last.dropped]
+        return params.header((*(() if passed_on else self.call.dropped), *left))
 
 
 async def serve(runtime: Runtime, exchange: Exchange, endpoint: Endpoint) -> None:
@@ -319,8 +320,8 @@ async def refuse_simply(
 ) -> None:
     """An error answer outside of inference: no job, no books."""
     request_id = client_request_id(exchange.headers) or runtime.new_id(time.time_ns() // 1000).hex().encode()
-    body = dialect.error(error, request_id.decode("ascii"))
-    await exchange.respond(error.status, [*error.headers, (b"x-request-id", request_id)], body)
+    headers = [*error.headers, *((name, request_id) for name in (b"x-request-id", dialect.id_header) if name)]
+    await exchange.respond(error.status, headers, dialect.error(error, request_id.decode("ascii")))
 
 
 def finish(job: Job, status: int, code: str) -> None:

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING
 from budgets.journal import JournalError
 from budgets.records import Basis
 from gateway.attempt import Attempt, AttemptFailedError
+from gateway.dialects import names
 from gateway.dialects.base import Dialect, StreamWriter
 from gateway.errors import (
-    BadRequestError,
     GatewayError,
     GatewayUnavailableError,
     UpstreamBadReplyError,
@@ -100,7 +100,7 @@ def build(attempt: Attempt, adapter: Adapter, target: Target) -> Request:
     try:
         request = adapter.build(call, target, attempt.limit)
     except UnsupportedParamError as exc:
-        error = BadRequestError(exc.message, param=exc.param, code="unsupported_parameter")
+        error = names.refusal(call.names, exc)
         attempt.settle_nothing(status=error.status, error=error.code or "")
         raise AttemptFailedError(error, may_go_on=True) from None
     attempt.dropped = request.dropped

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from providers.catalog import Kind  # which loads the rows of installed packages, and those import this module
 
 NO_HEADS: Mapping[str, bytes] = MappingProxyType({})
+NO_NAMES: Mapping[str, str] = MappingProxyType({})
 
 OPENAI = "openai"  # the dialect whose bodies are the canonical form
 
@@ -56,7 +57,8 @@ class Call(msgspec.Struct):
     it sent: a provider that speaks the same API gets that instead, and `native_headers` with it (whole header lines,
     each ended by CRLF). `native_only` names a part of the native body that the canonical form cannot carry ("" when
     all of it is carried): only providers that speak the dialect can be asked. `dropped` are fields the translation into
-    the canonical form left out.
+    the canonical form left out, in the caller's names; `names` is what the caller calls those fields of the canonical
+    form that it calls otherwise (`gateway.dialects.names`).
     """
 
     endpoint: str  # "chat" | "completions" | "embeddings"
@@ -84,6 +86,7 @@ class Call(msgspec.Struct):
     native_headers: bytes = b""
     native_only: str = ""
     dropped: tuple[str, ...] = ()
+    names: Mapping[str, str] = NO_NAMES
 
     @property
     def size(self) -> int:

@@ -45,7 +45,8 @@ class Kind:
     `auth` is "bearer", "none" or the name of the header that carries the credential (nothing is sent while there is
     none). `stream_usage` says whether `stream_options.include_usage` may be sent. `params` has the rule of each
     parameter the provider is known not to honour (`providers.adapters.params`), `renamed` the provider's own names of
-    fields, and `tool_choices` its words for those of `tool_choice`. `responses_only` are globs of models that answer
+    fields, and `tool_choices` its words for those of `tool_choice`, `call_ids` the regular expression that the
+    ids of tool calls must match ("" = any). `responses_only` are globs of models that answer
     only on the Responses API. `list_headers` are sent when models are listed. `env` names the variable looked at on
     first start.
     """
@@ -65,6 +66,7 @@ class Kind:
     params: Mapping[str, str] = field(default_factory=lambda: NOTHING)
     renamed: Mapping[str, str] = field(default_factory=lambda: NOTHING)
     tool_choices: Mapping[str, str] = field(default_factory=lambda: NOTHING)
+    call_ids: str = ""
     responses_only: tuple[str, ...] = ()
     list_headers: tuple[tuple[str, str], ...] = ()
     env: str = ""
@@ -203,6 +205,7 @@ _ROWS = (
         stream_usage=False,
         renamed=MappingProxyType({"seed": "random_seed"}),
         tool_choices=MappingProxyType({"required": "any"}),
+        call_ids="[a-zA-Z0-9]{9}",
         params=MappingProxyType(
             {
                 **dict.fromkeys(("logprobs", "top_logprobs", "logit_bias"), REFUSE),

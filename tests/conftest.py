@@ -9,11 +9,17 @@ from typing import Any
 
 import pytest
 
-from tests import environment
+from tests import compatibility, environment
 from tests.postgres import PostgresServer
 from tests.servers import Gateway, LlamaServer, UpstreamProcess
 
 _numbers = itertools.count(1)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """The option that writes a page of the documentation from what passed."""
+    page = compatibility.PAGE.relative_to(compatibility.PROJECT_DIR)
+    parser.addoption(compatibility.OPTION, action="store_true", help=f"write {page} from the tests that passed")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -25,6 +31,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if left_out:
         config.hook.pytest_deselected(items=left_out)
         items[:] = kept
+
+
+@pytest.fixture(scope="session")
+def django_db_keepdb() -> bool:
+    """The PostgreSQL server ends with the session and its databases with it: to drop one fails while anybody is
+    connected."""
+    return environment.on_postgres()
 
 
 @pytest.fixture

@@ -1,7 +1,8 @@
 """Providers on one real socket: Anthropic, Google, OpenAI (chat and Responses), Ollama and a compatible server.
 
     with ProviderFakes() as fakes:
-        fakes.url("anthropic")          # the base URL of that kind: "anthropic", "google", "ollama", "openai", "custom"
+        fakes.url("anthropic")          # the base URL of that kind: "anthropic", "google", "ollama", "openai",
+                                        # "custom", and those of `tests.provider_fakes_kinds`
         fakes.seen[-1].doc              # everything it was sent and what it said, until `fakes.seen.clear()`
 
 Each reads requests by its documented format and refuses what that does not allow with its own 400; each wants its
@@ -50,6 +51,7 @@ from tests.provider_fakes_base import (
     known,
     text,
 )
+from tests.provider_fakes_kinds import apis, embeds
 from tests.provider_fakes_openai import Chat, Completions, Responses
 from tests.provider_fakes_other import Gemini, Messages, Ollama
 
@@ -71,8 +73,9 @@ _APIS: dict[str, dict[str, Api]] = {
         "/api/generate": Ollama(generate=True),
         "/v1/completions": Completions(strict=False),
     },
+    **apis(),
 }
-_AUTH = {"anthropic": "x-api-key", "google": "x-goog-api-key"}
+_AUTH = {"anthropic": "x-api-key", "google": "x-goog-api-key", "azure": "api-key"}
 _STATUSES = {"FAIL429": 429, "FAIL500": 500, "FAILAUTH": 401, "FAILBAD": 400}
 GONE_S = 5.0
 VECTOR = [0.5, -0.25, 1.0]
@@ -146,7 +149,7 @@ def embedded(kind: str, path: str, doc: Json) -> Json | None:
     """The answer to a request for embeddings; None where the path is for something else. Raises `InvalidError`."""
     texts = doc.get("input")
     usage = {"prompt_tokens": INPUT, "total_tokens": INPUT}
-    if kind in ("openai", "custom") and path == "/v1/embeddings":
+    if (kind in ("openai", "custom") and path == "/v1/embeddings") or embeds(kind, path):
         texts = [texts] if isinstance(texts, str) else a_list(texts, "input")
         data = [{"object": "embedding", "index": index, "embedding": VECTOR} for index in range(len(texts))]
         return {"object": "list", "data": data, "model": f"{doc['model']}-served", "usage": usage}

@@ -96,15 +96,20 @@ def usage_of(talk: Talk) -> Json:
 
 
 class Chat(_OpenAI):
-    """/v1/chat/completions."""
+    """/v1/chat/completions. `limit_field` is the name it knows the output limit by, `strict_messages` whether messages
+    may hold only what the API documents: both as OpenAI itself does where it is `strict`, unless they are given.
+    """
 
-    def __init__(self, *, strict: bool) -> None:
+    def __init__(self, *, strict: bool, limit_field: str = "", strict_messages: bool | None = None) -> None:
         self._strict = strict
+        self._strict_messages = strict if strict_messages is None else strict_messages
+        limit_field = limit_field or ("max_completion_tokens" if strict else "max_tokens")
+        self._limits = sorted(("max_tokens", "max_completion_tokens"), key=lambda name: name != limit_field)
 
     def read(self, path: str, query: str, headers: dict[str, str], doc: Json) -> Talk:
         if "pool" in doc:
             invalid("Unrecognized request argument supplied: pool", "pool")
-        limits = ("max_completion_tokens", "max_tokens") if self._strict else ("max_tokens", "max_completion_tokens")
+        limits = self._limits
         if limits[1] in doc:
             invalid(f"Unsupported parameter: '{limits[1]}'. Use '{limits[0]}' instead.", limits[1])
         if self._strict:
@@ -145,7 +150,7 @@ class Chat(_OpenAI):
             role = message.get("role")
             if role not in _MESSAGES:
                 invalid(f"Invalid value: '{role}'.", f"{where}.role")
-            if self._strict:
+            if self._strict_messages:
                 known(message, _MESSAGES[role], f"{where}.")
             if role == "tool":
                 if message.get("tool_call_id") not in waiting:
@@ -168,7 +173,7 @@ class Chat(_OpenAI):
                     waiting.append(text(call.get("id"), f"{where}.tool_calls.id"))
                     if call.get("type") != "function" or not call["function"].get("name"):
                         invalid("A tool call needs its type and name.", f"{where}.tool_calls")
-                    if self._strict:
+                    if self._strict_messages:
                         known(call, frozenset({"id", "type", "function"}), f"{where}.tool_calls[].")
             talk.signed = talk.signed or message.get("reasoning_content") == "".join(THOUGHT)
         if waiting:
@@ -185,7 +190,7 @@ class Chat(_OpenAI):
         for place, part in enumerate(a_list(content, f"{where}.content")):
             if part.get("type") not in _PARTS:
                 invalid(f"Invalid value: '{part.get('type')}'.", f"{where}.content[{place}].type")
-            if self._strict:
+            if self._strict_messages:
                 known(part, _PARTS[part["type"]], f"{where}.content[{place}].")
             words += part.get("text", "")
         return words

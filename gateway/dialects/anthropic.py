@@ -53,7 +53,18 @@ _TOOL_FIELDS = frozenset({"type", "name", "description", "input_schema", "strict
 _CHOICES = {"auto": "auto", "any": "required", "none": "none"}
 _EFFORTS = ("low", "medium", "high", "xhigh", "max")
 _HEADERS = (b"anthropic-version", b"anthropic-beta")
-_NAMES: Mapping[str, str] = MappingProxyType({"stop": "stop_sequences", "user": "metadata.user_id"})
+# What became of which field, where they differ (`gateway.dialects.names`).
+_NAMES: Mapping[str, str] = MappingProxyType(
+    {
+        "messages": "messages",  # they hold others: the system prompt, and each tool's result by itself
+        "parallel_tool_calls": "tool_choice.disable_parallel_tool_use",
+        "reasoning_effort": "output_config.effort",
+        "response_format": "output_config.format",
+        "stop": "stop_sequences",
+        "tools.function.strict": "tools.strict",
+        "user": "metadata.user_id",
+    }
+)
 
 _encode = msgspec.json.Encoder().encode
 
@@ -90,8 +101,9 @@ def _parse(body: bytes, exchange: Exchange | None, *, counted: bool) -> Call:
     canonical["messages"] = conversation.messages
     _tools(doc, canonical, findings, conversation)
     _sampling(doc, canonical)
-    thinking = _effort(doc, canonical, findings)
-    _format(doc, canonical)
+    names = dict(_NAMES)
+    thinking = _effort(doc, canonical, names, findings)
+    _format(doc, canonical, names)
     _account(doc, canonical)
     _rest(doc, findings, conversation)
     stream = doc.get("stream")
@@ -99,7 +111,8 @@ def _parse(body: bytes, exchange: Exchange | None, *, counted: bool) -> Call:
         refuse("stream", "must be true or false")
     if stream and not counted:
         canonical |= {"stream": True, "stream_options": {"include_usage": True}}
-    call = reading.made(AnthropicCall, openai.chat_call, canonical, _NAMES, thinking=thinking)
+    call = reading.made(AnthropicCall, openai.chat_call, canonical, names, thinking=thinking)
+    call.names = names
     if conversation.foreign:
         doc = {**doc, "messages": without(doc["messages"], {id(block) for block in conversation.foreign})}
         body = _encode(doc)
@@ -197,7 +210,7 @@ def _object(doc: strict.Document, name: str) -> dict[str, Any]:
     return value or {}
 
 
-def _effort(doc: strict.Document, canonical: dict[str, Any], findings: reading.Findings) -> str:
+def _effort(doc: strict.Document, canonical: dict[str, Any], names: dict[str, str], findings: reading.Findings) -> str:
     """Set the effort; return how thinking is shown: "shown", "hidden" (signatures only) or "" (not asked for)."""
     thinking, config = _object(doc, "thinking"), _object(doc, "output_config")
     kind, effort = thinking.get("type"), config.get("effort")
@@ -209,7 +222,8 @@ def _effort(doc: strict.Document, canonical: dict[str, Any], findings: reading.F
         budget = thinking.get("budget_tokens")
         if type(budget) is not int or budget < 1:
             refuse("thinking.budget_tokens", "must be a positive integer")
-        effort = effort or reading.effort_of(budget)
+        if effort is None:
+            effort, names["reasoning_effort"] = reading.effort_of(budget), "thinking.budget_tokens"
     elif kind == "disabled":
         findings.drop("thinking")  # the default of this API, a value that few models of others take
         if effort is not None:
@@ -224,7 +238,7 @@ def _effort(doc: strict.Document, canonical: dict[str, Any], findings: reading.F
     return "hidden" if thinking.get("display") == "omitted" else "shown"
 
 
-def _format(doc: strict.Document, canonical: dict[str, Any]) -> None:
+def _format(doc: strict.Document, canonical: dict[str, Any], names: dict[str, str]) -> None:
     """Structured output, in the place where it stands now or in the one of its beta."""
     config, where = _object(doc, "output_config").get("format"), "output_config.format"
     if config is None:
@@ -235,7 +249,7 @@ def _format(doc: strict.Document, canonical: dict[str, Any]) -> None:
         refuse(f"{where}.type", "must be 'json_schema'")
     if type(config.get("schema")) is not dict:
         refuse(f"{where}.schema", "must be a JSON schema")
-    canonical["response_format"] = reading.answer_format(config["schema"])
+    canonical["response_format"], names["response_format"] = reading.answer_format(config["schema"]), where
 
 
 def _account(doc: strict.Document, canonical: dict[str, Any]) -> None:

@@ -1,7 +1,8 @@
 """What every API that clients may speak has to offer: errors, whole answers and streams in its own shape.
 
 Requests come in through the parsers that `gateway.endpoints` names; each makes a `Call` whose body is in the canonical
-form (chat completions of the OpenAI API). Answers go out through a `Dialect`. Everything here is pure.
+form (chat completions of the OpenAI API), and whose `names` say what the caller has of it under which name. Answers go
+out through a `Dialect`. Everything here is pure.
 """
 
 from __future__ import annotations

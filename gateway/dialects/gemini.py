@@ -54,10 +54,24 @@ _CONFIGURED = frozenset(
     {*_NUMBERS, *_COUNTS, "stopSequences", "responseLogprobs", "logprobs", "thinkingConfig", "responseModalities"}
     | {"responseMimeType", "responseSchema", "responseJsonSchema", "_responseJsonSchema", "speechConfig", "imageConfig"}
 )
+# What became of which field (`gateway.dialects.names`).
 _NAMES: Mapping[str, str] = MappingProxyType(
     {canonical: f"generationConfig.{theirs}" for theirs, canonical in (*_NUMBERS.items(), *_COUNTS.items())}
-    | {"messages": "contents", "stop": "generationConfig.stopSequences", "dimensions": "outputDimensionality"}
-    | {"input": "content", "service_tier": "serviceTier"}
+    | {
+        "messages": "contents",
+        "reasoning_content": "contents.parts.thought",
+        "reasoning_details": "contents.parts.thoughtSignature",
+        "input": "content",
+        "dimensions": "outputDimensionality",
+        "stop": "generationConfig.stopSequences",
+        "logprobs": "generationConfig.responseLogprobs",
+        "top_logprobs": "generationConfig.logprobs",
+        "reasoning_effort": "generationConfig.thinkingConfig.thinkingLevel",
+        "response_format": "generationConfig.responseMimeType",
+        "service_tier": "serviceTier",
+        "tools": "tools",  # theirs hold several functions each
+        "tool_choice": "toolConfig.functionCallingConfig",
+    }
 )
 _LEVELS = frozenset({"minimal", "low", "medium", "high", "xhigh"})
 _TIERS = frozenset({"", "unspecified", "standard"})
@@ -159,11 +173,13 @@ def _chat(doc: strict.Document, body: bytes, model: str, *, stream: bool = False
     config = field(doc, "generationConfig")
     if config is not None and type(config) is not dict:
         refuse("generationConfig", "must be an object")
-    thoughts = _configured(config or {}, canonical, findings)
+    names = dict(_NAMES)
+    thoughts = _configured(config or {}, canonical, names, findings)
     _rest(doc, canonical, findings)
     if stream:
         canonical |= {"stream": True, "stream_options": {"include_usage": True}}
-    call = reading.made(GeminiCall, openai.chat_call, canonical, _NAMES, thoughts=thoughts, array=array)
+    call = reading.made(GeminiCall, openai.chat_call, canonical, names, thoughts=thoughts, array=array)
+    call.names = names
     if array and findings.native_only:
         refuse(findings.native_only, "cannot be streamed as a JSON array; ask with '?alt=sse'")
     if conversation.changed:
@@ -260,7 +276,9 @@ def _choice(config: Any) -> tuple[str, list[str]]:
     return _MODES[mode.upper()], names if mode.upper() in ("ANY", "VALIDATED") else []
 
 
-def _configured(config: dict[str, Any], canonical: dict[str, Any], findings: reading.Findings) -> bool:
+def _configured(
+    config: dict[str, Any], canonical: dict[str, Any], names: dict[str, str], findings: reading.Findings
+) -> bool:
     """Carry the generation's settings over; return whether thoughts are to be shown."""
     where = "generationConfig."
     for name, canonical_name in _NUMBERS.items():
@@ -286,16 +304,18 @@ def _configured(config: dict[str, Any], canonical: dict[str, Any], findings: rea
             if type(top) is not int:
                 refuse(f"{where}logprobs", "must be an integer")
             canonical["top_logprobs"] = top
-    _format(config, canonical, findings)
+    _format(config, canonical, names, findings)
     _media(config, findings)
     for name, value in config.items():
         known = name if name in _CONFIGURED else camel(name)
         if known not in _CONFIGURED and value is not None:
             findings.drop(where + known)
-    return _thinking(field(config, "thinkingConfig", where), canonical, findings)
+    return _thinking(field(config, "thinkingConfig", where), canonical, names, findings)
 
 
-def _format(config: dict[str, Any], canonical: dict[str, Any], findings: reading.Findings) -> None:
+def _format(
+    config: dict[str, Any], canonical: dict[str, Any], names: dict[str, str], findings: reading.Findings
+) -> None:
     where = "generationConfig."
     kind, schema = field(config, "responseMimeType", where), None
     if kind is not None and type(kind) is not str:
@@ -305,9 +325,9 @@ def _format(config: dict[str, Any], canonical: dict[str, Any], findings: reading
         if given is not None:
             if type(given) is not dict:
                 refuse(where + name, "must be a JSON schema")
-            schema = given
+            schema, names["response_format"] = given, where + name
     if schema is None and (given := field(config, "responseSchema", where)) is not None:
-        schema = json_schema(given, f"{where}responseSchema")
+        schema, names["response_format"] = json_schema(given, f"{where}responseSchema"), f"{where}responseSchema"
     if kind not in (None, "", "text/plain", "application/json"):
         findings.only(f"{where}responseMimeType")
     elif schema is not None:
@@ -329,7 +349,7 @@ def _media(config: dict[str, Any], findings: reading.Findings) -> None:
             findings.only(where + name, costs=name)
 
 
-def _thinking(config: Any, canonical: dict[str, Any], findings: reading.Findings) -> bool:
+def _thinking(config: Any, canonical: dict[str, Any], names: dict[str, str], findings: reading.Findings) -> bool:
     where = "generationConfig.thinkingConfig."
     if config is None:
         return False
@@ -344,6 +364,7 @@ def _thinking(config: Any, canonical: dict[str, Any], findings: reading.Findings
         canonical["reasoning_effort"] = level.lower()
     elif budget is not None and budget > 0:
         canonical["reasoning_effort"] = reading.effort_of(budget)
+        names["reasoning_effort"] = f"{where}thinkingBudget"
     elif budget == 0:  # few models of others take that they may not reason
         findings.drop(f"{where}thinkingBudget")
     return field(config, "includeThoughts", where) is True
@@ -391,7 +412,9 @@ def parse_embed(body: bytes, exchange: Exchange | None = None) -> Call:
         canonical["dimensions"] = size
     if doc.get("pool") is not None:
         canonical["pool"] = doc["pool"]
-    call = reading.made(GeminiCall, openai.embeddings_call, canonical, _NAMES, batch=batch)
+    names = {**_NAMES, "input": "requests"} if batch else _NAMES
+    call = reading.made(GeminiCall, openai.embeddings_call, canonical, names, batch=batch)
+    call.names = names
     findings.apply(call, NAME, reading.native(doc, body, _PRICED, findings))
     return call
 

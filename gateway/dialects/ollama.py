@@ -20,6 +20,7 @@ import msgspec
 
 from gateway import strict
 from gateway.dialects import ollama_answers, openai, reading
+from gateway.dialects.names import renamed
 from gateway.dialects.ollama_answers import OllamaCall, Writer
 from gateway.dialects.ollama_models import parse_show, ps, show, tags, version
 from gateway.errors import BadRequestError, GatewayError
@@ -60,7 +61,17 @@ _OPTIONS: Mapping[str, str] = MappingProxyType(
         "repeat_penalty": "repetition_penalty",
     }
 )
-_RENAMED = {canonical: f"options.{option}" for option, canonical in _OPTIONS.items()}
+# What became of which field (`gateway.dialects.names`).
+_NAMES: Mapping[str, str] = MappingProxyType(
+    {canonical: f"options.{option}" for option, canonical in _OPTIONS.items()}
+    | {
+        "messages": "messages[]",
+        "reasoning_content": "messages.thinking",
+        "reasoning_effort": "think",
+        "response_format": "format",
+    }
+)
+_GENERATE_NAMES: Mapping[str, str] = MappingProxyType({**_NAMES, "messages": "prompt"})
 _COMMON = frozenset(("model", "stream", "options", "format", "think", "logprobs", "top_logprobs", "pool"))
 _HARMLESS = frozenset(("keep_alive", "truncate", "shift"))
 _CHAT = _COMMON | {"messages", "tools"}
@@ -104,7 +115,7 @@ def parse_generate(body: bytes, exchange: Exchange | None = None) -> Call:
     messages.append({"role": "user", "content": _content(prompt, doc.get("images"), "images")})
     canonical["messages"] = messages
     native_only = next((name for name in _NATIVE if doc.get(name)), "")
-    return _made(openai.chat_call, canonical, body, dropped, native_only)
+    return _made(openai.chat_call, canonical, body, dropped, native_only, _GENERATE_NAMES)
 
 
 def parse_embed(body: bytes, exchange: Exchange | None = None) -> Call:
@@ -133,7 +144,7 @@ def _vectors(doc: strict.Document, given: Any, body: bytes, dropped: list[str], 
     canonical = {"model": doc.get("model"), "input": given, "encoding_format": "float", **more}
     if doc.get("pool") is not None:
         canonical["pool"] = doc["pool"]
-    return _made(openai.embeddings_call, canonical, body, dropped, renamed={"input": field})
+    return _made(openai.embeddings_call, canonical, body, dropped, names={"input": field})
 
 
 def _load(body: bytes, known: frozenset[str], *, other: tuple[str, str]) -> tuple[strict.Document, bytes]:
@@ -163,22 +174,23 @@ def _made(
     body: bytes,
     dropped: list[str],
     native_only: str = "",
-    renamed: Mapping[str, str] = MappingProxyType(_RENAMED),
+    names: Mapping[str, str] = _NAMES,
 ) -> Call:
     """The call; what the canonical form refuses is told in this API's names."""
     try:
         call = parse(canonical, _encode(canonical))
     except BadRequestError as error:
-        name = renamed.get(error.param or "")
-        if not name:
+        if not error.param:
             raise
-        raise BadRequestError(error.message.replace(f"'{error.param}'", f"'{name}'"), param=name) from None
+        message, param = renamed(names, error.message, error.param)
+        raise BadRequestError(message, param=param) from None
     values = {name: getattr(call, name) for name in call.__struct_fields__}
     values |= {
         "dialect": NAME,
         "native": body,
         "native_only": native_only,
         "dropped": tuple(dropped),
+        "names": names,
         "wants_usage": True,
     }
     return OllamaCall(**values, started_ns=time.monotonic_ns())

@@ -47,14 +47,13 @@ def answer(call: Call, body: bytes, *, generate: bool) -> bytes:
         reason = choice.get("finish_reason")
     except (LookupError, TypeError, AttributeError):
         reason = None
-    given = told.get("usage")
     ended_ns = time.monotonic_ns()
     took_ns = max(1, ended_ns - _started(call, ended_ns))
     return _encode(
         {
             **_head(told.get("model"), call),
             **_piece(pieces, generate=generate, whole=True),
-            **_end(reason, parse_usage(given) if isinstance(given, dict) else None, took_ns, took_ns),
+            **_end(reason, reading.usage_of(told), took_ns, took_ns),
         }
     )
 
@@ -125,7 +124,7 @@ class Writer:
         told = _load(sse.data_of(event) or b"")
         self._model = told.get("model") or self._model
         if isinstance(told.get("usage"), dict):
-            self._usage = parse_usage(told["usage"]) or self._usage
+            self._usage = reading.usage_of(told) or self._usage
         choices = told.get("choices")
         choice = choices[0] if isinstance(choices, list) and choices else None
         if not isinstance(choice, dict):

@@ -8,6 +8,7 @@ this API themselves. Refused is what needs an earlier answer or a later visit: n
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import msgspec
@@ -15,6 +16,7 @@ import msgspec
 from gateway import strict
 from gateway.dialects import openai, reading, responses_answer, responses_input, responses_reasoning, responses_tools
 from gateway.dialects.base import Dialect
+from gateway.dialects.names import renamed
 from gateway.dialects.responses_stream import Writer
 from gateway.dialects.responses_tools import refuse
 from gateway.errors import BadRequestError, GatewayError, to_openai
@@ -81,13 +83,21 @@ _READ = frozenset(
 )
 _INCLUDED = frozenset({"reasoning.encrypted_content", "message.output_text.logprobs"})
 _PARTS = {"text": frozenset({"format", "verbosity"}), "reasoning": frozenset({"effort", "summary", "generate_summary"})}
-# Names of canonical fields in refusals, as this API has them.
-_RENAMED = {
-    "messages": "input",
-    "max_completion_tokens": "max_output_tokens",
-    "response_format": "text.format",
-    "verbosity": "text.verbosity",
-}
+# What became of which field (`gateway.dialects.names`).
+_NAMES: Mapping[str, str] = MappingProxyType(
+    {
+        "logprobs": "include",
+        "max_completion_tokens": "max_output_tokens",
+        "messages": "input",
+        "reasoning_content": "input.reasoning",
+        "reasoning_details": "input.reasoning",
+        "reasoning_effort": "reasoning.effort",
+        "response_format": "text.format",
+        "tools": "tools",  # others than functions are not among them, and those of a namespace are
+        "tools.function.strict": "tools.strict",
+        "verbosity": "text.verbosity",
+    }
+)
 # Fields of the chat API that a body of this API may hold beside its own when it comes for a chat.
 _CHAT_FIELDS = frozenset(
     {
@@ -116,9 +126,13 @@ _encode = msgspec.json.Encoder().encode
 
 
 class _Translated(msgspec.Struct):
-    """The canonical body, what it lacks, what only a provider of this API can be asked, and the files it lacks."""
+    """The canonical body, what it lacks, what only a provider of this API can be asked, and the files it lacks.
+
+    `names`: what became of which field.
+    """
 
     body: Json
+    names: Mapping[str, str]
     dropped: list[str]
     native_only: str
     hidden: int
@@ -130,7 +144,7 @@ def parse_responses(body: bytes, exchange: Exchange | None = None) -> Call:
     doc, body = strict.load(body)
     _refuse_impossible(doc)
     told = _translated(doc)
-    call = _call(told.body)
+    call = _call(told.body, told.names)
     call.dialect, call.native, call.wants_usage = NAME, _own(doc, body), True
     call.native_headers = _beta(exchange)
     call.native_only, call.dropped = told.native_only, tuple(dict.fromkeys(told.dropped))
@@ -163,7 +177,8 @@ def chat_from_responses(doc: Mapping[str, Any]) -> Call:
         chat["stream_options"] = doc["stream_options"]
     else:
         told.body.pop("stream_options", None)
-    call = _call({**told.body, **chat})
+    # A field of the chat API has the caller's own name already.
+    call = _call({**told.body, **chat}, {name: own for name, own in told.names.items() if name not in chat})
     call.dropped = tuple(dict.fromkeys(name for name in told.dropped if name not in chat))
     return call
 
@@ -224,17 +239,17 @@ def _refuse_state(name: str, advice: str) -> None:
     raise BadRequestError(f"'{name}' is not possible: nothing is stored here. {advice}", param=name)
 
 
-def _call(body: Json) -> Call:
+def _call(body: Json, names: Mapping[str, str]) -> Call:
     """The call of a canonical body; refusals name the client's fields."""
     try:
-        return openai.chat_call(body, _encode(body))
+        call = openai.chat_call(body, _encode(body))
     except BadRequestError as error:
-        param = (error.param or "").partition("[")[0]
-        if param not in _RENAMED:
+        if not error.param:
             raise
-        own = _RENAMED[param]
-        message = error.message.replace(f"'{error.param}'", f"'{own}'")
-        raise BadRequestError(message, param=own, code=error.code) from None
+        message, param = renamed(names, error.message, error.param)
+        raise BadRequestError(message, param=param, code=error.code) from None
+    call.names = names
+    return call
 
 
 # --- translation ------------------------------------------------------------------------------------------------------
@@ -264,9 +279,10 @@ def _translated(doc: Mapping[str, Any]) -> _Translated:
     if effort is not None:
         body["reasoning_effort"] = effort
     _logprobs(doc, body)
+    names = {**_NAMES, "logprobs": "top_logprobs"} if "top_logprobs" in body else _NAMES
     if doc.get("stream") is True:
         body["stream_options"] = {"include_usage": True}
-    return _Translated(body, dropped + _left(doc), native_only, told.hidden, chosen.native_only != "")
+    return _Translated(body, names, dropped + _left(doc), native_only, told.hidden, chosen.native_only != "")
 
 
 def _limit(value: Any) -> int:

@@ -18,7 +18,7 @@ from gateway.dialects import responses_reasoning as reasoning
 from gateway.dialects import responses_tools as tools
 from gateway.errors import BadRequestError, GatewayError
 from providers import responses_items as items
-from providers.canonical import Call, parse_usage
+from providers.canonical import Call
 
 Json = dict[str, Any]
 
@@ -171,9 +171,9 @@ def error_event(error: GatewayError, number: int) -> Json:
     return {"type": "error", "sequence_number": number, **told, "error": {"type": error.type, **told}}
 
 
-def usage_of(given: Any) -> Json | None:
+def usage_of(told: Json) -> Json | None:
     """The usage of a canonical answer or chunk as this API tells it; None when there is none."""
-    usage = parse_usage(given) if isinstance(given, dict) else None
+    usage = reading.usage_of(told)
     return None if usage is None else items.usage_object(usage)
 
 
@@ -197,7 +197,7 @@ def whole(call: Call, body: bytes) -> bytes:
             created=created if type(created) is int else 0,
             status="incomplete" if incomplete else "completed",
             output=output,
-            usage=usage_of(told.get("usage")),
+            usage=usage_of(told),
             incomplete_details={"reason": incomplete} if incomplete else None,
         )
     )

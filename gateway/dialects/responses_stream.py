@@ -111,7 +111,7 @@ class Writer:
         created = told.get("created")
         self._created = self._created or (created if type(created) is int else 0)
         self._begin()
-        self._usage = answers.usage_of(told.get("usage")) or self._usage
+        self._usage = answers.usage_of(told) or self._usage
         choices = told.get("choices")
         choice = choices[0] if isinstance(choices, list) and choices else None
         if not isinstance(choice, dict):

@@ -106,11 +106,12 @@ def _chat(call: Call) -> Call:
 
 def _prompt(prompt: Any, target: Target) -> str:
     """The one prompt there may be: a chat is one conversation, and takes no token numbers."""
-    if isinstance(prompt, list) and len(prompt) == 1:
-        prompt = prompt[0]
     if isinstance(prompt, str):
         return prompt
-    what = "holds more than one prompt" if isinstance(prompt[0], str | list) else "is token numbers"
+    several = len(prompt) > 1 and not isinstance(prompt[0], int)
+    if not several and isinstance(prompt[0], str):
+        return prompt[0]
+    what = "holds more than one prompt" if several else "is token numbers"
     label = target.kind.label
     raise UnsupportedParamError("prompt", f"'prompt' {what}; the provider ({label}) has only chats. Send one text.")
 

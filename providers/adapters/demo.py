@@ -98,8 +98,8 @@ class _Output:
     def parts(self, *, chat: bool) -> list[dict[str, Any]]:
         """The choice's content as a stream tells it, the finish reason last."""
         if not chat:
-            parts: list[dict[str, Any]] = [{"text": piece, "finish_reason": None} for piece in self.pieces]
-            return [*parts, {"text": "", "finish_reason": self.finish}]
+            parts = [{"text": piece, "logprobs": None, "finish_reason": None} for piece in self.pieces]
+            return [*parts, {"text": "", "logprobs": None, "finish_reason": self.finish}]
         deltas: list[dict[str, Any]] = [{"role": "assistant", "content": None if self.tool else ""}]
         if self.tool:
             deltas[0]["tool_calls"] = [{"index": 0, **self._tool_call("")}]

@@ -109,6 +109,8 @@ class OpenAICompatible:
         kind = target.kind
         if kind.plain and call.endpoint == "chat" and (call.dialect != OPENAI or quirks.is_foreign(call.body)):
             call = quirks.plain(call)
+        if kind.call_ids and b'"tool_call' in call.body:
+            call = quirks.with_fitting_ids(call, kind.call_ids)
         if kind.quirks and not kind.quirks.isdisjoint(call.fields):
             call, dropped = quirks.applied(call, target)
             return Request(self._body(call, target, limit), call.endpoint, dropped)

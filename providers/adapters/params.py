@@ -38,9 +38,14 @@ def dropped(
 
 
 def unsupported(name: str, target: Target, what: str = "") -> UnsupportedParamError:
-    """The refusal of one field; `what` says more than that the provider has no such parameter."""
+    """The refusal of one field; `what` says more than that the provider has no such parameter.
+
+    The message always quotes the field: some APIs tell their clients nothing but the message.
+    """
     label, model = target.kind.label, target.upstream_model
     message = what or f"The provider ({label}) cannot honour '{name}'"
+    if f"'{name}'" not in message:
+        message = f"{message} ('{name}')"
     where = f" for the model '{model[:100]}'" if model else ""
     return UnsupportedParamError(name, f"{message}{where}. Leave it out or ask for another model.")
 

@@ -189,7 +189,8 @@ def _error_of(told: Any) -> dict[str, Any]:
         return {**told, "message": error}
     if isinstance(told.get("message"), str):
         return told
-    detail = told.get("detail")
+    inner = told.get("message")
+    detail = inner.get("detail") if isinstance(inner, dict) else told.get("detail")
     if isinstance(detail, str):
         return {"message": detail}
     if isinstance(detail, list) and detail and isinstance(detail[0], dict):

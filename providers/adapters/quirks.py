@@ -6,6 +6,8 @@ its bytes.
 
 from __future__ import annotations
 
+import hashlib
+import re
 from typing import Any
 
 import msgspec
@@ -48,6 +50,28 @@ def applied(call: Call, target: Target) -> tuple[Call, tuple[str, ...]]:
         return call, ()
     body = _encode(values)
     return msgspec.structs.replace(call, body=body, fields=frozenset(values)), tuple(dropped)
+
+
+def with_fitting_ids(call: Call, pattern: str) -> Call:
+    """The call with tool call ids that the provider takes. Those of other providers may not be: they become others, the
+    same for the same id."""
+    fits = re.compile(pattern)
+    doc = _decode_any(call.body)
+    changed = False
+    for message in doc["messages"]:
+        calls = message.get("tool_calls")
+        holders = [(each, "id") for each in calls if isinstance(each, dict)] if isinstance(calls, list) else []
+        for holder, name in (*holders, (message, "tool_call_id")):
+            id = holder.get(name)
+            if isinstance(id, str) and not fits.fullmatch(id):
+                holder[name] = _short(id)
+                changed = True
+    return msgspec.structs.replace(call, body=_encode(doc)) if changed else call
+
+
+def _short(id: str) -> str:
+    """Nine letters and digits."""
+    return hashlib.sha256(id.encode("utf-8", "replace")).hexdigest()[:9]
 
 
 # What the canonical form carries for other providers, and servers that know only the API's own fields may refuse.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from budgets.journal_reader import scan
 from budgets.records import PoolRecord, UsageRecord
 from providers.config import CredentialDoc, ProviderDoc, RouteDoc, SettingsDoc
 from providers.vault import Vault
+from tests.gateway import openai_schema
 from tests.gateway.harness import KEY, OTHER_KEY, GatewayServer, wait_for
 from tests.gateway.matrix_clients import CLIENTS, Client, Reply
 from tests.provider_fakes import KINDS, ProviderFakes, Seen
@@ -111,37 +112,52 @@ def routes_of(numbers: dict[str, int]) -> list[RouteDoc]:
     return made
 
 
-class World:
-    """The worker (`server`), the providers (`fakes`) and a client's connections to the worker."""
+# The providers of a world: by name, which is that of the fake, their kind and base URL.
+Providers = Mapping[str, tuple[str, str]]
 
-    def __init__(self, directory: Path, fakes: ProviderFakes, settings: SettingsDoc) -> None:
+
+class World:
+    """The worker (`server`), the providers (`fakes`) and a client's connections to the worker.
+
+    `providers` are those of the matrix unless given, and so are `routes`, made of their ids.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        fakes: ProviderFakes,
+        settings: SettingsDoc,
+        *,
+        providers: Providers | None = None,
+        routes: Callable[[dict[str, int]], list[RouteDoc]] = routes_of,
+    ) -> None:
+        found = providers or {kind: (kind, fakes.url(kind)) for kind in KINDS}
         self.fakes, self.books = fakes, Books(directory)
         (directory / "vault.key").write_bytes(Vault.new_key() + b"\n")
         (directory / "vault.key").chmod(0o600)
         self._vault = Vault.load(directory / "vault.key")
-        numbers = {kind: number for number, kind in enumerate(KINDS, 1)}
-        providers = [
+        numbers = {name: number for number, name in enumerate(found, 1)}
+        keyed = {name: url for name, (kind, url) in found.items() if kind != "demo"}
+        documents = [
             ProviderDoc(
                 id=number,
-                name=f"up-{kind}",
-                kind=kind,
-                base_url=fakes.url(kind),
+                name=f"up-{name}",
+                kind=found[name][0],
+                base_url=found[name][1],
                 address_class="loopback",
-                credentials=(CredentialDoc(id=number, name="key", revision=1),),
+                credentials=(CredentialDoc(id=number, name="key", revision=1),) if name in keyed else (),
             )
-            for kind, number in numbers.items()
+            for name, number in numbers.items()
         ]
         self.server = GatewayServer(
             directory,
-            providers=providers,
-            routes=routes_of(numbers),
+            providers=documents,
+            routes=routes(numbers),
             settings=settings,
             pools=[PoolRecord(id=1, name="limited"), PoolRecord(id=2, name="counted", units=())],
         )
         self.server.binding = "worker"
-        self._secrets = {
-            number: self._vault.seal(fakes.secret(kind), fakes.url(kind)) for kind, number in numbers.items()
-        }
+        self._secrets = {numbers[name]: self._vault.seal(fakes.secret(name), url) for name, url in keyed.items()}
 
     def __enter__(self) -> World:
         self.server.__enter__()
@@ -186,6 +202,7 @@ class World:
         assert got.status == 200, (got.data, [seen.refusal for seen in got.seen])
         assert [seen.refusal for seen in got.seen] == [""]
         assert got.clean
+        check_schema(client, got, stream=stream)
         if not stream:
             assert got.headers["content-type"] == "application/json"
             return client.whole(got.data)
@@ -212,6 +229,20 @@ class World:
         (found,) = wait_for(new)
         (row,) = self.books.rows[found]
         return row
+
+
+def passed(client: Client, got: Got) -> bool:
+    """Whether the provider speaks the client's API, so that what it says passes as it is."""
+    path = client.path("", stream=False)
+    return any(seen.path.endswith(path) for seen in got.seen)
+
+
+def check_schema(client: Client, got: Got, *, stream: bool) -> None:
+    """What a client of OpenAI's APIs got is what those document: to the last field where the gateway wrote it, and as
+    far as all servers of that API do so where it is the provider's."""
+    if client.name in openai_schema.WHOLE:
+        wrong = openai_schema.wrong_in(client.name, got.data, stream=stream, lenient=passed(client, got))
+        assert not wrong, "\n".join(wrong)
 
 
 def pairs(*, tools: bool = False, thinks: bool = False, streams: tuple[bool, ...] = (False, True)) -> list[Any]:

@@ -80,6 +80,7 @@ def test_a_plain_request_is_a_chat_request() -> None:
         wants_usage=True,
         dialect="anthropic",
         native=sent,
+        names=call.names,
     )
 
 

@@ -121,6 +121,7 @@ def test_a_plain_request_is_a_chat_request() -> None:
         wants_usage=True,
         dialect="gemini",
         native=sent,
+        names=call.names,
     )
 
 

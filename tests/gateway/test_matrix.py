@@ -18,7 +18,7 @@ from budgets.records import Basis
 from providers.config import SettingsDoc
 from tests.gateway.harness import KEY, held, wait_for
 from tests.gateway.matrix_clients import CALLED, CLIENTS, LIMIT, Client, Reply, openai_usage
-from tests.gateway.matrix_world import NATIVE, ROWS, SAME, Got, World, pairs, worlds
+from tests.gateway.matrix_world import NATIVE, ROWS, SAME, Got, World, check_schema, pairs, worlds
 from tests.provider_fakes_base import CACHED, CITIES, HELLO, INPUT, LOOK, OUTPUT, REASONING, SUNNY, THOUGHT, TOOL, Json
 
 TEXT, SUN, THINKING = "".join(HELLO), "".join(SUNNY), "".join(THOUGHT)
@@ -310,6 +310,7 @@ def test_a_stream_that_fails_midway_is_told_and_cut(
     got = world.ask(client, f"m-{row}", client.body(f"m-{row}", fault, stream=True), stream=True)
     assert got.status == 200
     assert not got.clean
+    check_schema(client, got, stream=True)
     reply = client.streamed(got.data)
     assert not reply.ended
     assert client.in_band(reply)

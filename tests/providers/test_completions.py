@@ -61,7 +61,13 @@ def test_what_no_chat_has_is_refused_or_where_the_operator_is_lenient_dropped(na
 
 @pytest.mark.parametrize(
     ("prompt", "words"),
-    [(["a", "b"], "more than one"), ([1, 2], "token numbers"), ([[1, 2]], "token numbers"), ([[1], [2]], "more than")],
+    [
+        (["a", "b"], "more than one"),
+        ([1], "token numbers"),
+        ([1, 2], "token numbers"),
+        ([[1, 2]], "token numbers"),
+        ([[1], [2]], "more than"),
+    ],
 )
 def test_other_prompts_than_one_text_are_refused_even_where_the_operator_is_lenient(prompt: Any, words: str) -> None:
     with pytest.raises(UnsupportedParamError) as refused:

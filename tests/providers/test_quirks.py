@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import pytest
@@ -111,3 +112,20 @@ def test_a_translated_request_has_nothing_in_its_messages_that_a_strict_server_r
         {"role": "user", "content": "and?"},
     ]
     assert json.loads(ADAPTER.build(call, Target(CATALOG["vllm"], "m"), None).body)["messages"] == messages
+
+
+def test_ids_of_calls_that_another_provider_made_fit_and_stay_together() -> None:
+    call = {"type": "function", "function": {"name": "f", "arguments": "{}"}}
+    messages = [
+        *HELLO,
+        {"role": "assistant", "tool_calls": [{"id": "call_A-1", **call}, {"id": "Fits12345", **call}]},
+        {"role": "tool", "tool_call_id": "call_A-1", "content": "one"},
+        {"role": "tool", "tool_call_id": "Fits12345", "content": "two"},
+    ]
+    told = sent("mistral", messages=messages)["messages"]
+    first, second = told[1]["tool_calls"]
+    assert re.fullmatch("[a-zA-Z0-9]{9}", first["id"])
+    assert (second["id"], told[3]["tool_call_id"]) == ("Fits12345", "Fits12345")
+    assert told[2]["tool_call_id"] == first["id"]
+    assert sent("mistral", messages=messages)["messages"] == told
+    assert sent("groq", messages=messages)["messages"][1]["tool_calls"][0]["id"] == "call_A-1"
