@@ -13,7 +13,7 @@ from gateway.snapshot import Key
 
 # Every carrier goes through `credential`, so that no limit can be dodged by using another header.
 CARRIERS = frozenset({b"authorization", b"x-api-key", b"api-key", b"x-goog-api-key"})
-_READ = CARRIERS | {b"content-length", b"content-encoding", b"idempotency-key"}
+_READ = CARRIERS | {b"content-length", b"content-encoding", b"idempotency-key", b"cache-control"}
 _OURS = b"x-hoosh-"
 SESSION_BYTES = 256
 REQUEST_ID = re.compile(rb"[A-Za-z0-9._:/+=@-]{1,128}\Z")
@@ -22,12 +22,12 @@ REQUEST_ID = re.compile(rb"[A-Za-z0-9._:/+=@-]{1,128}\Z")
 class Head:
     """What the gateway reads of a request's headers, in one pass."""
 
-    __slots__ = ("coding", "explain", "idempotency", "length", "pool", "secret", "session", "tags")
+    __slots__ = ("cache_control", "coding", "explain", "idempotency", "length", "pool", "secret", "session", "tags")
 
     def __init__(self, headers: Headers) -> None:
         """Raises UnauthorizedError without a credential, BadRequestError when two of them or of the keys differ."""
         secret: bytes | None = None
-        self.coding = self.pool = self.session = self.tags = b""
+        self.cache_control = self.coding = self.pool = self.session = self.tags = b""
         self.explain = False
         self.idempotency: bytes | None = None
         self.length = -1
@@ -40,6 +40,8 @@ class Head:
                 secret = _same(secret, _token(name, value))
             elif name == b"content-length":
                 self.length = int(value) if value.isdigit() else -1
+            elif name == b"cache-control":
+                self.cache_control = value if not self.cache_control else b"%b,%b" % (self.cache_control, value)
             elif name == b"idempotency-key":
                 if self.idempotency is not None and self.idempotency != value:
                     raise BadRequestError(

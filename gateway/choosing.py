@@ -18,7 +18,9 @@ import msgspec
 
 from budgets.bound import output_limit
 from budgets.prices import PriceBound
+from gateway import screening
 from gateway.errors import BadRequestError, GatewayError, ModelNotFoundError
+from gateway.privacy.verdict import Verdict
 from gateway.snapshot import Candidate, Key, Snapshot
 from providers import routing
 from providers.canonical import MAX_TOKENS, Call
@@ -54,6 +56,7 @@ class Wants(NamedTuple):
     needs: frozenset[str] = NOTHING
     tags: tuple[str, ...] = ()
     dialect: str = ""  # the API a provider must speak, where the request cannot be translated
+    local: bool = False  # only providers at addresses of one's own
 
 
 class Hints(Protocol):
@@ -122,34 +125,47 @@ def tags_of(head: Hints | None) -> tuple[str, ...]:
 
 
 def choose(
-    runtime: Runtime, snapshot: Snapshot, endpoint: Endpoint, call: Call, *, head: Hints | None, key: Key | None
+    runtime: Runtime,
+    snapshot: Snapshot,
+    endpoint: Endpoint,
+    call: Call,
+    *,
+    head: Hints | None,
+    key: Key | None,
+    verdict: Verdict | None = None,
 ) -> Decision:
     """The ordered candidates of a request and their explanation. Raises where no route can answer it at all."""
     wants = wants_of(call, head)
+    if verdict is not None and verdict.local:
+        wants = wants._replace(local=True)
     plan = plan_for(snapshot, call.model, wants)
     if not plan.steps:
+        if wants.local and plan_for(snapshot, call.model, wants._replace(local=False)).steps:
+            assert verdict is not None
+            raise screening.refusal(verdict)
         raise refusal(plan, call, wants)
+    privacy = screening.said(verdict)
     now = time.monotonic()
     unavailable = _unavailable(snapshot, plan, now)
     strategy, table = plan.strategy, snapshot.table
     if plan.sticky and (conversation := conversation_of(call, head, key)):
         scores, shown = _sticky(plan, conversation)
-        return table.decide(plan, scores=scores, shown=shown, one_first=True, unavailable=unavailable)
+        return table.decide(plan, scores=scores, shown=shown, one_first=True, unavailable=unavailable, privacy=privacy)
     if strategy == routing.PRIORITY or strategy == routing.DIRECT or len(plan.steps) == 1:
-        return table.decide(plan, unavailable=unavailable)
+        return table.decide(plan, unavailable=unavailable, privacy=privacy)
     if strategy == routing.ROUND_ROBIN:
-        return table.decide(plan, turn=runtime.next_turn(call.model), unavailable=unavailable)
+        return table.decide(plan, turn=runtime.next_turn(call.model), unavailable=unavailable, privacy=privacy)
     if strategy == routing.WEIGHTED:
         scores = routing.draw([step.route.weight for step in plan.steps], random.random)
-        return table.decide(plan, scores=scores, one_first=True, unavailable=unavailable)
+        return table.decide(plan, scores=scores, one_first=True, unavailable=unavailable, privacy=privacy)
     if strategy == routing.LEAST_BUSY:
         scores, shown = _busy(snapshot, plan, unavailable)
-        return table.decide(plan, scores=scores, shown=shown, one_first=True, unavailable=unavailable)
+        return table.decide(plan, scores=scores, shown=shown, one_first=True, unavailable=unavailable, privacy=privacy)
     if strategy == routing.LOWEST_LATENCY:
         scores, shown = _latency(snapshot, plan, call, now)
     else:
         scores, shown = _cost(snapshot, plan, endpoint, call)
-    return table.decide(plan, scores=scores, shown=shown, unavailable=unavailable)
+    return table.decide(plan, scores=scores, shown=shown, unavailable=unavailable, privacy=privacy)
 
 
 def plan_for(snapshot: Snapshot, model: str, wants: Wants) -> Plan:
@@ -174,6 +190,8 @@ def _lacking(snapshot: Snapshot, step: Step, wants: Wants) -> str:
         return f"does not serve {wants.endpoint}"
     if missing := set(wants.tags).difference(step.route.tags):
         return f"lacks the tag {min(missing)}"
+    if wants.local and not candidate.local:
+        return "is not local"
     if wants.dialect and not candidate.speaks(wants.dialect):
         return f"does not speak the API ({wants.dialect}) that the request needs"
     if wants.needs:

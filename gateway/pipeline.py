@@ -13,9 +13,11 @@ import logging
 import time
 from typing import TYPE_CHECKING
 
-from gateway import idempotency, relay
+from gateway import caching, idempotency, limiting, relay
 from gateway.admission import Head, client_request_id, find_key
 from gateway.attempt import Attempt, AttemptFailedError
+from gateway.cache.store import Entry
+from gateway.caching import Keeping
 from gateway.choosing import as_header, choose
 from gateway.dialects import names, openai
 from gateway.dialects.base import Dialect
@@ -28,13 +30,18 @@ from gateway.errors import (
     ModelNotFoundError,
     PayloadTooLargeError,
     PriceUnknownError,
+    RateLimitedError,
     UnsupportedMediaError,
     UpstreamRefusedError,
 )
 from gateway.exchange import Exchange
 from gateway.holding import choose_pools, hold
+from gateway.limits.limiter import Ticket
 from gateway.logs import AccessEntry
+from gateway.privacy.verdict import Verdict
+from gateway.screening import screen
 from gateway.snapshot import Candidate, Key, Line, Snapshot
+from gateway.through import Through
 from providers.adapters import params
 from providers.canonical import Call
 from providers.routing import Decision, Step
@@ -53,6 +60,7 @@ class Job:
     __slots__ = (
         "aborted",
         "attempts",
+        "cache",
         "call",
         "client_id",
         "deadline",
@@ -61,6 +69,7 @@ class Job:
         "exchange",
         "failed",
         "head",
+        "keeping",
         "key",
         "last",
         "pool_id",
@@ -73,7 +82,11 @@ class Job:
         "started_at_us",
         "started_ns",
         "task",
+        "through",
+        "ticket",
+        "told",
         "ttft_us",
+        "verdict",
     )
 
     def __init__(self, runtime: Runtime, exchange: Exchange, endpoint: Endpoint) -> None:
@@ -97,6 +110,12 @@ class Job:
         self.last: Attempt | None = None
         self.failed: list[Attempt] = []  # calls that failed before the last one
         self.ttft_us = 0
+        self.verdict: Verdict | None = None  # of the privacy policy
+        self.through = Through()
+        self.cache = b""  # what the answer cache had to do with it, b"" = nothing
+        self.told: Entry | None = None  # the kept answer it got
+        self.keeping: Keeping | None = None  # what becomes of the answer it gets
+        self.ticket: Ticket | None = None  # what its key, agent and team were counted by
         self.aborted = False
         self.task = exchange.task
 
@@ -115,6 +134,15 @@ class Job:
                 headers.append((b"x-hoosh-decision", told))
             if self.last.dropped or (self.call is not None and self.call.dropped):
                 headers.append((b"x-hoosh-dropped-params", self._dropped()))
+        if self.cache:
+            headers.append((b"x-hoosh-cache", self.cache))
+        if self.told is not None:
+            headers.append((b"age", b"%d" % max(0, self.started_at_us // 1_000_000 - int(self.told.created_s))))
+            if self.told.dropped and self.call is not None:
+                dropped = (names.told(self.call.names, place) for place in self.told.dropped)
+                headers.append((b"x-hoosh-dropped-params", params.header(dropped)))
+        if self.ticket is not None:
+            headers += self.ticket.headers()
         if id_header := self.endpoint.dialect.id_header:
             headers.append((id_header, own))
         return headers
@@ -143,8 +171,10 @@ async def serve(runtime: Runtime, exchange: Exchange, endpoint: Endpoint) -> Non
         else:
             job.call = endpoint.parse(body, exchange)
             guard(job)
+            limiting.admit(job)
+            await screen(job)
             route(job)
-            await call_candidates(job)
+            await caching.through(job, call_candidates)
     except GatewayError as error:
         status, code = error.status, error.code or error.type
         await refuse(job, error)
@@ -168,6 +198,8 @@ async def serve(runtime: Runtime, exchange: Exchange, endpoint: Endpoint) -> Non
         if job.recorder is not None:
             job.recorder.close()
         job.failed.clear()
+        job.through.listen(None)
+        job.keeping = None
         job.last = job.task = None  # they point back to the job: without this every request is left to the collector
 
 
@@ -219,7 +251,7 @@ def route(job: Job) -> None:
     """The ordered candidates and the explanation of their order."""
     snapshot, call = job_snapshot(job), job.call
     assert call is not None
-    job.decision = choose(job.runtime, snapshot, job.endpoint, call, head=job.head, key=job.key)
+    job.decision = choose(job.runtime, snapshot, job.endpoint, call, head=job.head, key=job.key, verdict=job.verdict)
     job.deadline = time.monotonic() + snapshot.candidates[job.decision.steps[0].route.id].limits.total_s
 
 
@@ -243,8 +275,8 @@ async def call_candidates(job: Job) -> None:
                 raise asyncio.CancelledError
             try:
                 failed = await call_one(job, snapshot, candidate, step, line)
-            except PriceUnknownError as unknown:
-                failure = failure or unknown
+            except (PriceUnknownError, RateLimitedError) as passed_over:
+                failure = failure or passed_over
                 break
             if failed is None:
                 return
@@ -276,7 +308,15 @@ async def call_one(
 ) -> AttemptFailedError | None:
     """One upstream call, from its hold to its settled end. None when its answer was delivered, else why not."""
     assert job.call is not None
-    attempt = await hold(job, snapshot, candidate, step, line)
+    limited = candidate.limited
+    ticket = None if limited is None else limiting.admit_call(job, limited, job.call.model)
+    try:
+        attempt = await hold(job, snapshot, candidate, step, line)
+    except BaseException:
+        if ticket is not None:
+            ticket.settle(0)
+            ticket.leave()
+        raise
     job.attempts += 1
     job.last = attempt
     load, pace = candidate.load, candidate.load.pace(step.model)
@@ -292,6 +332,9 @@ async def call_one(
         pace.exploring -= unexplored
         load.busy -= 1
         attempt.close()
+        if ticket is not None:
+            ticket.settle(attempt.tokens)
+            ticket.leave()
     return None
 
 
@@ -327,6 +370,8 @@ async def refuse_simply(
 def finish(job: Job, status: int, code: str) -> None:
     """Count and log the request once, at its very end."""
     runtime, attempt, call = job.runtime, job.last, job.call
+    if job.ticket is not None:
+        limiting.leave(job, sum(each.tokens for each in job.failed) + (attempt.tokens if attempt is not None else 0))
     latency_us = (time.monotonic_ns() - job.started_ns) // 1000
     usage = attempt.usage if attempt is not None else None
     if attempt is not None and attempt.status and status == 200:

@@ -25,6 +25,7 @@ from gateway.errors import (
     from_problem,
     from_transport,
 )
+from gateway.through import AnswerRefusedError
 from providers.canonical import Request, Target, UnsupportedParamError, UpstreamProblem, Usage
 from providers.upstream import Limits, StreamReply, UpstreamError
 
@@ -37,7 +38,7 @@ log = logging.getLogger("hoosh.relay")
 
 ERROR_BODY_MAX = 64 * 1024
 CLIENT_LEFT = 499
-INTERNAL = "internal"
+INTERNAL, REFUSED = "internal", "refused"
 EVENT_STREAM = b"text/event-stream"
 # Reasons after which another provider may do better; a request the provider found wrong is wrong everywhere.
 ELSEWHERE = frozenset({"credential", "rate_limit", "overloaded", "server", "protocol", "cut"})
@@ -88,8 +89,12 @@ async def unary(attempt: Attempt) -> None:
             await job.runtime.journal.durable()
     except JournalError as exc:
         raise AttemptFailedError(journal_error(), may_go_on=False) from exc
+    if job.keeping is not None:
+        job.keeping.keep_whole(attempt, answer, usage)
     if not job.exchange.gone:
-        told = answer.body if answer.native else job.endpoint.dialect.answer(call, answer.body)
+        told = answer.body
+        if not answer.native:
+            told = job.endpoint.dialect.answer(call, job.through.whole(told))
         await job.exchange.respond(200, [(b"content-type", b"application/json"), *job.headers()], told)
 
 
@@ -256,7 +261,7 @@ async def stream(attempt: Attempt) -> None:
             raise refused(attempt, problem)
     reader = adapter.open_stream(call, target)
     dialect = job.endpoint.dialect
-    writer = Passing(dialect) if reader.native else dialect.writer(call, job.rid_hex)
+    writer = Passing(dialect) if reader.native else job.through.stream(dialect.writer(call, job.rid_hex))
     job.exchange.keep_running = candidate.route.on_disconnect != "cancel"
     pinger = Pinger(job.exchange, dialect.ping)
     job.runtime.pingers.add(pinger)
@@ -267,6 +272,8 @@ async def stream(attempt: Attempt) -> None:
         raise
     except AttemptFailedError:
         raise
+    except AnswerRefusedError as error:
+        await broken(attempt, reader, writer, error, kind=REFUSED)
     except Exception:
         log.exception("a stream failed inside the gateway", extra={"request_id": job.rid_hex})
         await broken(attempt, reader, writer, GatewayError(code="internal_error"), kind=INTERNAL)
@@ -335,6 +342,8 @@ async def pump(
                 await broken(attempt, reader, writer, journal_error(), kind="journal")
                 return
             out = writer.feed(out)
+            if reader.done and job.keeping is not None:
+                job.keeping.keep_stream(attempt, reader.usage)
             if not exchange.begun:
                 await exchange.begin(200, stream_headers(job))
             pinger.busy = True
@@ -405,12 +414,13 @@ async def broken(
     exchange = job.exchange
     if not exchange.begun and problem is not None:
         raise refused(attempt, problem)
-    if kind not in ("journal", "overrun", INTERNAL):
+    if kind not in ("journal", "overrun", REFUSED, INTERNAL):
         note_failure(attempt, kind, error.message)
     job.runtime.metrics.attempt(candidate.provider.name, kind)
     book_read(attempt, reader, error)
     if not exchange.begun:
-        raise AttemptFailedError(error, may_go_on=kind != "journal" and candidate.route.duplicates_allowed)
+        may_go_on = kind not in ("journal", REFUSED) and candidate.route.duplicates_allowed
+        raise AttemptFailedError(error, may_go_on=may_go_on)
     await exchange.write(writer.fail(error))
 
 

@@ -22,16 +22,21 @@ from budgets.prices import PriceBook
 from budgets.records import KeyRecord, PoolRecord, PriceRecord, UsageRecord
 from gateway import explain
 from gateway.app import PATTERN, Asgi, GatewayApp
+from gateway.cache.answers import AnswerCache
 from gateway.estimate import Ratios
 from gateway.happenings import Happenings
 from gateway.idempotency import Idempotency
+from gateway.limits.limiter import Limiter
+from gateway.limits.slots import Slots
 from gateway.logs import AccessLog
 from gateway.metrics import Metrics
 from gateway.pipeline import Job
+from gateway.privacy.scanner import Scanner
 from gateway.relay import Pinger
+from gateway.screening import Screens, scanner_of, screens_of
 from gateway.snapshot import SLICE, Builder, Candidate, Connections, Key, Snapshot, list_models, make_key
 from providers.cards import CardBook
-from providers.config import CardDoc, ConfigDocument, unpack
+from providers.config import CardDoc, ConfigDocument, PatternDoc, unpack
 from providers.pace import RetryBudget
 from providers.routing import RouteTable, Shape
 from providers.vault import Vault, VaultError
@@ -56,6 +61,7 @@ class RuntimeOptions:
     access_log: str = "off"
     journal_sync: str = "process"
     trust: Callable[[MutableMapping[str, Any]], str] | None = None
+    limits_path: Path | None = None  # the table of limits of this host; None = beside the journals
 
 
 class Runtime:
@@ -74,11 +80,13 @@ class Runtime:
         self.idempotency = Idempotency(options.owner, options.vault_path)
         self.connections = Connections()
         self.happenings = Happenings()
+        self.cache = AnswerCache()
         self.retries = RetryBudget()
         self.jobs: set[Job] = set()
         self.pingers: set[Pinger] = set()
         self.access_log: AccessLog | None = None
         self.journal: Journal
+        self.limiter: Limiter
         self.app: GatewayApp | None = None
         self.build_error = ""
         self._builder = Builder(self.connections)
@@ -96,7 +104,8 @@ class Runtime:
         self._prices = PriceBook.build(())
         self._discovered: Mapping[int, Sequence[str]] = {}
         self._down: frozenset[int] = frozenset()
-        self._built: tuple[ConfigDocument, int, Mapping[int, Candidate], RouteTable] | None = None
+        self._built: tuple[ConfigDocument, int, Mapping[int, Candidate], RouteTable, Screens | None] | None = None
+        self._scanner: tuple[tuple[PatternDoc, ...], Scanner] | None = None  # for which patterns it was made
         self._listed: tuple[ConfigDocument | None, Mapping[int, Sequence[str]], tuple[tuple[str, str], ...]]
         self._listed = None, {}, ()  # for which document and discovered models the list was made
         self._stale = True  # what was built last is not what was pushed last
@@ -107,7 +116,13 @@ class Runtime:
     # --- life ---------------------------------------------------------------------------------------------------
 
     async def start(self) -> None:
-        """Open the journal and the access log and start the two housekeeping tasks. Raises OSError or JournalError."""
+        """Open the table of limits, the journal and the access log and start the two housekeeping tasks.
+
+        Raises OSError, SlotsError or JournalError.
+        """
+        path = self.options.limits_path or self.options.journal_dir.parent / "limits"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.limiter = Limiter(Slots(path))
         self.journal = Journal.open(self.options.journal_dir, self.options.owner, sync=self.options.journal_sync)
         if self.options.access_log != "off":
             self.access_log = AccessLog(self.options.access_log)
@@ -126,6 +141,7 @@ class Runtime:
         if self.access_log is not None:
             self.access_log.close()
         self.journal.close()
+        self.limiter.slots.close()
         self.connections.close()
 
     def drain(self) -> None:
@@ -249,6 +265,7 @@ class Runtime:
             metrics.config_version = self.config_version
             metrics.ready = self.ready and self.journal_writable
             metrics.flush()
+            self.cache.store.sweep()
             at = time.time()
             self.happenings.watch(self.connections.circuits(), now, at)
             self.happenings.flush(at)
@@ -359,7 +376,7 @@ class Runtime:
         if self._built is None:
             return
         # Keys, pools, cards and health go on changing under the configuration that could be built last.
-        document, version, candidates, table = self._built
+        document, version, candidates, table, screens = self._built
         snapshot = Snapshot(
             version=version,
             version_header=b"%d" % version,
@@ -373,14 +390,16 @@ class Runtime:
             prices=self._prices,
             models=await self._list_models(document),
             down=self._down,
+            screens=screens,
         )
         self.snapshot = snapshot
+        self.cache.store.resize(document.settings.cache_mb << 20)
         self.desk.set_pools(snapshot.pools.values())
         self.connections.retire_all_but(snapshot)
 
     async def _build(
         self, document: ConfigDocument, version: int
-    ) -> tuple[ConfigDocument, int, Mapping[int, Candidate], RouteTable]:
+    ) -> tuple[ConfigDocument, int, Mapping[int, Candidate], RouteTable, Screens | None]:
         candidates: Mapping[int, Candidate] = {}
         for made in self._builder.candidates(document, self._open_secrets(document), self._cards):
             if made is None:
@@ -391,7 +410,15 @@ class Runtime:
         await asyncio.sleep(0)
         table = RouteTable(document.routes, providers, document.policies, document.settings, version=version)
         await asyncio.sleep(0)
-        return document, version, candidates, table
+        return document, version, candidates, table, await self._screens(document)
+
+    async def _screens(self, document: ConfigDocument) -> Screens | None:
+        """The privacy policies. Their scanner is made again only for other patterns, and beside the loop."""
+        if not document.privacy:
+            return None
+        if self._scanner is None or self._scanner[0] != document.patterns:
+            self._scanner = document.patterns, await asyncio.to_thread(scanner_of, document.patterns)
+        return screens_of(document, self._scanner[1])
 
     async def _list_models(self, document: ConfigDocument) -> tuple[tuple[str, str], ...]:
         """The model list, made again only when the configuration or what was discovered is another."""
@@ -453,4 +480,5 @@ class Runtime:
             "requests": len(self.jobs),
             "circuits": circuits,
             "idle": self.desk.idle(),
+            "cache": self.cache.counts(),
         }

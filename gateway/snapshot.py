@@ -12,6 +12,9 @@ from urllib.parse import quote
 
 from budgets.prices import PriceBook
 from budgets.records import KeyRecord, PoolRecord
+from gateway import limiting
+from gateway.limits.limiter import Subjects
+from gateway.screening import Screens
 from providers import adapters
 from providers.adapters import Adapter
 from providers.adapters.completions import OverChat
@@ -86,6 +89,8 @@ class Candidate:
     free: bool  # a local provider: it costs nothing unless it has a price
     adapters: Mapping[str, Adapter]  # those that differ from `adapter`, by endpoint or dialect
     serves: frozenset[str]  # endpoints
+    local: bool  # its provider is at an address of one's own
+    limited: Subjects | None = None  # what counts its calls; None = nothing does
 
     def unavailable(self, now: float) -> str:
         """Why none of the lines should be called now; empty = one may be."""
@@ -130,6 +135,7 @@ class Key:
     may_name: Callable[[str], bool] | None  # pools beside those of its team; None = none
     pool_ids: tuple[int, ...]  # what it draws on where a request names no pool, ascending
     is_operator: bool
+    limited: Subjects | None = None  # what counts its requests; None = nothing does
 
 
 @dataclass(slots=True, frozen=True)
@@ -148,6 +154,7 @@ class Snapshot:
     prices: PriceBook
     models: tuple[tuple[str, str], ...]  # (model id, provider name), sorted
     down: frozenset[int]  # provider ids whose active probes fail: a hint
+    screens: Screens | None = None  # privacy policies; None = there are none
 
 
 class Load:
@@ -288,6 +295,8 @@ class Builder:
             free=kind.local and provider.address_class in LOCAL_CLASSES,
             adapters=others,
             serves=serves,
+            local=provider.address_class in LOCAL_CLASSES,
+            limited=limiting.of_candidate(route, provider),
         )
 
     def _lines(
@@ -335,6 +344,7 @@ def make_key(record: KeyRecord) -> Key:
         may_name=any_matcher(record.pools_allowed) if record.pools_allowed else None,
         pool_ids=tuple(sorted({*record.budget_ids, record.pool_id})),
         is_operator="operator" in record.scopes,
+        limited=limiting.of_key(record),
     )
 
 

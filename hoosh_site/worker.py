@@ -435,6 +435,7 @@ def default_runtime(options: WorkerOptions, trust: ProxyTrust) -> RuntimeLike:
             access_log=settings.HOOSH_ACCESS_LOG,
             journal_sync=settings.HOOSH_JOURNAL_SYNC,
             trust=client_of,
+            limits_path=options.run_dir / "limits",
         )
     )
 

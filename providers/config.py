@@ -75,7 +75,6 @@ class RouteDoc(msgspec.Struct, frozen=True):
     disconnect_cap: int = 1024  # output tokens read after the client left, where `on_disconnect` is "cap"
     sticky: bool = False  # a conversation stays on this route where the strategy leaves a choice
     cache_s: int = 0  # how long answers are kept to be told again; 0 = not at all
-    similarity: float | None = None  # questions as close as this count as the same, 0 to 1; None = only equal ones
     requests_per_minute: int | None = None
     tokens_per_minute: int | None = None
     concurrent_requests: int | None = None
@@ -115,7 +114,6 @@ class SettingsDoc(msgspec.Struct, frozen=True):
     cors_origins: tuple[str, ...] = ("*",)
     unsupported_params: str = "strict"  # | "lenient": what a provider cannot honour is dropped, also where it matters
     cache_mb: int = 64  # memory for kept answers, per worker
-    similarity_model: str = ""  # the model whose embeddings tell similar questions; "" = the local one, if there is
     privacy_policy_id: int = 0  # of teams that have none of their own; 0 = nothing is looked at
     unknown_price: str = "refuse"  # "refuse" | "observe": a model without a price, where money is limited
 

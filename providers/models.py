@@ -261,12 +261,6 @@ class Route(models.Model):
         validators=(MaxValueValidator(7 * 86_400),),
         help_text="The same request of the same team gets the same answer again, for nothing. 0 = never.",
     )
-    similarity = models.FloatField(
-        null=True,
-        blank=True,
-        validators=(validation.finite, MinValueValidator(0.5), MaxValueValidator(1)),
-        help_text="Also answer questions as close as this, such as 0.97. Blank = only equal requests.",
-    )
     enabled = models.BooleanField(default=True)
     managed_by = models.CharField(max_length=64, blank=True, editable=False)
     created_at = models.DateTimeField(auto_now_add=True)
@@ -506,12 +500,6 @@ class GatewaySettings(models.Model):
     )
     cache_mb = models.PositiveIntegerField(
         "memory for kept answers (MiB)", default=64, validators=(MinValueValidator(1), MaxValueValidator(65_536))
-    )
-    similarity_model = models.CharField(
-        max_length=256,
-        blank=True,
-        validators=(validation.model_name,),
-        help_text="The model whose embeddings tell similar questions. Blank = the local one, if there is one.",
     )
     privacy_policy = models.ForeignKey(
         PrivacyPolicy,

@@ -167,6 +167,7 @@ class RouteTable:
         shown: tuple[str, ...] = (),
         one_first: bool = False,
         unavailable: Mapping[int, str] | None = None,
+        privacy: tuple[str, str, tuple[str, ...]] | None = None,
     ) -> Decision:
         """Order a plan's steps for one request.
 
@@ -177,6 +178,8 @@ class RouteTable:
         `unavailable` maps route ids to the reason they should be left out (open circuit, failing probe). The last
         candidate is never left out: if all are unavailable they are all tried, because a wrong suspicion must not
         refuse what a call could answer.
+
+        `privacy` is the verdict of a privacy policy, for the explanation: action, level and names of what was found.
         """
         left_out: tuple[int, ...] = ()
         if unavailable and plan.strategy != DIRECT:
@@ -188,12 +191,12 @@ class RouteTable:
         reasons: tuple[tuple[str, str], ...] = ()
         if left_out:
             reasons = tuple((plan.steps[i].route.name, (unavailable or {})[plan.steps[i].route.id]) for i in left_out)
-        moving = (order, shown, reasons)
+        moving = (order, shown, reasons, privacy)
         shape = plan.shapes.get(moving)
         if shape is None:
             if len(plan.shapes) >= SHAPES_MAX:
                 plan.shapes.clear()
-            shape = plan.shapes[moving] = self._shape(plan, order, shown, reasons)
+            shape = plan.shapes[moving] = self._shape(plan, order, shown, reasons, privacy)
         return Decision(steps=tuple([plan.steps[i] for i in order]), shape=shape)
 
     @staticmethod
@@ -218,29 +221,36 @@ class RouteTable:
         return tuple(order[:1] if plan.strategy == DIRECT else order)
 
     def _shape(
-        self, plan: Plan, order: Sequence[int], shown: Sequence[str], unavailable: Sequence[tuple[str, str]]
+        self,
+        plan: Plan,
+        order: Sequence[int],
+        shown: Sequence[str],
+        unavailable: Sequence[tuple[str, str]],
+        privacy: tuple[str, str, tuple[str, ...]] | None,
     ) -> Shape:
         candidates = []
         for i in order:
             step = plan.steps[i]
             provider = self._providers[step.route.provider_id]
-            told = {"route": step.route.name, "provider": provider.name, "model": step.model, "reason": step.reason}
+            said = {"route": step.route.name, "provider": provider.name, "model": step.model, "reason": step.reason}
             if shown and shown[i]:
-                told["score"] = shown[i]
-            candidates.append(told)
+                said["score"] = shown[i]
+            candidates.append(said)
         rejected = [*plan.rejected, *unavailable]
         if plan.strategy == DIRECT:
             others = [step.route.name for i, step in enumerate(plan.steps) if i not in order]
             rejected += [(name, "direct: only the first is asked") for name in others]
-        payload = _encode(
-            {
-                "config": self.version,
-                "strategy": plan.strategy,
-                "policy": plan.policy,
-                "candidates": candidates,
-                "rejected": [{"route": name, "reason": why} for name, why in rejected],
-            }
-        )
+        told: dict[str, Any] = {
+            "config": self.version,
+            "strategy": plan.strategy,
+            "policy": plan.policy,
+            "candidates": candidates,
+            "rejected": [{"route": name, "reason": why} for name, why in rejected],
+        }
+        if privacy is not None:
+            action, level, names = privacy
+            told["privacy"] = {"action": action, "level": level, "found": names}
+        payload = _encode(told)
         return Shape(digest=hashlib.sha256(payload).digest()[:16], payload=payload)
 
 
