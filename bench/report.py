@@ -31,6 +31,7 @@ def gates(figures: Figures) -> list[Gate]:
         *_gateway_gates(figures),
         *_budget_gates(figures.get("budgets", {})),
         *_translation_gates(figures.get("translation", {})),
+        *_policy_gates(figures.get("policies", {})),
     ]
 
 
@@ -82,6 +83,36 @@ def _translation_gates(translation: Figures) -> list[Gate]:
     return found
 
 
+_POLICY_BOUNDS = {  # CPU µs added
+    "10,000 routes and keys": 10.0,
+    "20 candidates, priority": 10.0,
+    "limits of key, agent and team": 5.0,
+    "4 KB, looked at": 25.0,
+    "76 KB, looked at": 250.0,
+}
+
+
+def _policy_gates(policies: Figures) -> list[Gate]:
+    if not policies:
+        return []
+    found = [Gate(f"{name}: CPU µs added", policies[name]["added_us"], most) for name, most in _POLICY_BOUNDS.items()]
+    errors = sum(sample.get("errors", 0) for sample in policies.values())
+    return [*found, Gate("policies: failed requests", float(errors), 0.0)]
+
+
+def _policy_lines(policies: Figures) -> list[str]:
+    if not policies:
+        return []
+    lines = ["", f"{'worker CPU µs per request':44}{'request':>10}{'added':>10}"]
+    for name, sample in policies.items():
+        if "cpu_us" in sample:
+            added = f"{sample['added_us']:g}" if "added_us" in sample else ""
+            lines.append(f"  {name:42}{sample['cpu_us']:>10g}{added:>10}")
+    edited = policies["edited"]
+    lines.append(f"  p99 µs at a fixed rate: {edited['quiet_p99_us']:g}, while edited {edited['edited_p99_us']:g}")
+    return lines
+
+
 def _translated(translation: Figures) -> Figures:
     """The cases that are compared with one that passes."""
     return {name: sample for name, sample in translation.items() if "added_request_us" in sample}
@@ -121,6 +152,7 @@ def table(figures: Figures) -> str:
         lines.append(f"cold start to the first answer, s: {', '.join(map(str, starts))}")
     lines += _budget_lines(figures.get("budgets", {}))
     lines += _translation_lines(figures.get("translation", {}))
+    lines += _policy_lines(figures.get("policies", {}))
     lines += ["", *(_verdict(gate) for gate in gates(figures))]
     return "\n".join(lines)
 

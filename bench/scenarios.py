@@ -50,16 +50,16 @@ def held(chosen: Sequence[Target], *, count: int, events: int = 40, gap_ms: int 
 
 def open_loop(chosen: Sequence[Target], *, rate: int, runs: int, seconds: float) -> dict[str, Sample]:
     """Latency at a fixed rate, timed from when each request was due."""
-    return in_turn(chosen, runs, lambda target: _rate(target, rate, seconds))
+    return in_turn(chosen, runs, lambda target: at_rate(target, rate, seconds))
 
 
 def page_load(gateway: Target, base_url: str, *, page: str, rate: int, pairs: int, seconds: float) -> dict[str, Sample]:
     """Latency at a fixed rate without and with an admin page that is reloaded without pause, in alternating pairs."""
     quiet, loaded, pages = [], [], []
     for _ in range(pairs):
-        quiet.append(_rate(gateway, rate, seconds))
+        quiet.append(at_rate(gateway, rate, seconds))
         with reloading(base_url, page) as printed:
-            loaded.append(_rate(gateway, rate, seconds))
+            loaded.append(at_rate(gateway, rate, seconds))
         pages.append(_parse(printed[0]))
     return {"quiet": _medians(quiet), "loaded": _medians(loaded), "page": _medians(pages)}
 
@@ -132,7 +132,8 @@ def closed_loop(
     return {**result, **_cpu_per(target, before, sample["requests"] * max(1, events))}
 
 
-def _rate(target: Target, rate: int, seconds: float) -> Sample:
+def at_rate(target: Target, rate: int, seconds: float) -> Sample:
+    """Latency at a fixed rate, timed from when each request was due."""
     return _python_load(target, targets.UNARY_MODEL, "bench.load.rate", str(target.unary_port), str(rate), str(seconds))
 
 

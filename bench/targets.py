@@ -14,6 +14,7 @@ import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Self
 
 import httpx
 
@@ -63,7 +64,7 @@ class Setup:
         )
         self._stack = contextlib.ExitStack()
 
-    def __enter__(self) -> Setup:
+    def __enter__(self) -> Self:
         if self.pinned:
             os.sched_setaffinity(0, {self._cores[1]})
         with contextlib.ExitStack() as stack:
@@ -160,8 +161,8 @@ class Setup:
     def start_mocks(self, stack: contextlib.ExitStack) -> None:
         """Start what the gateway calls and what it is compared with; `stack` ends them."""
         self.spawn(stack, [sys.executable, "-m", "bench.mock", str(self.ports["SSE"])], "sse")
-        self.spawn(stack, ["nginx", "-c", self._config("mock")], "mock")
-        self._proxy = self.spawn(stack, ["nginx", "-c", self._config("proxy")], "proxy")
+        self.spawn(stack, ["nginx", "-c", self.config("mock")], "mock")
+        self._proxy = self.spawn(stack, ["nginx", "-c", self.config("proxy")], "proxy")
         for port in ("SSE", "MOCK", "PROXY"):
             self.wait_for(port)
 
@@ -177,7 +178,8 @@ class Setup:
         stack.callback(children.stop, process)
         return process
 
-    def _config(self, name: str) -> Path:
+    def config(self, name: str) -> Path:
+        """An nginx configuration with this setup's ports."""
         text = (_NGINX_DIR / f"{name}.conf").read_text(encoding="utf-8").replace("@DIR@", str(self.directory))
         for port, number in self.ports.items():
             text = text.replace(f"@{port}_PORT@", str(number))
