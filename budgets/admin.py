@@ -46,6 +46,13 @@ __all__ = [
     "UsageAdmin",
 ]
 
+LIMITS: Any = (
+    "Limits",
+    {
+        "fields": (("requests_per_minute", "tokens_per_minute", "concurrent_requests"),),
+        "description": "Exact over all workers of this host; a request above one is refused with 429.",
+    },
+)
 GIVE_OPERATOR = "providers.change_gatewaysettings"  # the permission behind the scope "operator"
 _SENT_BEFORE = "its key was created and shown then. Find it in the list."
 
@@ -61,7 +68,7 @@ class TeamAdmin(LiveAdmin[Team]):
     search_fields = ("name",)
     list_select_related = ("pool",)
     autocomplete_fields = ("pool",)
-    fields = ("name", "enabled", "pool", "note")
+    fieldsets = ((None, {"fields": ("name", "enabled", "pool", "privacy_policy", "note")}), LIMITS)
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Team]:
         """With the number of agents."""
@@ -99,7 +106,7 @@ class AgentAdmin(LiveAdmin[Agent]):
     list_select_related = ("team", "pool")
     search_fields = ("name", "team__name")
     autocomplete_fields = ("team", "pool")
-    fields = ("team", "name", "enabled", "pool", "note")
+    fieldsets = ((None, {"fields": ("team", "name", "enabled", "pool", "note")}), LIMITS)
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Agent]:
         """With the number of keys that still work."""
@@ -176,6 +183,7 @@ class ApiKeyAdmin(LiveAdmin[ApiKey]):
         return (
             (None, {"fields": ("name", "agent", "scopes", "models_allowed", "expires_at", *state)}),
             ("Budgets", {"fields": self._pools}),
+            LIMITS,
         )
 
     def get_urls(self) -> list[URLPattern]:
@@ -253,6 +261,7 @@ class ApiKeyAdmin(LiveAdmin[ApiKey]):
             expires_at=obj.expires_at,
             own_pool=obj.own_pool,
             pools_allowed=validation.split(obj.pools_allowed),
+            limits=obj.limits,
         )
         obj.pk, obj.prefix = made.pk, made.prefix
         request._hoosh_key_text = text  # type: ignore[attr-defined]

@@ -56,7 +56,10 @@ class ApiKeyForm(RowForm[ApiKey]):
 
     class Meta:
         model = ApiKey
-        fields = ("name", "agent", "pool", "own_pool", "pools_allowed", "scopes", "models_allowed", "expires_at")
+        fields = (
+            *("name", "agent", "pool", "own_pool", "pools_allowed", "scopes", "models_allowed", "expires_at"),
+            *("requests_per_minute", "tokens_per_minute", "concurrent_requests"),
+        )
         help_texts = {
             "models_allowed": "Model names, comma-separated; * stands for any text. Blank = every model.",
             "expires_at": "UTC. Blank = never.",

@@ -42,16 +42,19 @@ def create_key(
     own_pool: Pool | None = None,
     pools_allowed: Iterable[str] = (),
     expires_at: dt.datetime | None = None,
+    limits: tuple[int | None, int | None, int | None] = (None, None, None),
     managed_by: str = "",
 ) -> tuple[ApiKey, str]:
     """Make a key that draws on `pool` where a request names none, and always on `own_pool` and the budgets above it.
 
-    `pools_allowed` are globs over names of further pools a request may name. Returns the row and the text, which
+    `pools_allowed` are globs over names of further pools a request may name; `limits` are requests per minute, tokens
+    per minute and requests at once. Returns the row and the text, which
     exists nowhere else: show it once.
     """
     if expires_at is not None and expires_at <= timezone.now():
         raise ValidationError({"expires_at": "The key would already be expired."})
     text = new_text()
+    requests_per_minute, tokens_per_minute, concurrent_requests = limits
     key = ApiKey(
         agent=agent,
         pool=pool,
@@ -63,6 +66,9 @@ def create_key(
         models_allowed=",".join(models_allowed),
         pools_allowed=",".join(pools_allowed),
         expires_at=expires_at,
+        requests_per_minute=requests_per_minute,
+        tokens_per_minute=tokens_per_minute,
+        concurrent_requests=concurrent_requests,
         managed_by=managed_by,
     )
     return access.write(key, what="key", actor=actor), text
@@ -103,7 +109,7 @@ def _foreign_prefix(text: str) -> str:
 
 
 def update_key(key: ApiKey, *, actor: str) -> ApiKey:
-    """Change a key's name, agent, pools, scopes, models or expiry."""
+    """Change a key's name, agent, pools, scopes, models, expiry or limits."""
     return access.write(key, what="key", actor=actor)
 
 
@@ -131,6 +137,7 @@ def rotate_key(key: ApiKey, *, actor: str, overlap: dt.timedelta = dt.timedelta(
             own_pool=key.own_pool,
             pools_allowed=[key.pools_allowed] if key.pools_allowed else (),
             expires_at=key.expires_at,
+            limits=key.limits,
         )
         if key.expires_at is None or key.expires_at > until:
             key.expires_at = until

@@ -11,25 +11,32 @@ from dataclasses import dataclass
 from typing import Any
 
 from django.core.exceptions import ValidationError
+from django.db.models import Model
 
 from budgets import access
-from budgets.file_tables import Outcome, at, each, refuse_unknown
+from budgets.file_tables import Outcome, at, each, refuse_unknown, whole
 from budgets.models.access import Agent, Pool, Team
 
 OWNER = "import"
-_KEYS = {"team": frozenset({"name", "enabled", "note", "budget"})}
+LIMIT_FIELDS = ("requests_per_minute", "tokens_per_minute", "concurrent_requests")
+_KEYS = {"team": frozenset({"name", "enabled", "note", "budget", *LIMIT_FIELDS})}
 _KEYS["agent"] = _KEYS["team"] | {"team"}
+_KEYS["team"] |= {"privacy_policy"}
 
 
 @dataclass(frozen=True, slots=True)
 class WantedMember:
-    """A team, or an agent of one: the name of its budget ("" = none) and its other values. `where` is its place."""
+    """A team, or an agent of one: the names of its budget and of its privacy policy ("" = none) and its other values.
+
+    `where` is its place.
+    """
 
     where: str
     name: str
     budget: str
     values: Mapping[str, Any]
     team: str | None = None  # of an agent; None = it is a team itself
+    privacy_policy: str = ""  # of a team
 
 
 def apply(wanted: Sequence[WantedMember], outcome: Outcome, *, actor: str, adopt: bool) -> None:
@@ -42,6 +49,8 @@ def apply(wanted: Sequence[WantedMember], outcome: Outcome, *, actor: str, adopt
             what = f"agent “{member.name}” of the team “{member.team}”"
             row = Agent.objects.filter(team__name=member.team, name=member.name).first()
         values = {**member.values, "pool": _budget(member)}
+        if member.team is None:
+            values["privacy_policy"] = _privacy_policy(member)
         known = row is not None
         differs = row is None or any(getattr(row, name) != value for name, value in values.items())
         if row is not None and row.managed_by != OWNER and not adopt:
@@ -80,6 +89,16 @@ def _budget(member: WantedMember) -> Pool | None:
     return pool
 
 
+def _privacy_policy(member: WantedMember) -> Model | None:
+    """The policy of that name, another application's row."""
+    policies: type[Model] = Team._meta.get_field("privacy_policy").related_model
+    policy = policies._default_manager.filter(name=member.privacy_policy).first() if member.privacy_policy else None
+    if member.privacy_policy and policy is None:
+        place = f"{member.where}.privacy_policy"
+        raise ValidationError(f"{place}: there is no privacy policy named “{member.privacy_policy}”.")
+    return policy
+
+
 def _save(row: Team | Agent, actor: str) -> None:
     if isinstance(row, Team):
         access.save_team(row, actor=actor)
@@ -89,7 +108,7 @@ def _save(row: Team | Agent, actor: str) -> None:
 
 def tables() -> dict[str, Any]:
     """All of them: {"team": […], "agent": […]}."""
-    teams = Team.objects.select_related("pool").order_by("name")
+    teams = Team.objects.select_related("pool", "privacy_policy").order_by("name")
     agents = Agent.objects.select_related("team", "pool").order_by("team__name", "name")
     return {
         "team": [_table(row, {"name": row.name}) for row in teams],
@@ -103,7 +122,9 @@ def _table(row: Team | Agent, table: dict[str, Any]) -> dict[str, Any]:
         table["note"] = row.note
     if row.pool is not None:
         table["budget"] = row.pool.name
-    return table
+    if isinstance(row, Team) and row.privacy_policy is not None:
+        table["privacy_policy"] = row.privacy_policy.name
+    return table | {name: limit for name in LIMIT_FIELDS if (limit := getattr(row, name)) is not None}
 
 
 def from_tables(found: Mapping[str, Any], reasons: list[str]) -> list[WantedMember]:
@@ -116,6 +137,8 @@ def _read(kind: str, where: str, table: Mapping[str, Any], reasons: list[str]) -
     texts = {"name": table.get("name"), "note": table.get("note", ""), "budget": table.get("budget", "")}
     if kind == "agent":
         texts["team"] = table.get("team")
+    else:
+        texts["privacy_policy"] = table.get("privacy_policy", "")
     for key, value in texts.items():
         if not isinstance(value, str) or (key in ("name", "team") and not value):
             reasons.append(f"{where}.{key} must be a text.")
@@ -124,4 +147,6 @@ def _read(kind: str, where: str, table: Mapping[str, Any], reasons: list[str]) -
         reasons.append(f"{where}.enabled must be true or false.")
     name, note, budget = (str(texts[key]) for key in ("name", "note", "budget"))
     team = str(texts["team"]) if kind == "agent" else None
-    return WantedMember(where, name, budget, {"enabled": enabled, "note": note}, team)
+    limits = {key: whole(f"{where}.{key}", table[key], reasons) if key in table else None for key in LIMIT_FIELDS}
+    policy = str(texts.get("privacy_policy", ""))
+    return WantedMember(where, name, budget, {"enabled": enabled, "note": note, **limits}, team, policy)

@@ -13,6 +13,7 @@ CAPACITY_LIMIT = 10**15  # tokens; sums of many pools stay far inside 64 bits
 CAPACITY_LIMIT_USD = 4_000_000  # a limit and as much again carried over stay inside 64 bits of pico-USD
 PRICE_LIMIT_USD = 1_000_000  # per million tokens, or per request
 PERCENT_LIMIT = 1000
+RATE_LIMIT = 10**9  # requests or tokens per minute, requests at once: as far as the workers' counters go
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 

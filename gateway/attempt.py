@@ -17,6 +17,7 @@ from budgets.journal import BYTES_PER_TOKEN, JournalError
 from budgets.prices import PriceBound, cost
 from budgets.records import PRICE_FREE, PRICE_UNKNOWN, Basis, Draw, HoldRecord, UsageRecord
 from gateway.errors import GatewayError
+from gateway.limits.limiter import Ticket
 from gateway.snapshot import Candidate, Line, Snapshot
 from providers.canonical import Usage
 from providers.routing import Step
@@ -69,6 +70,7 @@ class Attempt:
         "shortened",
         "status",
         "step",
+        "ticket",
         "tokens",
         "usage",
         "window_start",
@@ -88,6 +90,7 @@ class Attempt:
         self.job, self.candidate, self.step, self.line, self.price = job, candidate, step, line, price
         self.number = job.attempts
         self.input_bound = input_bound
+        self.ticket: Ticket | None = None  # what its route and provider were counted by
         self.sent = False  # something of this call reached the upstream, as far as we know
         self.shortened = False
         self.dropped: tuple[str, ...] = ()  # parameters that the provider cannot honour

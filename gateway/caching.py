@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from budgets.journal import JournalError
 from budgets.records import PRICE_NONE, Basis, UsageRecord
+from gateway import limiting
 from gateway.cache.collecting import Collector
 from gateway.cache.control import Control, control_of, not_cached
 from gateway.cache.flights import Seat
@@ -21,12 +22,14 @@ from gateway.cache.keeping import is_keepable
 from gateway.cache.key import key_of
 from gateway.cache.replaying import gathered, replay
 from gateway.cache.store import Entry
-from gateway.choosing import plan_for, wants_of
-from gateway.errors import GatewayUnavailableError
 from gateway.holding import chain_of
-from providers.canonical import Answer, Usage
+from gateway.relay import journal_error
+from gateway.through import AnswerRefusedError
+from providers.canonical import Answer, Call, Usage
+from providers.routing import Step
 
 if TYPE_CHECKING:
+    from budgets.chain import Chain
     from gateway.attempt import Attempt
     from gateway.pipeline import Job
     from gateway.snapshot import Snapshot
@@ -37,17 +40,25 @@ HIT, MISS, BYPASS = b"hit", b"miss", b"bypass"
 class Keeping:
     """What becomes of the answer of a request that was not found: kept, and handed to those that wait for the same."""
 
-    __slots__ = ("_collector", "_key", "_seat")
+    __slots__ = ("_collector", "_key", "_purges", "_seat")
 
-    def __init__(self, key: bytes, seat: Seat | None, endpoint: str, *, stream: bool) -> None:
-        """`seat` is None where the caller does not want the answer kept."""
-        self._key, self._seat = key, seat
+    def __init__(self, key: bytes, seat: Seat | None, endpoint: str, *, stream: bool, purges: int) -> None:
+        """`seat` is None where the caller does not want the answer kept. `purges` is the cache's count of them."""
+        self._key, self._seat, self._purges = key, seat, purges
         self._collector = Collector(endpoint) if stream and seat is not None else None
 
     def hear(self, data: bytes) -> None:
         """Canonical events of the stream, as the provider said them."""
         if self._collector is not None:
             self._collector.feed(data)
+            if self._collector.failed:
+                self.give_up()
+
+    def give_up(self) -> None:
+        """What is under way cannot be kept: nobody shall wait for it any longer."""
+        self._collector = None
+        if self._seat is not None:
+            self._seat.land(None)
 
     def keep_whole(self, attempt: Attempt, answer: Answer, usage: Usage) -> None:
         """A whole answer was told."""
@@ -65,8 +76,10 @@ class Keeping:
         assert call is not None
         if seat is None:
             return
-        shortened = attempt.shortened or (call.limit is not None and (attempt.limit or 0) < call.limit)
+        # Whose limit an answer ended at: with more in the pool, or under other settings, ours would be another.
+        shortened = attempt.shortened or call.limit is None or (attempt.limit or 0) < call.limit
         wanted = ttl_s > 0 and bool(body) and not attempt.step.reason.startswith("fallback")
+        wanted = wanted and self._purges == job.runtime.cache.purges
         if not wanted or not is_keepable(body, call.endpoint, native=native, shortened=shortened):
             seat.land(None)
             return
@@ -90,93 +103,134 @@ async def through(job: Job, call_on: Callable[[Job], Awaitable[None]]) -> None:
     assert snapshot is not None
     assert call is not None
     assert head is not None
+    assert job.key is not None
+    control = control_of(head.cache_control)
     scope = scope_of(job, snapshot)
     if not scope:
+        if control.only_cached:
+            raise not_cached()
         await call_on(job)
         return
-    control = control_of(head.cache_control)
-    assert job.key is not None
     key = key_of(call, b"%d" % job.key.record.team_id, scope) if control.read or control.write else None
+    job.cache = MISS if control.read and key is not None else BYPASS
     if key is None:
-        job.cache = BYPASS
         if control.only_cached:
             raise not_cached()
         await call_on(job)
         return
     cache = job.runtime.cache
-    entry = cache.find(key, control, stream=call.stream)
+    stream = call.stream or job.through.changes  # what is not canonical can neither be streamed nor looked at
+    entry = cache.find(key, control, stream=stream)
     if entry is None:
         if control.only_cached:
             raise not_cached()
-        with await cache.join(key, control, max(0.0, job.deadline - time.monotonic())) as seat:
-            entry = cache.joined(seat, stream=call.stream)
+        with await cache.join(key, control, _patience_s(job)) as seat:
+            entry = cache.joined(seat, stream=stream)
             if entry is None:
                 await _call(job, call_on, key, seat, control)
                 return
     await tell(job, entry)
 
 
+def _patience_s(job: Job) -> float:
+    """How long a request may wait for an equal one: half of its time, so that its own call has the other half; and not
+    at all where the route that is asked first keeps nothing."""
+    assert job.decision is not None
+    return max(0.0, job.deadline - time.monotonic()) / 2 if job.decision.steps[0].route.cache_s else 0.0
+
+
 async def _call(job: Job, call_on: Callable[[Job], Awaitable[None]], key: bytes, seat: Seat, control: Control) -> None:
     assert job.call is not None
-    job.runtime.cache.missed()
-    job.cache = MISS if control.read else BYPASS
-    job.keeping = Keeping(key, seat if control.write else None, job.call.endpoint, stream=job.call.stream)
+    cache = job.runtime.cache
+    if control.read:
+        cache.missed()
+    job.keeping = Keeping(
+        key,
+        seat if control.write else None,
+        job.call.endpoint,
+        stream=job.call.stream,
+        purges=cache.purges,
+    )
     job.through.listen(job.keeping.hear)
     await call_on(job)
 
 
 def scope_of(job: Job, snapshot: Snapshot) -> bytes:
-    """What beside the request decides what its answer may be: the routes that may give it. Empty: none keeps answers."""
-    assert job.call is not None
-    wants = wants_of(job.call, job.head)
-    if job.verdict is not None and job.verdict.local:
-        wants = wants._replace(local=True)
-    plan = plan_for(snapshot, job.call.model, wants)
+    """What beside the request decides what its answer may be: the routes that may give it, and what they would make of
+    the request. Empty: none of them keeps answers."""
+    assert job.decision is not None
+    plan = job.decision.plan
     scope = plan.kept.get("scope")
     if scope is None:
         scope = b""
         if any(step.route.cache_s for step in plan.steps):
-            told = [
-                f"{step.route.id} {step.model} {snapshot.candidates[step.route.id].provider.base_url}"
-                for step in plan.steps
-            ]
-            scope = hashlib.sha256("\n".join(sorted(told)).encode()).digest()[:16]
+            told = sorted(_told_of(step, snapshot) for step in plan.steps)
+            told.append(snapshot.settings.unsupported_params)
+            scope = hashlib.sha256("\n".join(told).encode()).digest()[:16]
         plan.kept["scope"] = scope
     return bytes(scope)
 
 
+def _told_of(step: Step, snapshot: Snapshot) -> str:
+    route, provider = step.route, snapshot.candidates[step.route.id].provider
+    return repr((route.id, step.model, route.output_cap, route.cache_s, provider.id, provider.kind, provider.base_url))
+
+
 async def tell(job: Job, entry: Entry) -> None:
-    """Answer with what is kept, in the caller's dialect, and book that nothing was used."""
-    call, exchange, dialect = job.call, job.exchange, job.endpoint.dialect
+    """Answer with what is kept, in the caller's dialect, and book that nothing was used.
+
+    Raises the 503 where that cannot be booked, the 403 of a disabled pool, and that of an answer which holds what the
+    privacy policy does not let through.
+    """
+    call, runtime = job.call, job.runtime
     assert call is not None
+    chain = chain_of(job)
     job.cache, job.told = HIT, entry
-    book(job, entry)
-    headers = job.headers()
+    try:
+        pieces = _streamed(job, call, entry) if call.stream else [_whole(job, call, entry)]
+    except AnswerRefusedError as error:
+        book(job, chain, entry, error.status, error.code or "")
+        raise
+    book(job, chain, entry, 200)
+    if runtime.durable:
+        try:
+            await runtime.journal.durable()
+        except JournalError:
+            raise journal_error() from None
+    limiting.leave(job)
     if not call.stream:
-        body = entry.body if entry.native else dialect.answer(call, job.through.whole(entry.body))
-        await exchange.respond(200, [(b"content-type", b"application/json"), *headers], body)
+        await job.exchange.respond(200, [(b"content-type", b"application/json"), *job.headers()], pieces[0])
         return
-    writer = job.through.stream(dialect.writer(call, job.rid_hex))
-    pieces = [
-        writer.feed(data) for data in gathered(replay(entry.body, wants_usage=call.wants_usage, usage=entry.usage))
+    fixed = [
+        (b"content-type", job.endpoint.dialect.stream_type),
+        (b"cache-control", b"no-cache"),
+        (b"x-accel-buffering", b"no"),
     ]
-    pieces.append(writer.finish())
-    fixed = [(b"content-type", dialect.stream_type), (b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no")]
-    await exchange.begin(200, [*fixed, *headers])
+    await job.exchange.begin(200, [*fixed, *job.headers()])
     for piece in pieces[:-1]:
-        await exchange.write(piece)
-    await exchange.finish(pieces[-1])
+        await job.exchange.write(piece)
+    await job.exchange.finish(pieces[-1])
 
 
-def book(job: Job, entry: Entry) -> None:
-    """The usage row of a hit. Raises the 503 where it cannot be written, or the 403 of a disabled pool."""
+def _whole(job: Job, call: Call, entry: Entry) -> bytes:
+    return entry.body if entry.native else job.endpoint.dialect.answer(job.asked, job.through.whole(entry.body))
+
+
+def _streamed(job: Job, call: Call, entry: Entry) -> list[bytes]:
+    writer = job.through.stream(job.endpoint.dialect.writer(job.asked, job.rid_hex))
+    events = gathered(replay(entry.body, wants_usage=call.wants_usage, usage=entry.usage))
+    pieces = [writer.feed(data) for data in events]
+    return [*filter(None, pieces), writer.finish()]
+
+
+def book(job: Job, chain: Chain, entry: Entry, status: int, error: str = "") -> None:
+    """The usage row of an answer that was kept. Raises the 503 where it cannot be written."""
     call, key, snapshot, decision = job.call, job.key, job.snapshot, job.decision
     assert call is not None
     assert key is not None
     assert snapshot is not None
     assert decision is not None
-    chain = chain_of(job)
-    draws = tuple(leg.counted for leg in chain.legs)
+    latency_us = job.ttft_us = (time.monotonic_ns() - job.started_ns) // 1000
     record = UsageRecord(
         rid=job.rid,
         attempt=0,
@@ -191,8 +245,8 @@ def book(job: Job, entry: Entry) -> None:
         endpoint=job.endpoint.name,
         model=call.model,
         upstream_model=entry.model,
-        status=200,
-        error="",
+        status=status,
+        error=error,
         stream=call.stream,
         input_tokens=0,
         cached_tokens=0,
@@ -204,17 +258,15 @@ def book(job: Job, entry: Entry) -> None:
         cost_pico=0,
         price_id=PRICE_NONE,
         basis=int(Basis.NONE),
-        latency_us=(time.monotonic_ns() - job.started_ns) // 1000,
-        ttft_us=0,
+        latency_us=latency_us,
+        ttft_us=job.ttft_us,
         config_version=snapshot.version,
         shape=decision.shape.digest,
         attempts=0,
         client_request_id=job.client_id.decode("ascii"),
-        draws=draws,
+        draws=tuple(leg.counted for leg in chain.legs),
     )
     try:
         job.runtime.book(record, decision.shape, 0)
     except JournalError:
-        raise GatewayUnavailableError(
-            "The gateway cannot write its journal.", code="journal_unavailable", retry_after_s=5
-        ) from None
+        raise journal_error() from None

@@ -20,12 +20,12 @@ from budgets.bound import output_limit
 from budgets.prices import PriceBound
 from gateway import screening
 from gateway.errors import BadRequestError, GatewayError, ModelNotFoundError
-from gateway.privacy.verdict import Verdict
 from gateway.snapshot import Candidate, Key, Snapshot
 from providers import routing
 from providers.canonical import MAX_TOKENS, Call
 from providers.card_labels import capabilities
 from providers.config import CardDoc
+from providers.privacy.verdict import Verdict
 from providers.routing import Decision, Plan, Step
 
 if TYPE_CHECKING:

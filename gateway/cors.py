@@ -30,7 +30,9 @@ REQUEST_HEADER_PREFIXES = (b"x-stainless-", b"x-hoosh-", b"anthropic-", b"openai
 EXPOSED_HEADERS = (
     b"x-request-id, x-hoosh-request, x-hoosh-config, x-hoosh-route, x-hoosh-tokens-available, "
     b"x-hoosh-tokens-needed, x-hoosh-usd-available, x-hoosh-usd-needed, x-hoosh-output-limit, "
-    b"x-hoosh-idempotent-replay, retry-after, x-should-retry"
+    b"x-hoosh-idempotent-replay, retry-after, x-should-retry, x-ratelimit-limit-requests, "
+    b"x-ratelimit-remaining-requests, x-ratelimit-reset-requests, x-ratelimit-limit-tokens, "
+    b"x-ratelimit-remaining-tokens, x-ratelimit-reset-tokens"
 )
 _MAX_ASKED = 64  # names in one Access-Control-Request-Headers that are looked at
 _TOKEN = re.compile(rb"[a-z0-9!#$%&'*+.^_`|~-]{1,64}\Z")

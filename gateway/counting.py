@@ -23,6 +23,7 @@ from gateway.dialects import anthropic, gemini, responses
 from gateway.endpoints import Endpoint, text_bound
 from gateway.errors import GatewayError
 from gateway.exchange import Exchange
+from gateway.screening import has_policy, screen
 from providers.canonical import Call, Request, Target, UnsupportedParamError
 from providers.upstream import UpstreamError
 
@@ -100,6 +101,8 @@ async def serve(runtime: Runtime, exchange: Exchange, counter: Counter) -> None:
         body = await exchange.read_body(settings.body_limit_bytes, settings.body_timeout_s)
         job.call = counter.endpoint.parse(body, exchange)
         pipeline.guard(job)
+        if has_policy(job):
+            await screen(job)
         pipeline.route(job)
         tokens, estimated = await count(job)
         headers = [(b"content-type", b"application/json"), *job.headers()]

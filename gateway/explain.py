@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from budgets.bound import money_bound, output_limit
-from gateway import pipeline
+from gateway import pipeline, screening
 from gateway.admission import credential, find_key
 from gateway.choosing import choose, plan_for, wants_of
 from gateway.endpoints import INFERENCE, Endpoint
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("hoosh.explain")
 
 PATH = "/v1/route/explain"
-BODY_MAX = 1024 * 1024
+BODY_MAX = 256 * 1024  # it is looked at in one go
 _FILLED: Mapping[str, tuple[str, Any]] = {  # what a question that names only a model is about
     "/v1/chat/completions": ("messages", [{"role": "user", "content": "…"}]),
     "/v1/completions": ("prompt", "…"),
@@ -113,7 +113,10 @@ def told(
         answer["model"] = call.model
         if key is not None and key.may_use is not None and not key.may_use(call.model):
             raise ModelNotFoundError(call.model)
-        decision = choose(runtime, snapshot, endpoint, call, head=_Asked(headers), key=key)
+        verdict = screening.verdict_at_once(snapshot, call, key.record.privacy_policy_id if key is not None else 0)
+        if verdict is not None and verdict.action == "refuse":
+            raise screening.refusal(verdict)
+        decision = choose(runtime, snapshot, endpoint, call, head=_Asked(headers), key=key, verdict=verdict)
     except GatewayError as error:
         refusal = {"status": error.status, "code": error.code, "message": error.message, "param": error.param}
         return {**answer, "candidates": [], "rejected": _rejected(snapshot, call, headers), "refusal": refusal}
@@ -122,6 +125,7 @@ def told(
         **answer,
         "strategy": shape["strategy"],
         "policy": shape["policy"],
+        "privacy": shape.get("privacy"),
         "candidates": _candidates(snapshot, endpoint, call, decision, shape),
         "rejected": shape["rejected"],
         "refusal": None,

@@ -144,6 +144,7 @@ class AccessEntry(msgspec.Struct, omit_defaults=True):
     attempts: int = 0
     client: str = ""  # address
     config: int = 0
+    cache: str = ""  # "hit", "miss" or "bypass" where the answer cache was asked
 
 
 class AccessLog:

@@ -85,6 +85,7 @@ class WorkerFamilies:
     cost: Counter
     refusals: Counter
     attempts: Counter
+    cache: Counter
     log_dropped: Counter
     inflight: Gauge
     config_version: Gauge
@@ -125,6 +126,7 @@ def worker_families() -> WorkerFamilies:
         cost=Counter("hoosh_cost_usd_total", "Cost at the prices in force, in USD.", ("provider",)),
         refusals=Counter("hoosh_refusals_total", "Requests refused by the gateway itself, by error code.", ("code",)),
         attempts=Counter("hoosh_upstream_attempts_total", "Calls to providers, by outcome.", ("provider", "outcome")),
+        cache=Counter("hoosh_cache_total", "Requests on routes that keep answers, by what came of it.", ("result",)),
         log_dropped=Counter("hoosh_access_log_dropped_total", "Access log lines that could not be written."),
         inflight=Gauge("hoosh_inflight", "Inference requests being answered now.", multiprocess_mode="livesum"),
         config_version=Gauge(
@@ -180,6 +182,7 @@ class Metrics:
         self._spill: dict[Key, list[int]] = {}
         self._refusals: dict[str, int] = {}
         self._attempts: dict[tuple[str, str], int] = {}
+        self._cached: dict[str, int] = {}
         self._providers = _Labels(MAX_PROVIDERS)
         self._routes = _Labels(MAX_ROUTES)
         self._codes = _Labels(MAX_CODES)
@@ -225,6 +228,10 @@ class Metrics:
         else:
             self._count(counts, self._codes.bound(code))
 
+    def cached(self, result: str) -> None:
+        """Count one request that the answer cache was asked for: "hit", "miss" or "bypass"."""
+        self._count(self._cached, result)
+
     def attempt(self, provider: str, outcome: str) -> None:
         """Count one upstream call; `outcome` is one of our own words: "ok", "connect", "timeout", "429", "5xx", …"""
         counts, key = self._attempts, (provider, outcome)
@@ -258,7 +265,9 @@ class Metrics:
             shared.refusals.labels(code).inc(number)
         for (provider, outcome), number in self._attempts.items():
             shared.attempts.labels(provider, outcome).inc(number)
-        self._refusals, self._attempts = {}, {}
+        for result, number in self._cached.items():
+            shared.cache.labels(result).inc(number)
+        self._refusals, self._attempts, self._cached = {}, {}, {}
         if self._log_dropped:
             shared.log_dropped.inc(self._log_dropped)
             self._log_dropped = 0

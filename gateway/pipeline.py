@@ -38,12 +38,12 @@ from gateway.exchange import Exchange
 from gateway.holding import choose_pools, hold
 from gateway.limits.limiter import Ticket
 from gateway.logs import AccessEntry
-from gateway.privacy.verdict import Verdict
-from gateway.screening import screen
+from gateway.screening import has_policy, screen
 from gateway.snapshot import Candidate, Key, Line, Snapshot
 from gateway.through import Through
 from providers.adapters import params
 from providers.canonical import Call
+from providers.privacy.verdict import Verdict
 from providers.routing import Decision, Step
 
 if TYPE_CHECKING:
@@ -79,6 +79,7 @@ class Job:
         "rid_hex",
         "runtime",
         "snapshot",
+        "spoken",
         "started_at_us",
         "started_ns",
         "task",
@@ -111,6 +112,7 @@ class Job:
         self.failed: list[Attempt] = []  # calls that failed before the last one
         self.ttft_us = 0
         self.verdict: Verdict | None = None  # of the privacy policy
+        self.spoken: Call | None = None  # what the client said, where `call` is what may leave of it
         self.through = Through()
         self.cache = b""  # what the answer cache had to do with it, b"" = nothing
         self.told: Entry | None = None  # the kept answer it got
@@ -138,8 +140,7 @@ class Job:
             headers.append((b"x-hoosh-cache", self.cache))
         if self.told is not None:
             headers.append((b"age", b"%d" % max(0, self.started_at_us // 1_000_000 - int(self.told.created_s))))
-            if self.told.dropped and self.call is not None:
-                dropped = (names.told(self.call.names, place) for place in self.told.dropped)
+            if self.call is not None and (dropped := self._dropped_then(self.told, self.call)):
                 headers.append((b"x-hoosh-dropped-params", params.header(dropped)))
         if self.ticket is not None:
             headers += self.ticket.headers()
@@ -147,13 +148,44 @@ class Job:
             headers.append((id_header, own))
         return headers
 
+    @property
+    def is_private(self) -> bool:
+        """Whether something private was found in it."""
+        return self.verdict is not None and bool(self.verdict.patterns)
+
+    @property
+    def asked(self) -> Call:
+        """The request as its client put it: answers are written for that."""
+        call = self.spoken or self.call
+        assert call is not None
+        return call
+
+    def count_refusal(self, error: GatewayError) -> None:
+        """Tell metrics and events that this request was refused, or its answer."""
+        key = self.key.record if self.key is not None else None
+        self.runtime.metrics.refused(error.code or error.type)
+        self.runtime.happenings.refused(
+            error,
+            time.time(),
+            key_id=key.id if key else 0,
+            key=key.prefix if key else "",
+            model=self.call.model if self.call else "",
+            request_id=self.rid_hex,
+        )
+
     def _dropped(self) -> bytes:
         """What of the request did not reach the provider."""
         assert self.last is not None
         assert self.call is not None
-        passed_on = self.last.candidate.speaks(self.call.dialect)
+        passed_on = self.spoken is None and self.last.candidate.speaks(self.call.dialect)
         left = [names.told(self.call.names, name) for name in self.last.dropped]
         return params.header((*(() if passed_on else self.call.dropped), *left))
+
+    @staticmethod
+    def _dropped_then(told: Entry, call: Call) -> list[str]:
+        """What did not reach the provider of a kept answer."""
+        left = [names.told(call.names, place) for place in told.dropped]
+        return left if told.native else [*call.dropped, *left]
 
 
 async def serve(runtime: Runtime, exchange: Exchange, endpoint: Endpoint) -> None:
@@ -172,7 +204,8 @@ async def serve(runtime: Runtime, exchange: Exchange, endpoint: Endpoint) -> Non
             job.call = endpoint.parse(body, exchange)
             guard(job)
             limiting.admit(job)
-            await screen(job)
+            if has_policy(job):
+                await screen(job)
             route(job)
             await caching.through(job, call_candidates)
     except GatewayError as error:
@@ -276,7 +309,7 @@ async def call_candidates(job: Job) -> None:
             try:
                 failed = await call_one(job, snapshot, candidate, step, line)
             except (PriceUnknownError, RateLimitedError) as passed_over:
-                failure = failure or passed_over
+                failure = limiting.sooner(failure, passed_over)
                 break
             if failed is None:
                 return
@@ -308,15 +341,13 @@ async def call_one(
 ) -> AttemptFailedError | None:
     """One upstream call, from its hold to its settled end. None when its answer was delivered, else why not."""
     assert job.call is not None
-    limited = candidate.limited
-    ticket = None if limited is None else limiting.admit_call(job, limited, job.call.model)
+    ticket = limiting.admit_call(job, candidate)
     try:
         attempt = await hold(job, snapshot, candidate, step, line)
     except BaseException:
-        if ticket is not None:
-            ticket.settle(0)
-            ticket.leave()
+        limiting.leave_call(ticket, 0)
         raise
+    attempt.ticket = ticket
     job.attempts += 1
     job.last = attempt
     load, pace = candidate.load, candidate.load.pace(step.model)
@@ -332,9 +363,7 @@ async def call_one(
         pace.exploring -= unexplored
         load.busy -= 1
         attempt.close()
-        if ticket is not None:
-            ticket.settle(attempt.tokens)
-            ticket.leave()
+        limiting.leave_call(ticket, attempt.tokens)
     return None
 
 
@@ -342,20 +371,15 @@ async def refuse(job: Job, error: GatewayError) -> None:
     """Tell the caller, unless an answer has begun (then the relay has told it in band) or the caller has left."""
     if job.exchange.begun or job.exchange.gone:
         return
-    job.runtime.metrics.refused(error.code or error.type)
-    key = job.key.record if job.key is not None else None
-    job.runtime.happenings.refused(
-        error,
-        time.time(),
-        key_id=key.id if key else 0,
-        key=key.prefix if key else "",
-        model=job.call.model if job.call else "",
-        request_id=job.rid_hex,
-    )
+    job.count_refusal(error)
     if job.recorder is not None:
         job.recorder.refused_by_provider = isinstance(error, UpstreamRefusedError)
+    limiting.leave(job)
     body = job.endpoint.dialect.error(error, job.rid_hex)
-    await job.exchange.respond(error.status, [*error.headers, *job.headers()], body)
+    headers = error.headers
+    told = {name for name, _ in headers}  # the limit that refused, where the key's are told as well
+    headers += [header for header in job.headers() if header[0] not in told]
+    await job.exchange.respond(error.status, headers, body)
 
 
 async def refuse_simply(
@@ -370,14 +394,15 @@ async def refuse_simply(
 def finish(job: Job, status: int, code: str) -> None:
     """Count and log the request once, at its very end."""
     runtime, attempt, call = job.runtime, job.last, job.call
-    if job.ticket is not None:
-        limiting.leave(job, sum(each.tokens for each in job.failed) + (attempt.tokens if attempt is not None else 0))
+    limiting.leave(job)
     latency_us = (time.monotonic_ns() - job.started_ns) // 1000
     usage = attempt.usage if attempt is not None else None
     if attempt is not None and attempt.status and status == 200:
         status, code = attempt.status, attempt.error
     provider = attempt.candidate.provider.name if attempt is not None else ""
     route_name = attempt.candidate.route.name if attempt is not None else ""
+    if job.cache:
+        runtime.metrics.cached(job.cache.decode("ascii"))
     runtime.metrics.request_done(
         job.endpoint.name,
         provider,
@@ -414,5 +439,6 @@ def finish(job: Job, status: int, code: str) -> None:
             attempts=job.attempts,
             config=job.snapshot.version if job.snapshot is not None else 0,
             client=job.exchange.client,
+            cache=job.cache.decode("ascii"),
         )
     )

@@ -24,6 +24,9 @@ class ControlPlane(Protocol):
     def recall(self, pool_id: int, unit: int, window_start: int) -> None:
         """Ask every worker to give back what it does not use of a purse."""
 
+    def purge_caches(self, number: int) -> None:
+        """Have every worker forget its kept answers; their status tells the `number` (`cache_purge`) once they have."""
+
     def explain(self, body: bytes) -> bytes:
         """Where a request would go, told by a worker: JSON, as from `POST /v1/route/explain`. Waits a little; raises
         `RuntimeError` when no worker answers."""

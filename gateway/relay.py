@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from budgets.journal import JournalError
 from budgets.records import Basis
+from gateway import limiting
 from gateway.attempt import Attempt, AttemptFailedError
 from gateway.dialects import names
 from gateway.dialects.base import Dialect, StreamWriter
@@ -83,18 +84,20 @@ async def unary(attempt: Attempt) -> None:
     elif answer.output_bytes:
         attempt.learn(usage, text_bytes=answer.output_bytes)
     job.ttft_us = (time.monotonic_ns() - job.started_ns) // 1000
+    told, refusal = (answer.body, None) if answer.native else job.through.looked_at(answer.body)
     try:
-        settle_read(attempt, usage, basis)
+        settle_read(attempt, usage, basis, refusal)
         if job.runtime.durable:
             await job.runtime.journal.durable()
     except JournalError as exc:
         raise AttemptFailedError(journal_error(), may_go_on=False) from exc
     if job.keeping is not None:
         job.keeping.keep_whole(attempt, answer, usage)
+    if refusal is not None:
+        raise refusal
     if not job.exchange.gone:
-        told = answer.body
         if not answer.native:
-            told = job.endpoint.dialect.answer(call, job.through.whole(told))
+            told = job.endpoint.dialect.answer(job.asked, told)
         await job.exchange.respond(200, [(b"content-type", b"application/json"), *job.headers()], told)
 
 
@@ -119,8 +122,9 @@ def head_of(request: Request, target: Target) -> bytes:
 
 
 def limits_for(attempt: Attempt) -> Limits:
-    """The candidate's limits; a further attempt gets only what is left of the request's deadline."""
-    if attempt.number == 0:
+    """The candidate's limits; what is not first (a further attempt, one that waited for an equal request) gets only
+    what is left of the request's deadline."""
+    if attempt.number == 0 and attempt.job.keeping is None:
         return attempt.candidate.limits
     limits = attempt.candidate.limits
     return Limits(
@@ -191,7 +195,7 @@ def note_failure(attempt: Attempt, kind: str, detail: str) -> None:
             "provider": candidate.provider.name,
             "route": candidate.route.name,
             "kind": kind,
-            "detail": detail[:200],
+            "detail": "" if job.is_private else detail[:200],  # it may repeat the request
             "circuit_opened": opened,
         },
     )
@@ -260,10 +264,9 @@ async def stream(attempt: Attempt) -> None:
             )
             raise refused(attempt, problem)
     reader = adapter.open_stream(call, target)
-    dialect = job.endpoint.dialect
-    writer = Passing(dialect) if reader.native else job.through.stream(dialect.writer(call, job.rid_hex))
+    writer = writer_of(job, native=reader.native)
     job.exchange.keep_running = candidate.route.on_disconnect != "cancel"
-    pinger = Pinger(job.exchange, dialect.ping)
+    pinger = Pinger(job.exchange, job.endpoint.dialect.ping)
     job.runtime.pingers.add(pinger)
     try:
         await pump(attempt, source, reader, writer, pinger)
@@ -280,6 +283,16 @@ async def stream(attempt: Attempt) -> None:
     finally:
         job.runtime.pingers.discard(pinger)
         source.close()
+
+
+def writer_of(job: Job, *, native: bool) -> StreamWriter:
+    """Who writes the stream to the caller. One in the caller's own API passes as it is, and cannot be kept."""
+    dialect = job.endpoint.dialect
+    if not native:
+        return job.through.stream(dialect.writer(job.asked, job.rid_hex))
+    if job.keeping is not None:
+        job.keeping.give_up()
+    return Passing(dialect)
 
 
 def client_left() -> GatewayError:
@@ -332,6 +345,9 @@ async def pump(
             if not job.ttft_us:
                 job.ttft_us = (time.monotonic_ns() - job.started_ns) // 1000
                 attempt.answered()
+            out = writer.feed(out)  # before the books: an answer that may not be told is no success
+            if reader.done:
+                out += writer.finish()
             try:
                 attempt.mark(reader.events, reader.delivered_bytes)  # also of what nobody is left to hear
                 if reader.done:
@@ -341,14 +357,13 @@ async def pump(
             except JournalError:
                 await broken(attempt, reader, writer, journal_error(), kind="journal")
                 return
-            out = writer.feed(out)
             if reader.done and job.keeping is not None:
                 job.keeping.keep_stream(attempt, reader.usage)
             if not exchange.begun:
                 await exchange.begin(200, stream_headers(job))
             pinger.busy = True
             if reader.done:
-                await exchange.finish(out + writer.finish())
+                await exchange.finish(out)
                 return
             if out:
                 await exchange.write(out)
@@ -392,12 +407,15 @@ def settle_stream(attempt: Attempt, reader: StreamReader) -> None:
     settle_read(attempt, usage, basis)
 
 
-def settle_read(attempt: Attempt, usage: Usage, basis: Basis) -> None:
-    """Book an answer that was read to its end, also if nobody was left to hear it. Raises JournalError."""
-    if attempt.job.exchange.gone:
+def settle_read(attempt: Attempt, usage: Usage, basis: Basis, refusal: GatewayError | None = None) -> None:
+    """Book an answer that was read to its end, also if nobody was left to hear it, or may not. Raises JournalError."""
+    if refusal is not None:
+        attempt.settle(status=refusal.status, error=refusal.code or "", usage=usage, basis=basis)
+    elif attempt.job.exchange.gone:
         attempt.settle(status=CLIENT_LEFT, error="client_left", usage=usage, basis=basis)
     else:
         attempt.settle(status=200, usage=usage, basis=basis)
+    limiting.answered(attempt)
 
 
 async def broken(
@@ -414,13 +432,17 @@ async def broken(
     exchange = job.exchange
     if not exchange.begun and problem is not None:
         raise refused(attempt, problem)
-    if kind not in ("journal", "overrun", REFUSED, INTERNAL):
+    if kind == REFUSED:
+        attempt.line.circuit.succeeded()  # it answered; that we may not tell it is no fault of its own
+    elif kind not in ("journal", "overrun", INTERNAL):
         note_failure(attempt, kind, error.message)
     job.runtime.metrics.attempt(candidate.provider.name, kind)
     book_read(attempt, reader, error)
     if not exchange.begun:
         may_go_on = kind not in ("journal", REFUSED) and candidate.route.duplicates_allowed
         raise AttemptFailedError(error, may_go_on=may_go_on)
+    if kind == REFUSED:
+        job.count_refusal(error)
     await exchange.write(writer.fail(error))
 
 

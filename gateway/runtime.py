@@ -31,13 +31,13 @@ from gateway.limits.slots import Slots
 from gateway.logs import AccessLog
 from gateway.metrics import Metrics
 from gateway.pipeline import Job
-from gateway.privacy.scanner import Scanner
 from gateway.relay import Pinger
 from gateway.screening import Screens, scanner_of, screens_of
 from gateway.snapshot import SLICE, Builder, Candidate, Connections, Key, Snapshot, list_models, make_key
 from providers.cards import CardBook
 from providers.config import CardDoc, ConfigDocument, PatternDoc, unpack
 from providers.pace import RetryBudget
+from providers.privacy.scanner import Scanner
 from providers.routing import RouteTable, Shape
 from providers.vault import Vault, VaultError
 
@@ -91,6 +91,7 @@ class Runtime:
         self.build_error = ""
         self._builder = Builder(self.connections)
         self._seed, self._count = os.urandom(4), 0
+        self._cache_purge = 0
         self._turns: dict[str, int] = {}
         self._unwritten: list[tuple[UsageRecord, Shape]] = []
         self._document: ConfigDocument | None = None
@@ -269,6 +270,7 @@ class Runtime:
             at = time.time()
             self.happenings.watch(self.connections.circuits(), now, at)
             self.happenings.flush(at)
+            self.limiter.slots.tend()
 
     def _retry_unwritten(self) -> None:
         while self._unwritten:
@@ -304,6 +306,11 @@ class Runtime:
     def on_health(self, down: Iterable[int]) -> None:
         """Providers whose active probes fail."""
         self._push("health", frozenset(down))
+
+    def on_cache_purge(self, number: int) -> None:
+        """Forget every kept answer, now; `status()` tells the number."""
+        self.cache.purge()
+        self._cache_purge = max(self._cache_purge, number)
 
     def _push(self, what: str, *values: Any) -> None:
         self._pending.append((what, values))
@@ -481,4 +488,5 @@ class Runtime:
             "circuits": circuits,
             "idle": self.desk.idle(),
             "cache": self.cache.counts(),
+            "cache_purge": self._cache_purge,
         }

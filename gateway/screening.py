@@ -12,18 +12,18 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from gateway.errors import ForbiddenError
+from gateway.errors import ForbiddenError, GatewayUnavailableError
 from gateway.privacy.answers import AnswerGuard
-from gateway.privacy.inspection import inspect
-from gateway.privacy.patterns import BUILT_IN, custom
-from gateway.privacy.redaction import Redactor
-from gateway.privacy.scanner import Scanner
-from gateway.privacy.verdict import Policy, Verdict
-from providers.canonical import OPENAI, Call
+from gateway.privacy.inspection import Inspection, inspect
+from providers.canonical import Call
 from providers.config import ConfigDocument, PatternDoc, PrivacyDoc
+from providers.privacy.patterns import BUILT_IN, custom
+from providers.privacy.scanner import Scanner
+from providers.privacy.verdict import Policy, Verdict, policy_of
 
 if TYPE_CHECKING:
     from gateway.pipeline import Job
+    from gateway.snapshot import Snapshot
 
 REFUSED = "privacy_refused"
 _WARMING = 'The quick brown fox, x@example.org, +1 555 0100, https://example.org/?a=1 {"b": [1, 2.5]} sk-0'
@@ -34,14 +34,14 @@ class Screen:
     """One policy, ready: what is looked for in answers is None where they are not looked at."""
 
     policy: Policy
+    scanner: Scanner
     guard: AnswerGuard | None
 
 
 class Screens:
-    """All privacy policies of a configuration over one scanner."""
+    """All privacy policies of a configuration."""
 
-    def __init__(self, scanner: Scanner, policies: Mapping[int, Screen], default: int) -> None:
-        self.scanner = scanner
+    def __init__(self, policies: Mapping[int, Screen], default: int) -> None:
         self._policies = policies
         self._default = default
 
@@ -52,7 +52,7 @@ class Screens:
 
 def scanner_of(patterns: tuple[PatternDoc, ...]) -> Scanner:
     """A scanner of the built-in patterns and an operator's. It takes some 20 ms, its first scan included."""
-    own = [custom(doc.name, doc.source, doc.level, ignore_case=doc.ignore_case) for doc in patterns if doc.enabled]  # type: ignore[arg-type]
+    own = [custom(doc.name, doc.source, doc.level, ignore_case=doc.ignore_case) for doc in patterns if doc.enabled]
     scanner = Scanner((*BUILT_IN, *own))
     scanner.scan([_WARMING])
     return scanner
@@ -61,57 +61,77 @@ def scanner_of(patterns: tuple[PatternDoc, ...]) -> Scanner:
 def screens_of(document: ConfigDocument, scanner: Scanner) -> Screens:
     """The policies of a document."""
     made = {doc.id: _screen(doc, scanner) for doc in document.privacy}
-    return Screens(scanner, made, document.settings.privacy_policy_id)
+    return Screens(made, document.settings.privacy_policy_id)
 
 
 def _screen(doc: PrivacyDoc, scanner: Scanner) -> Screen:
-    values = {name: getattr(doc, name) for name in doc.__struct_fields__ if name != "id"}
-    policy = msgspec.convert(values, Policy)
+    policy = policy_of(doc)
     names = policy.answer_patterns(scanner.patterns)
-    return Screen(policy, AnswerGuard(scanner, names, policy.answer_action) if names else None)
+    return Screen(policy, scanner, AnswerGuard(scanner, names, policy.answer_action) if names else None)
+
+
+def has_policy(job: Job) -> bool:
+    """Whether a privacy policy may have a say in this request."""
+    assert job.key is not None
+    assert job.snapshot is not None
+    return job.snapshot.screens is not None or job.key.record.privacy_policy_id != 0
+
+
+def verdict_at_once(snapshot: Snapshot, call: Call, policy_id: int) -> Verdict | None:
+    """What a policy (0 = the gateway's) says of a request. It is looked at without a pause: for questions only."""
+    found = snapshot.screens.of(policy_id) if snapshot.screens is not None else None
+    if found is None:
+        return None
+    inspection = Inspection(call, found.scanner, results=found.policy.scan_tool_results)
+    inspection.run_at_once(found.policy)
+    return inspection.verdict
 
 
 async def screen(job: Job) -> None:
-    """Look at a request and do what the policy of its team says. Raises the 403 of one that must not leave."""
-    assert job.key is not None
+    """Look at a request and do what the policy of its team says. Raises the 403 of one that must not leave, and the 503
+    while the policy of its team is not known here."""
     assert job.call is not None
-    assert job.snapshot is not None
-    screens = job.snapshot.screens
-    found = screens.of(job.key.record.privacy_policy_id) if screens is not None else None
-    if screens is None or found is None:
+    found = screen_of(job)
+    if found is None:
         return
     call = job.call
-    inspection = await inspect(call, screens.scanner, found.policy)
+    inspection = await inspect(call, found.scanner, found.policy)
     verdict = job.verdict = inspection.verdict
     if verdict.action == "refuse":
         raise refusal(verdict)
-    redactor: Redactor | None = None
-    if verdict.redact:
-        if call.native_only:
-            raise ForbiddenError(
-                f"This request must be redacted before it leaves, and cannot be because of '{call.native_only}'. "
-                "Leave it out.",
-                code=REFUSED,
-                param=call.native_only,
-            )
-        body, _, redactor = await inspection.redacted()
-        job.call = call = translated(call, body)
-    if found.guard is not None:
-        if call.native and not call.native_only:
-            job.call = call = translated(call, call.body)
-        elif call.native_only:
-            raise ForbiddenError(
-                f"Answers are looked at for private data; that cannot be done with '{call.native_only}'. Leave it out.",
-                code=REFUSED,
-                param=call.native_only,
-            )
-    if redactor is not None or found.guard is not None:
-        job.through.look(found.guard, redactor, json_content=b'"json' in call.body and "response_format" in call.fields)
+    if not verdict.redact and found.guard is None:
+        return
+    if call.native_only:
+        why = "must be redacted before it leaves" if verdict.redact else "gets an answer that must be looked at"
+        raise ForbiddenError(
+            f"This request {why}; that cannot be done with '{call.native_only}'. Leave it out.",
+            code=REFUSED,
+            param=call.native_only,
+        )
+    body, redactor = inspection.redacted() if verdict.redact else (call.body, None)
+    if verdict.redact or call.native:
+        job.spoken, job.call = call, canonical_only(call, body)
+    json_content = b'"json' in call.body and "response_format" in call.fields
+    job.through.look(found.guard, redactor, json_content=json_content)
 
 
-def translated(call: Call, body: bytes) -> Call:
-    """The call with this body and no other: its answer then comes in the canonical form, where it can be looked at."""
-    return msgspec.structs.replace(call, body=body, dialect=OPENAI, native=b"", native_headers=b"")
+def screen_of(job: Job) -> Screen | None:
+    """The screen of a request's team; None where nothing is looked at."""
+    assert job.key is not None
+    assert job.snapshot is not None
+    policy_id, screens = job.key.record.privacy_policy_id, job.snapshot.screens
+    found = screens.of(policy_id) if screens is not None else None
+    if found is None and policy_id:  # keys and configuration come by different ways: one may be here before the other
+        raise GatewayUnavailableError(
+            "The privacy policy of this team is not loaded yet.", code="privacy_policy_unavailable", retry_after_s=1
+        )
+    return found
+
+
+def canonical_only(call: Call, body: bytes) -> Call:
+    """The call with this body, and without what the client sent in its own API: that would leave as it is, and so would
+    the answer come back."""
+    return msgspec.structs.replace(call, body=body, native=b"", native_headers=b"")
 
 
 def refusal(verdict: Verdict) -> ForbiddenError:

@@ -54,6 +54,13 @@ class Through:
             body = self._redactor.restore_answer(body, json_content=self._json_content)
         return body
 
+    def looked_at(self, body: bytes) -> tuple[bytes, AnswerRefusedError | None]:
+        """The same, with what forbids to tell it."""
+        try:
+            return self.whole(body), None
+        except AnswerRefusedError as error:
+            return b"", error
+
     def stream(self, writer: StreamWriter) -> StreamWriter:
         """The writer of a stream, with the stages before it."""
         if not self.changes and self._seen is None:

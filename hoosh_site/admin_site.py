@@ -40,6 +40,7 @@ _MODELS = (
     "ApiKey",
     "Pool",
     "Costs",
+    "Limits",
     "Usage",
     "Price",
     "PoolAlert",
@@ -56,14 +57,9 @@ _YEAR = re.compile(r"0*[1-9]\d{0,3}")
 
 
 # A page without a model, as the menu wants it.
-_COSTS = {
-    "name": "Costs",
-    "object_name": "Costs",
-    "model": None,
-    "perms": {"view": True},
-    "view_only": True,
-    "add_url": None,
-}
+_PAGE = {"model": None, "perms": {"view": True}, "view_only": True, "add_url": None}
+_COSTS = {"name": "Costs", "object_name": "Costs", **_PAGE}
+_LIMITS = {"name": "Limits", "object_name": "Limits", **_PAGE}
 
 
 def _place(name: str, order: tuple[str, ...]) -> tuple[int, str]:
@@ -104,11 +100,15 @@ class HooshAdminSite(AdminSite):
 
     def get_app_list(self, request: HttpRequest, app_label: str | None = None) -> list[Any]:
         """Applications and models in the order an operator meets them, not by alphabet."""
+        from hoosh_site.limits_page import may_see
+
         apps: list[Any] = list(self._build_app_dict(request, app_label).values())
         apps.sort(key=lambda app: _place(app["app_label"], _APPS))
         for app in apps:
             if app["app_label"] == "budgets" and request.user.has_perm("budgets.view_usage"):
                 app["models"].append(_COSTS | {"admin_url": reverse("admin:costs", current_app=self.name)})
+            if app["app_label"] == "budgets" and may_see(request.user):
+                app["models"].append(_LIMITS | {"admin_url": reverse("admin:limits", current_app=self.name)})
             app["models"].sort(key=lambda model: _place(model["object_name"], _MODELS))
         return apps
 
@@ -116,10 +116,12 @@ class HooshAdminSite(AdminSite):
         """The pages of models, and the page of costs, which has none."""
         from budgets.admin_reports import costs_view, period_view
         from hoosh_site.explain_page import explain_view
+        from hoosh_site.limits_page import limits_view
 
         page = _Page(self)
         return [
             path("explain/", self.admin_view(functools.partial(explain_view, page)), name="explain"),
+            path("limits/", self.admin_view(functools.partial(limits_view, page)), name="limits"),
             path("costs/", self.admin_view(functools.partial(costs_view, page)), name="costs"),
             path("costs/period/", self.admin_view(functools.partial(period_view, page)), name="costs_period"),
             *super().get_urls(),

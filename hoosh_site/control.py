@@ -23,7 +23,18 @@ from budgets.windows import WindowSpec
 from gateway import plane as registry
 from hoosh_site import child
 from hoosh_site.feed import DatabaseSource, Feed, Source
-from hoosh_site.link import Ask, Granted, Happened, IdemAnswer, IdemBegin, IdemEnd, LinkServer, Recall, Return
+from hoosh_site.link import (
+    Ask,
+    CachePurge,
+    Granted,
+    Happened,
+    IdemAnswer,
+    IdemBegin,
+    IdemEnd,
+    LinkServer,
+    Recall,
+    Return,
+)
 
 log = logging.getLogger("hoosh.control")
 
@@ -189,6 +200,10 @@ class ControlPlane:
     def recall(self, pool_id: int, unit: int, window_start: int) -> None:
         """Ask every worker to give back what is free of a purse."""
         self.link.broadcast_threadsafe([Recall(pool_id, window_start, unit)])
+
+    def purge_caches(self, number: int) -> None:
+        """Have every worker forget its kept answers; their status tells the `number` once they have."""
+        self.link.broadcast_threadsafe([CachePurge(number)])
 
     def _ask(self, ask: Ask, reply: Callable[[Granted], None]) -> None:
         def answered(total: int, more: bool, spent_out: bool, available: int, others: int) -> None:

@@ -24,7 +24,12 @@ from providers.wanted import ImportRefusedError, Wanted
 
 FORMAT_KEY = "hoosh_configuration"  # the mark of our own file; its value is the format's number
 FORMAT = 1
-OUR_KEYS = frozenset({FORMAT_KEY, "settings", "provider", "route", "policy", "card", "pool", "team", "agent", "price"})
+OUR_KEYS = frozenset(
+    {
+        *(FORMAT_KEY, "settings", "provider", "route", "policy", "data_pattern", "privacy_policy", "card"),
+        *("pool", "team", "agent", "price"),
+    }
+)
 
 
 class ImportFileError(Exception):
@@ -186,6 +191,7 @@ def _write(file: _File, actor: str, *, adopt: bool) -> None:
         adopt=adopt,
         tokens_known=file.tokens_known,
     )
+    importing.retire_privacy(file.wanted, made, actor=actor)
     file.report.changes = made.changes + spent.changes
     file.report.warnings += made.warnings + spent.warnings
 

@@ -191,8 +191,17 @@ class Explain(msgspec.Struct, tag="explain"):
     body: bytes
 
 
+class CachePurge(msgspec.Struct, tag="cache_purge"):
+    """Control: forget every kept answer. A worker's status tells the highest `number` it has followed."""
+
+    number: int
+
+
 FromWorker = Register | Ask | Return | IdemBegin | IdemEnd | Status | Happened | Explained
-FromControl = ConfigPush | SecretsPush | AccessPush | CardsPush | HealthPush | Granted | Recall | IdemAnswer | Explain
+FromControl = (
+    ConfigPush | SecretsPush | AccessPush | CardsPush | HealthPush
+    | Granted | Recall | IdemAnswer | Explain | CachePurge
+)  # fmt: skip
 
 _encode = msgspec.msgpack.Encoder().encode
 _from_worker = msgspec.msgpack.Decoder(FromWorker)

@@ -35,6 +35,7 @@ from hoosh_site.acceptor import Acceptor
 from hoosh_site.link import (
     AccessPush,
     Ask,
+    CachePurge,
     CardsPush,
     ConfigPush,
     Explain,
@@ -173,6 +174,9 @@ class RuntimeLike(Protocol):
     def on_health(self, down: Iterable[int]) -> None:
         """Providers whose probes fail."""
 
+    def on_cache_purge(self, number: int) -> None:
+        """Kept answers are to be forgotten."""
+
 
 @dataclass(frozen=True, slots=True)
 class WorkerOptions:
@@ -214,6 +218,7 @@ def connect(runtime: RuntimeLike, path: Path, register: Register) -> LinkClient:
                 *(push.available, push.others),
             ),
             Explain: explain,
+            CachePurge: lambda push: runtime.on_cache_purge(push.number),
             Recall: lambda push: desk.on_recall(push.pool_id, push.unit, push.window_start),
             IdemAnswer: lambda push: idempotency.on_answer(
                 push.number, push.state, push.status, push.content_type, push.body

@@ -16,6 +16,7 @@ from audit.admin_tools import EDITABLE_ROWS
 from providers import services
 from providers.admin_base import PublishingAdmin
 from providers.admin_card import ModelCardAdmin
+from providers.admin_privacy import DataPatternAdmin, PrivacyPolicyAdmin
 from providers.admin_provider import ProviderAdmin
 from providers.admin_route import RouteAdmin
 from providers.admin_version import ConfigVersionAdmin
@@ -24,8 +25,10 @@ from providers.models import GatewaySettings, RoutingPolicy
 
 __all__ = [
     "ConfigVersionAdmin",
+    "DataPatternAdmin",
     "GatewaySettingsAdmin",
     "ModelCardAdmin",
+    "PrivacyPolicyAdmin",
     "ProviderAdmin",
     "RouteAdmin",
     "RoutingPolicyAdmin",
@@ -80,7 +83,9 @@ class GatewaySettingsAdmin(PublishingAdmin):
                 )
             },
         ),
+        ("Privacy", {"fields": ("privacy_policy",)}),
         ("Money", {"fields": ("unknown_price",)}),
+        ("Answers kept", {"fields": ("cache_mb",)}),
         (
             "Upstream times (seconds)",
             {

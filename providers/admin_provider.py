@@ -20,6 +20,7 @@ from audit.admin_tools import badge, live_site, number, operator
 from audit.generics import TableInline
 from providers import admin_tls, services, validation
 from providers.admin_base import PublishingAdmin, free_route_name
+from providers.exporting import LIMIT_FIELDS
 from providers.forms import CredentialForm, ProviderForm
 from providers.globs import matcher
 from providers.models import ClientCertificate, Credential, Provider, ProviderProbe, Route
@@ -67,6 +68,13 @@ class ProviderAdmin(PublishingAdmin):
     fieldsets = (
         (None, {"fields": ("name", "kind", "base_url", "enabled")}),
         ("Connection", {"fields": ("address_class", "health", "certificates")}),
+        (
+            "Limits",
+            {
+                "fields": (LIMIT_FIELDS,),
+                "description": "Over all its routes and workers. At a limit, requests go on to the next candidate.",
+            },
+        ),
         ("TLS", {"classes": ("collapse",), "fields": ("ca_pem", "pins", "client_chain", "client_key")}),
         ("More", {"classes": ("collapse",), "fields": ("note", "managed_by")}),
     )
@@ -75,7 +83,12 @@ class ProviderAdmin(PublishingAdmin):
         """What was seen exists only once the provider is saved."""
         if obj:
             return self.fieldsets
-        return self.fieldsets[0], self.fieldsets[2], ("More", {"classes": ("collapse",), "fields": ("note",)})
+        return (
+            self.fieldsets[0],
+            self.fieldsets[2],
+            self.fieldsets[3],
+            ("More", {"classes": ("collapse",), "fields": ("note",)}),
+        )
 
     def get_urls(self) -> list[URLPattern]:
         """The connection test and one-click routes."""

@@ -17,6 +17,7 @@ from django.views.decorators.http import require_POST
 from audit.admin_tools import EDITABLE_ROWS, operator
 from providers import services
 from providers.admin_base import PublishingAdmin, free_route_name
+from providers.exporting import LIMIT_FIELDS
 from providers.forms import RouteForm
 from providers.globs import matcher
 from providers.models import ProviderProbe, Route, RoutingPolicy
@@ -72,9 +73,11 @@ class RouteAdmin(PublishingAdmin):
                     "output_cap",
                     ("on_disconnect", "disconnect_cap"),
                     "duplicates_allowed",
+                    LIMIT_FIELDS,
                 ),
             },
         ),
+        ("Answers kept", {"classes": ("collapse",), "fields": ("cache_s",)}),
         ("Labels", {"classes": ("collapse",), "fields": ("tags", "capabilities")}),
     )
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from django.core.exceptions import ValidationError
 
-from providers import validation
+from providers import privacy_rules, validation
 from providers.catalog import CATALOG
 from providers.config import (
     ConfigDocument,
@@ -68,11 +68,8 @@ def compile_document() -> ConfigDocument:
         providers=tuple(_provider(row) for row in rows.prefetch_related("credentials")),
         routes=tuple(_route(row) for row in Route.objects.order_by("id")),
         policies=tuple(_policy(row) for row in RoutingPolicy.objects.order_by("position", "id")),
-        patterns=tuple(
-            PatternDoc(**{name: getattr(row, name) for name in _PATTERN_FIELDS})
-            for row in DataPattern.objects.order_by("id")
-        ),
-        privacy=tuple(_privacy(row) for row in PrivacyPolicy.objects.order_by("id")),
+        patterns=tuple(pattern_doc(row) for row in DataPattern.objects.order_by("id")),
+        privacy=tuple(privacy_doc(row) for row in PrivacyPolicy.objects.order_by("id")),
     )
 
 
@@ -83,7 +80,13 @@ def _settings(row: GatewaySettings) -> SettingsDoc:
     )
 
 
-def _privacy(row: PrivacyPolicy) -> PrivacyDoc:
+def pattern_doc(row: DataPattern) -> PatternDoc:
+    """A pattern as the document has it."""
+    return PatternDoc(**{name: getattr(row, name) for name in _PATTERN_FIELDS})
+
+
+def privacy_doc(row: PrivacyPolicy) -> PrivacyDoc:
+    """A privacy policy as the document has it."""
     values = {name: getattr(row, name) for name in _PRIVACY_FIELDS}
     return PrivacyDoc(**values, disabled=validation.split(row.disabled))
 
@@ -145,8 +148,15 @@ def problems(document: ConfigDocument) -> list[Problem]:
         found.extend(_check(row, "fallbacks", validation.model_names, ",".join(policy.fallbacks)))
         if policy.strategy not in Strategy.values:
             found.append(Problem(row, "strategy", f"choose one of {', '.join(Strategy.values)}."))
-    for what, rows in (("Provider", document.providers), ("Route", document.routes), ("Policy", document.policies)):
+    for what, rows in (
+        ("Provider", document.providers),
+        ("Route", document.routes),
+        ("Policy", document.policies),
+        ("Data pattern", document.patterns),
+        ("Privacy policy", document.privacy),
+    ):
         found.extend(_doubles(what, (row.name for row in rows)))
+    found.extend(Problem(*told) for told in privacy_rules.problems(document))
     return found
 
 
@@ -188,6 +198,7 @@ def _provider_problems(provider: ProviderDoc) -> Iterator[Problem]:
         yield Problem(row, "address class", "save the provider again so that its address is looked up.")
     elif stored.startswith("unix:") != (provider.address_class == AddressClass.UNIX):
         yield Problem(row, "address class", "save the provider again: its address class does not fit its URL.")
+    yield from _limit_problems(row, provider)
     yield from _check(row, "private CA", validation.certificates, provider.ca_pem)
     yield from _check(row, "certificate pins", validation.pins, ",".join(provider.pins))
     for field, value in (("certificate pins", provider.pins), ("client certificate", provider.client_certificate)):
@@ -207,10 +218,19 @@ def _route_problems(route: RouteDoc, providers: set[int]) -> Iterator[Problem]:
         yield Problem(row, "on disconnect", f"choose one of {', '.join(DisconnectPolicy.values)}.")
     if route.disconnect_cap < 1:
         yield Problem(row, "tokens read on", "enter a number above zero.")
+    yield from _limit_problems(row, route)
     for name in ("connect_timeout_s", "first_byte_timeout_s", "gap_timeout_s", "total_timeout_s", "output_cap"):
         value = getattr(route, name)
         if value is not None and not (math.isfinite(value) and value > 0):
             yield Problem(row, name, "enter a number above zero or leave it blank.")
+
+
+def _limit_problems(row: str, limited: ProviderDoc | RouteDoc) -> Iterator[Problem]:
+    for name in ("requests_per_minute", "tokens_per_minute", "concurrent_requests"):
+        value = getattr(limited, name)
+        if value is not None and not 1 <= value <= validation.RATE_LIMIT:
+            remedy = f"enter a number from 1 to {validation.RATE_LIMIT:,} or leave it blank."
+            yield Problem(row, name.replace("_", " "), remedy)
 
 
 def _check(row: str, field: str, check: object, value: str) -> Iterator[Problem]:

@@ -13,9 +13,19 @@ from typing import Any
 from django.db import models
 
 from providers import validation
-from providers.models import ClientCertificate, GatewaySettings, ModelCard, Provider, Route, RoutingPolicy
+from providers.models import (
+    ClientCertificate,
+    DataPattern,
+    GatewaySettings,
+    ModelCard,
+    PrivacyPolicy,
+    Provider,
+    Route,
+    RoutingPolicy,
+)
 
-PROVIDER_FIELDS = ("name", "kind", "base_url", "ca_pem", "pins", "enabled", "note")
+LIMIT_FIELDS = ("requests_per_minute", "tokens_per_minute", "concurrent_requests")
+PROVIDER_FIELDS = ("name", "kind", "base_url", "ca_pem", "pins", *LIMIT_FIELDS, "enabled", "note")
 CLIENT_CHAIN, CLIENT_KEY = "client_certificate", "client_key"
 CREDENTIAL_FIELDS = ("name", "enabled")
 ROUTE_FIELDS = (
@@ -35,29 +45,43 @@ ROUTE_FIELDS = (
     "on_disconnect",
     "disconnect_cap",
     "duplicates_allowed",
+    *LIMIT_FIELDS,
+    "cache_s",
     "enabled",
 )
 POLICY_FIELDS = ("name", "pattern", "strategy", "fallbacks", "tags", "position", "enabled")
 CARD_FIELDS = (
     *("pattern", "display_name", "context_tokens", "max_output_tokens", "min_bytes_per_token", "capabilities", "note"),
 )
-SETTINGS_FIELDS = tuple(field.name for field in GatewaySettings._meta.concrete_fields if not field.primary_key)
-LISTS = frozenset(
-    {"pins", "tags", "capabilities", "fallbacks", "cors_origins"}
-)  # stored comma-separated, written as arrays
+PATTERN_FIELDS = ("name", "source", "level", "ignore_case", "enabled", "note")
+PRIVACY_FIELDS = (
+    *("name", "default_level", "internal", "confidential", "restricted", "disabled", "redact_local"),
+    *("scan_tool_results", "scan_answers", "answer_level", "answer_action", "note"),
+)
+PRIVACY = "privacy_policy"  # of settings and teams: its name, "" = none
+SETTINGS_FIELDS = tuple(
+    field.name for field in GatewaySettings._meta.concrete_fields if not field.primary_key and field.name != PRIVACY
+)
+# Stored comma-separated, written as arrays.
+LISTS = frozenset({"pins", "tags", "capabilities", "fallbacks", "cors_origins", "disabled"})
 
 
 def tables() -> dict[str, Any]:
-    """All configuration rows: {"settings": {…}, "provider": […], "route": […], "policy": […], "card": […]}."""
+    """All configuration rows: {"settings": {…}, "provider": […], "route": […], "policy": […], …, "card": […]}."""
     row = GatewaySettings.objects.filter(pk=1).first() or GatewaySettings(pk=1)
     names: set[str] = set()
     providers = Provider.objects.order_by("name").select_related("client_certificate").prefetch_related("credentials")
     routes = Route.objects.order_by("name").select_related("provider")
     return {
-        "settings": {name: _plain(row, name) for name in SETTINGS_FIELDS},
+        "settings": {
+            **{name: _plain(row, name) for name in SETTINGS_FIELDS},
+            PRIVACY: row.privacy_policy.name if row.privacy_policy is not None else "",
+        },
         "provider": [_provider(each, names) for each in providers],
         "route": [{**_values(each, ROUTE_FIELDS), "provider": each.provider.name} for each in routes],
         "policy": [_values(each, POLICY_FIELDS) for each in RoutingPolicy.objects.order_by("position", "id")],
+        "data_pattern": [_values(each, PATTERN_FIELDS) for each in DataPattern.objects.order_by("name")],
+        "privacy_policy": [_values(each, PRIVACY_FIELDS) for each in PrivacyPolicy.objects.order_by("name")],
         "card": [_values(each, CARD_FIELDS) for each in ModelCard.objects.order_by("pattern")],
     }
 

@@ -12,6 +12,7 @@ from django.core.exceptions import ValidationError
 from audit.generics import RowForm
 from providers import services, validation
 from providers.catalog import CATALOG
+from providers.exporting import LIMIT_FIELDS
 from providers.models import ClientCertificate, Credential, GatewaySettings, Provider, Route
 
 PATTERN_HELP = (
@@ -60,7 +61,7 @@ class ProviderForm(RowForm[Provider]):
 
     class Meta:
         model = Provider
-        fields = ("name", "kind", "base_url", "ca_pem", "pins", "enabled", "note")
+        fields = ("name", "kind", "base_url", "ca_pem", "pins", *LIMIT_FIELDS, "enabled", "note")
         widgets = {"ca_pem": PemArea, "pins": forms.Textarea({"rows": 3, "class": "vLargeTextField hoosh-mono"})}
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -186,6 +187,8 @@ class RouteForm(RowForm[Route]):
             "on_disconnect",
             "disconnect_cap",
             "duplicates_allowed",
+            *LIMIT_FIELDS,
+            "cache_s",
         )
         help_texts = {"pattern": PATTERN_HELP}
 

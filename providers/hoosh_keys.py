@@ -36,25 +36,20 @@ SECTIONS: Mapping[str, frozenset[str]] = MappingProxyType(
 )
 
 _ENVIRONMENT = "set it in the environment: {}."
-_CACHE = "answers are not cached yet."
+_CACHE = "kept answers are bounded by memory; the gateway settings say how much."
+_WARMING = "no questions are asked ahead."
 _CONTEXT = "conversations are not shortened yet."
 _RETRY = "a failed call goes on to the next route; the gateway settings say how many calls a request may take."
 _HARDWARE = "routes are not placed by hardware yet."
-_LIMIT = "rate limits are not available yet."
 _CLIENT_CERTIFICATE = "enter the certificate and its key on the provider's page."
 _AUDIT = "every change is recorded; a signed log with its own key is not available yet."
-_DLP = "contents are not inspected yet."
-_SEMANTIC = "there is no semantic cache yet."
+_SEMANTIC = "only equal requests get kept answers, not similar ones."
 
 UNSUPPORTED: Mapping[str, str] = MappingProxyType(
     {
         "server.bind": _ENVIRONMENT.format("HOOSH_BIND"),
         "server.port": _ENVIRONMENT.format("PORT"),
         "cache.max_entries": _CACHE,
-        "cache.ttl_secs": _CACHE,
-        "cache.enabled": _CACHE,
-        "providers.rate_limit_rpm": _LIMIT,
-        "providers.rate_limit": _LIMIT,
         "providers.client_cert": _CLIENT_CERTIFICATE,
         "providers.client_key": _CLIENT_CERTIFICATE,
         "audit.enabled": _AUDIT,
@@ -77,18 +72,13 @@ UNSUPPORTED: Mapping[str, str] = MappingProxyType(
         "tts.url": "speech synthesis is not available yet.",
         "storage.path": "data lives in the databases; the environment says where: HOOSH_DATA_DIR or DATABASE_URL.",
         "logging.level": _ENVIRONMENT.format("HOOSH_LOG_LEVEL"),
-        "dlp.enabled": _DLP,
-        "dlp.default_level": _DLP,
-        "dlp_pattern.name": _DLP,
-        "dlp_pattern.pattern": _DLP,
-        "dlp_pattern.level": _DLP,
         "semantic_cache.enabled": _SEMANTIC,
         "semantic_cache.threshold": _SEMANTIC,
         "semantic_cache.embedding_model": _SEMANTIC,
         "semantic_cache.max_search": _SEMANTIC,
         "compression.enabled": "prompts are not compressed yet.",
-        "warming.model": _CACHE,
-        "warming.prompt": _CACHE,
+        "warming.model": _WARMING,
+        "warming.prompt": _WARMING,
     }
 )
 

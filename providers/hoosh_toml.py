@@ -15,9 +15,14 @@ from typing import Any, Final
 
 from providers.catalog import CATALOG
 from providers.hoosh_keys import KINDS, SECTIONS, STRATEGIES, UNSUPPORTED
+from providers.privacy.about import ABOUT
+from providers.privacy.patterns import LEVELS
 
 MAX_FILE_BYTES = 4 * 1024 * 1024
 DEFAULT_PRIORITY = 10
+PRIVACY_NAME = "hoosh"  # of the privacy policy that does what hoosh's scanner does
+DEFAULT_CACHE_S, MAX_CACHE_S = 300, 7 * 86_400
+RATE_LIMIT = 10**9
 MAX_DEPTH = 32  # tables within tables; the formats here need three
 _VARIABLE = re.compile(r"\$(?:([A-Za-z_][A-Za-z0-9_]*)|\{([A-Za-z_][A-Za-z0-9_]*)\})")
 
@@ -60,6 +65,7 @@ class PlanRoute:
     priority: int
     output_cap: int | None
     enabled: bool
+    cache_s: int | None = None  # how long answers are kept; None = the file does not say
 
 
 @dataclass(slots=True)
@@ -72,6 +78,7 @@ class PlanProvider:
     secret: PlanSecret | None
     ca_files: tuple[str, ...] = ()
     enabled: bool = True
+    requests_per_minute: int | None = None  # None = no limit
     routes: list[PlanRoute] = field(default_factory=list)
 
 
@@ -91,6 +98,8 @@ class Plan:
     pools: list[PlanPool] = field(default_factory=list)
     tokens: list[PlanSecret] = field(default_factory=list)
     tokens_known: bool = True  # False: the variable of one is not set, so `tokens` may lack some that are in use
+    patterns: list[dict[str, Any]] = field(default_factory=list)  # of each: DataPattern field -> value
+    privacy: dict[str, Any] = field(default_factory=dict)  # PrivacyPolicy field -> value; empty = there is none
     settings: dict[str, Any] = field(default_factory=dict)  # GatewaySettings field -> value
     unsupported: list[Finding] = field(default_factory=list)
     unknown: list[str] = field(default_factory=list)
@@ -156,6 +165,7 @@ class _Reader:
     def __init__(self, environ: Mapping[str, str]) -> None:
         self._environ = environ
         self._plan = Plan()
+        self._cache_s: int | None = None
 
     def read(self, tables: Mapping[str, Any]) -> Plan:
         """The whole file."""
@@ -168,12 +178,55 @@ class _Reader:
                 self._plan.unknown.extend(f"{where}.{key}" for key in table if key not in known)
                 self._list_unsupported(section, where, table)
         self._server(self._first(tables, "server"))
+        self._cache(self._first(tables, "cache"))
         for where, table in self._tables("providers", tables.get("providers", [])):
             self._provider(where, table)
         for where, table in self._tables("budgets", tables.get("budgets", [])):
             self._pool(where, table)
         self._tokens(self._first(tables, "auth"))
+        self._privacy(tables)
         return self._plan
+
+    def _privacy(self, tables: Mapping[str, Any]) -> None:
+        """A policy that does what hoosh does at each level, if its scanner is on, and the patterns of the file."""
+        dlp = self._first(tables, "dlp")
+        patterns = list(self._tables("dlp_pattern", tables.get("dlp_pattern", [])))
+        level = self._level("dlp", dlp, "default_level", default="public")
+        if not self._boolean("dlp", dlp, "enabled", default=False):
+            why = "dlp.enabled is not true, so nothing is looked for."
+            found = [(f"{where}.pattern", table["pattern"]) for where, table in patterns if "pattern" in table]
+            self._plan.unsupported += [Finding(place, _shown(pattern), why) for place, pattern in found]
+            return
+        self._plan.privacy = {"name": PRIVACY_NAME, "default_level": level}
+        names = set(ABOUT)
+        for where, table in patterns:
+            self._pattern_of_dlp(where, table, names)
+
+    def _pattern_of_dlp(self, where: str, table: Mapping[str, Any], names: set[str]) -> None:
+        text = self._text(where, table, "pattern") or ""
+        level = self._level(where, table, "level", default="confidential")
+        name = self._text(where, table, "name") or "custom"
+        if not text or level == "public":
+            why = "it is empty." if not text else "what is public is not looked for."
+            self._plan.unsupported.append(Finding(f"{where}.pattern", _shown(text), why))
+            return
+        stem = re.sub(r"[^a-z0-9_.:-]+", "-", name.lower()).strip("_.:-")[:28].rstrip("_.:-") or "custom"
+        label, number = stem, 1
+        while label in names:
+            number += 1
+            label = f"{stem}-{number}"
+        names.add(label)
+        self._plan.patterns.append({"name": label, "source": re.escape(text), "level": level, "ignore_case": True})
+
+    def _level(self, where: str, table: Mapping[str, Any], key: str, *, default: str) -> str:
+        written = self._text(where, table, key)
+        if written is None:
+            return default
+        if (level := _squeeze(written)) in LEVELS:
+            return level
+        why = f"it is not a level; {default} is used."
+        self._plan.unsupported.append(Finding(f"{where}.{key}", _shown(written), why))
+        return default
 
     def _tables(self, section: str, value: object) -> Iterator[tuple[str, Mapping[str, Any]]]:
         """The tables of a section, written `[section]` or `[[section]]`, each with its place in the file."""
@@ -210,6 +263,22 @@ class _Reader:
         if interval is not None:
             self._plan.settings["probe_interval_s"] = float(interval)
 
+    def _cache(self, table: Mapping[str, Any]) -> None:
+        """How long every route of the file keeps answers. Without `ttl_secs` it is what hoosh took, 300 s."""
+        if not table:
+            return
+        enabled = self._boolean("cache", table, "enabled", default=True)
+        asked = self._integer("cache", table, "ttl_secs", least=-(2**31), most=2**31 - 1)
+        seconds = DEFAULT_CACHE_S if asked is None else asked
+        self._cache_s = min(max(0, seconds), MAX_CACHE_S) if enabled else 0
+        if enabled and seconds <= 0:
+            why = "hoosh's generations mean opposite things by it; no answers are kept."
+            self._plan.unsupported.append(Finding("cache.ttl_secs", _shown(seconds), why))
+        elif enabled and seconds > MAX_CACHE_S:
+            self._plan.unsupported.append(
+                Finding("cache.ttl_secs", _shown(seconds), "answers are kept a week at most.")
+            )
+
     def _provider(self, where: str, table: Mapping[str, Any]) -> None:
         plan = self._plan
         written = self._text(where, table, "type")
@@ -228,17 +297,27 @@ class _Reader:
         secret = self._secret(where, table, "api_key")
         entry = PlanProvider(where, kind, base_url, secret, self._texts(where, table, "tls_pinned_certs"))
         entry = self._same_provider(entry) or entry
+        self._limit(where, table, entry)
         enabled = self._boolean(where, table, "enabled", default=True)
         priority = self._integer(where, table, "priority", least=-(10**6), most=10**6)
         cap = self._integer(where, table, "max_tokens_limit", least=0, most=2**31 - 1)
         patterns = self._texts(where, table, "models") or ("*",)
         entry.routes += [
-            PlanRoute(pattern, DEFAULT_PRIORITY if priority is None else priority, cap or None, enabled)
+            PlanRoute(pattern, DEFAULT_PRIORITY if priority is None else priority, cap or None, enabled, self._cache_s)
             for pattern in dict.fromkeys(self._pattern(where, pattern) for pattern in patterns)
         ]
         entry.enabled = any(route.enabled for route in entry.routes)
         if not any(entry is known for known in plan.providers):
             plan.providers.append(entry)
+
+    def _limit(self, where: str, table: Mapping[str, Any], entry: PlanProvider) -> None:
+        """The lowest of what the entries of a provider say, by either generation's name; 0 = none."""
+        names = ("rate_limit_rpm", "rate_limit")
+        found = [self._integer(where, table, name, least=0, most=RATE_LIMIT) or 0 for name in names]
+        for limit in filter(None, found):
+            if entry.requests_per_minute not in (None, limit):
+                self._plan.warnings.append(f"{where}: its provider has several rate limits; the lowest counts.")
+            entry.requests_per_minute = min(limit, entry.requests_per_minute or limit)
 
     def _same_provider(self, entry: PlanProvider) -> PlanProvider | None:
         def key(each: PlanProvider) -> tuple[object, ...]:

@@ -14,17 +14,27 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from django.core.exceptions import ValidationError
-from django.db import models
+from django.db import models, transaction
 
-from providers import certificates, sequences, services, validation
+from providers import certificates, exporting, sequences, services, validation
 from providers.catalog import CATALOG
-from providers.models import AddressClass, ClientCertificate, Credential, ModelCard, Provider, Route, RoutingPolicy
+from providers.models import (
+    AddressClass,
+    ClientCertificate,
+    Credential,
+    DataPattern,
+    ModelCard,
+    PrivacyPolicy,
+    Provider,
+    Route,
+    RoutingPolicy,
+)
 from providers.vault import VaultError
 from providers.wanted import IMPORTED_CREDENTIAL, ImportRefusedError, Wanted, WantedClient, WantedProvider, WantedRoute
 
 OWNER = "import"
 _MAX_PEM_BYTES = 1024 * 1024
-Row = TypeVar("Row", Provider, Route, RoutingPolicy, ModelCard)
+Row = TypeVar("Row", Provider, Route, RoutingPolicy, ModelCard, DataPattern, PrivacyPolicy)
 
 
 @dataclass(slots=True)
@@ -105,6 +115,33 @@ def apply(wanted: Wanted, *, actor: str, adopt: bool = False) -> Outcome:
         raise ImportRefusedError(reasons) from exc
 
 
+def retire_privacy(wanted: Wanted, outcome: Outcome, *, actor: str) -> None:
+    """Remove the policies and patterns an import made that the file no longer names; behind everything that names some.
+
+    The gateway's own is taken back first. One that an operator's rows still name is left, and reported.
+    """
+    policies = {values.get("name") for values in wanted.privacy}
+    patterns = {values.get("name") for values in wanted.patterns}
+    settings = services.gateway_settings()
+    for policy in PrivacyPolicy.objects.filter(managed_by=OWNER).exclude(name__in=policies):
+        if settings.privacy_policy_id == policy.pk:
+            settings.privacy_policy = None
+            services.save_settings(settings, actor=actor)
+            outcome.changes.append(f"gateway settings “{exporting.PRIVACY}” changed")
+        _retire("privacy policy", policy, services.delete_privacy_policy, outcome, actor)
+    for pattern in DataPattern.objects.filter(managed_by=OWNER).exclude(name__in=patterns):
+        _retire("data pattern", pattern, services.delete_data_pattern, outcome, actor)
+
+
+def _retire(what: str, row: models.Model, delete: Any, outcome: Outcome, actor: str) -> None:
+    try:
+        with transaction.atomic():
+            delete(row, actor=actor)
+        outcome.changes.append(f"{what} “{row}” removed")
+    except ValidationError as exc:
+        outcome.warnings.append(f"The {what} “{row}” stays. {' '.join(exc.messages)}")
+
+
 class _RefusedHereError(Exception):
     def __init__(self, origin: str, error: ValidationError) -> None:
         super().__init__(origin)
@@ -146,7 +183,10 @@ class _Applier:
                 self._route(route, found, provider)
         self._named(RoutingPolicy, "name", wanted.policies, "policy", services.save_policy, services.delete_policy)
         self._named(ModelCard, "pattern", wanted.cards, "card", services.save_card, services.delete_card)
-        self._settings(wanted.settings)
+        # Of these none is removed here: what names them may be changed only later (`retire_privacy`).
+        self._written(DataPattern, "name", wanted.patterns, "data pattern", services.save_data_pattern)
+        self._written(PrivacyPolicy, "name", wanted.privacy, "privacy policy", services.save_privacy_policy)
+        self._settings(wanted.settings, wanted.privacy_policy)
         return self._outcome
 
     # Which row is meant
@@ -258,14 +298,24 @@ class _Applier:
             if row.managed_by == OWNER and name not in names:
                 delete(row, actor=self._actor)
                 self._done(what, str(row), "removed")
+        self._written(model, key, wanted, what, save)
+
+    def _written(self, model: type[Row], key: str, wanted: list[dict[str, Any]], what: str, save: Any) -> None:
+        rows = {getattr(row, key): row for row in model._default_manager.all()}
         for values in wanted:
             known = rows.get(values.get(key))
             row = model(managed_by=OWNER) if known is None else known
             if known is None or self._is_mine(known, what):
                 self._save(f"{what} “{values.get(key, '')}”", what, row, values, save)
 
-    def _settings(self, values: Mapping[str, Any]) -> None:
+    def _settings(self, values: Mapping[str, Any], policy: str | None) -> None:
         row = services.gateway_settings()
+        if policy is not None:
+            found = PrivacyPolicy.objects.filter(name=policy).first()
+            if policy and found is None:
+                error = ValidationError({exporting.PRIVACY: f"There is no privacy policy named “{policy}”."})
+                raise _RefusedHereError("settings", error)
+            values = {**values, exporting.PRIVACY: found}
         changed = [name for name, value in values.items() if getattr(row, name) != value]
         for name in changed:
             setattr(row, name, values[name])

@@ -14,12 +14,18 @@ from django.db import models
 
 from providers import validation
 from providers.catalog import CATALOG, KIND_CHOICES
+from providers.privacy.about import ABOUT
+from providers.privacy.patterns import compile_error
 
 
-def limit(label: str, help_text: str = "") -> Any:
-    """A limit of requests; blank = none. Also for the rows of `budgets.models`."""
+def limit(label: str) -> Any:
+    """A limit of requests or tokens; blank = none."""
     return models.PositiveIntegerField(
-        label, null=True, blank=True, validators=(MinValueValidator(1),), help_text=help_text or "Blank = no limit."
+        label,
+        null=True,
+        blank=True,
+        validators=(MinValueValidator(1), MaxValueValidator(validation.RATE_LIMIT)),
+        help_text="Blank = no limit.",
     )
 
 
@@ -425,6 +431,13 @@ class DataPattern(models.Model):
     def __str__(self) -> str:
         return self.name
 
+    def clean(self) -> None:
+        """Refuse a name of a built-in pattern, and an expression that cannot be used, in RE2's words."""
+        if self.name in ABOUT:
+            raise ValidationError({"name": "A built-in pattern has this name."})
+        if reason := compile_error(self.source):
+            raise ValidationError({"source": reason})
+
 
 class PrivacyPolicy(models.Model):
     """What of a team's requests may leave, and how."""
@@ -465,6 +478,12 @@ class PrivacyPolicy(models.Model):
 
     def __str__(self) -> str:
         return self.name
+
+    def clean(self) -> None:
+        """Refuse to switch off what there is not: a misspelt name would leave its pattern on."""
+        known = {*ABOUT, *DataPattern.objects.values_list("name", flat=True)}
+        if unknown := [name for name in validation.split(self.disabled) if name not in known]:
+            raise ValidationError({"disabled": f"There is no pattern named {', '.join(unknown)}."})
 
 
 class GatewaySettings(models.Model):

@@ -62,6 +62,7 @@ class Decision(msgspec.Struct, frozen=True):
 
     steps: tuple[Step, ...]
     shape: Shape
+    plan: Plan
 
 
 class RouteTable:
@@ -197,7 +198,7 @@ class RouteTable:
             if len(plan.shapes) >= SHAPES_MAX:
                 plan.shapes.clear()
             shape = plan.shapes[moving] = self._shape(plan, order, shown, reasons, privacy)
-        return Decision(steps=tuple([plan.steps[i] for i in order]), shape=shape)
+        return Decision(steps=tuple([plan.steps[i] for i in order]), shape=shape, plan=plan)
 
     @staticmethod
     def _order(

@@ -12,8 +12,9 @@ from collections.abc import Iterable
 from typing import TypeVar
 
 from django.conf import settings
-from django.core.exceptions import ValidationError
+from django.core.exceptions import NON_FIELD_ERRORS, ValidationError
 from django.db import models, transaction
+from django.db.models import ProtectedError
 from django.utils import timezone
 
 from audit.changes import changed_fields, recordable
@@ -24,8 +25,10 @@ from providers.models import (
     AddressClass,
     ClientCertificate,
     Credential,
+    DataPattern,
     GatewaySettings,
     ModelCard,
+    PrivacyPolicy,
     Provider,
     Route,
     RoutingPolicy,
@@ -210,7 +213,7 @@ def check_secret(secret: str) -> None:
         )
 
 
-# Routes, policies, cards, settings
+# Routes, policies, privacy, cards, settings
 
 
 def save_route(route: Route, *, actor: str) -> Route:
@@ -235,6 +238,53 @@ def save_policy(policy: RoutingPolicy, *, actor: str) -> RoutingPolicy:
 def delete_policy(policy: RoutingPolicy, *, actor: str) -> None:
     """Delete a routing policy."""
     _delete(policy, "policy", actor)
+
+
+def save_privacy_policy(policy: PrivacyPolicy, *, actor: str) -> PrivacyPolicy:
+    """Create or change a privacy policy."""
+    before = _stored(policy)
+    policy.disabled = ",".join(validation.split(policy.disabled))
+    _clean(policy)
+    return _write(policy, before, "privacy_policy", actor)
+
+
+def delete_privacy_policy(policy: PrivacyPolicy, *, actor: str) -> None:
+    """Delete a privacy policy. `ValidationError` while a team or the gateway settings name it."""
+    try:
+        with transaction.atomic():
+            _delete(policy, "privacy_policy", actor)
+    except ProtectedError as exc:
+        raise ValidationError(
+            f"The privacy policy “{policy}” is a team's or the gateway's. Choose another there first."
+        ) from exc
+
+
+def save_data_pattern(pattern: DataPattern, *, actor: str) -> DataPattern:
+    """Create or change a pattern. `ValidationError` for an expression that cannot be used, and for a new name while
+    policies switch the pattern off under its old one."""
+    before = _stored(pattern)
+    _clean(pattern)
+    if before is not None and before.name != pattern.name:
+        _refuse_switched_off(before, "name")
+    return _write(pattern, before, "data_pattern", actor)
+
+
+def delete_data_pattern(pattern: DataPattern, *, actor: str) -> None:
+    """Delete a pattern. `ValidationError` while policies switch it off."""
+    _refuse_switched_off(pattern)
+    _delete(pattern, "data_pattern", actor)
+
+
+def _refuse_switched_off(pattern: DataPattern, field: str = NON_FIELD_ERRORS) -> None:
+    names = [
+        policy.name
+        for policy in PrivacyPolicy.objects.filter(disabled__contains=pattern.name).order_by("name")
+        if pattern.name in validation.split(policy.disabled)
+    ]
+    if names:
+        raise ValidationError(
+            {field: f"Privacy policies switch “{pattern.name}” off: {', '.join(names)}. Take it out there first."}
+        )
 
 
 def save_card(card: ModelCard, *, actor: str) -> ModelCard:

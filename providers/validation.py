@@ -25,6 +25,7 @@ _HOST = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]*[A-Za-z0-9_])?\.?")
 _SCHEMES = ("http", "https", "unix")
 DEMO_URL = "demo://local"
 PINS_MAX = 16
+RATE_LIMIT = 10**9  # requests or tokens per minute, requests at once: as far as the workers' counters go
 
 
 def split(text: str) -> tuple[str, ...]:

@@ -14,7 +14,16 @@ from django.db import models
 
 from providers import exporting
 from providers.hoosh_toml import Plan, PlanProvider
-from providers.models import Credential, GatewaySettings, ModelCard, Provider, Route, RoutingPolicy
+from providers.models import (
+    Credential,
+    DataPattern,
+    GatewaySettings,
+    ModelCard,
+    PrivacyPolicy,
+    Provider,
+    Route,
+    RoutingPolicy,
+)
 
 _BESIDE_PROVIDER = ("credential", exporting.CLIENT_CHAIN, exporting.CLIENT_KEY)
 IMPORTED_CREDENTIAL = "imported"  # the name of the one credential a hoosh entry can have
@@ -68,10 +77,16 @@ class WantedProvider:
 
 @dataclass(slots=True)
 class Wanted:
-    """Everything a file asks of this application."""
+    """Everything a file asks of this application.
+
+    `privacy_policy` is the name of the gateway's own ("" = none); None where the file does not say.
+    """
 
     providers: list[WantedProvider] = field(default_factory=list)
     policies: list[dict[str, Any]] = field(default_factory=list)
+    patterns: list[dict[str, Any]] = field(default_factory=list)
+    privacy: list[dict[str, Any]] = field(default_factory=list)
+    privacy_policy: str | None = None
     cards: list[dict[str, Any]] = field(default_factory=list)
     settings: dict[str, Any] = field(default_factory=dict)
 
@@ -80,7 +95,13 @@ def from_plan(plan: Plan) -> Wanted:
     """What a hoosh file asks for. Raises `ImportRefusedError` when the plan has errors."""
     if plan.errors:
         raise ImportRefusedError(plan.errors)
-    return Wanted(providers=[_from_plan(entry) for entry in plan.providers], settings=dict(plan.settings))
+    return Wanted(
+        providers=[_from_plan(entry) for entry in plan.providers],
+        patterns=[dict(pattern) for pattern in plan.patterns],
+        privacy=[dict(plan.privacy)] if plan.privacy else [],
+        privacy_policy=plan.privacy["name"] if plan.privacy else None,
+        settings=dict(plan.settings),
+    )
 
 
 def _from_plan(entry: PlanProvider) -> WantedProvider:
@@ -92,11 +113,18 @@ def _from_plan(entry: PlanProvider) -> WantedProvider:
                 "priority": route.priority,
                 "output_cap": route.output_cap,
                 "enabled": route.enabled,
+                **({} if route.cache_s is None else {"cache_s": route.cache_s}),
             },
         )
         for route in entry.routes
     ]
-    values = {"kind": entry.kind, "base_url": entry.base_url, "enabled": entry.enabled, "ca_pem": ""}
+    values = {
+        "kind": entry.kind,
+        "base_url": entry.base_url,
+        "enabled": entry.enabled,
+        "ca_pem": "",
+        "requests_per_minute": entry.requests_per_minute,
+    }
     credentials = [WantedCredential(IMPORTED_CREDENTIAL, entry.secret.text)] if entry.secret else []
     return WantedProvider(entry.origin, values, credentials, routes, entry.ca_files)
 
@@ -143,13 +171,18 @@ class _Tables:
                 provider.routes.append(WantedRoute(where, values))
         for key, model, fields, into in (
             ("policy", RoutingPolicy, exporting.POLICY_FIELDS, wanted.policies),
+            ("data_pattern", DataPattern, exporting.PATTERN_FIELDS, wanted.patterns),
+            ("privacy_policy", PrivacyPolicy, exporting.PRIVACY_FIELDS, wanted.privacy),
             ("card", ModelCard, exporting.CARD_FIELDS, wanted.cards),
         ):
             into += [self._values(where, table, model, fields) for where, table in self._list(tables, key)]
         settings = tables.get("settings", {})
         if isinstance(settings, Mapping):
-            names = exporting.SETTINGS_FIELDS
-            wanted.settings = self._values("settings", settings, GatewaySettings, names, complete=False)
+            names, besides = exporting.SETTINGS_FIELDS, (exporting.PRIVACY,)
+            wanted.settings = self._values("settings", settings, GatewaySettings, names, besides, complete=False)
+            wanted.privacy_policy = settings.get(exporting.PRIVACY)
+            if wanted.privacy_policy is not None and not isinstance(wanted.privacy_policy, str):
+                self.reasons.append(f"settings.{exporting.PRIVACY} must be the name of a policy.")
         else:
             self.reasons.append("settings must be one table, [settings].")
         return wanted

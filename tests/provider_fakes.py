@@ -19,6 +19,8 @@ Words in the user's prompt change that; those that make it fail may stand in the
     THINK     reasoning before the text, where the request asked to see it, signed or encrypted as the API does;
               3 of the 7 tokens
     BOTH      two tool calls, for Paris and for Rome
+    ECHO      the answer, or the argument of its call, is the prompt itself, five characters at a time
+    LEAK      the same with `LEAKED`, and more text behind it
     LENGTH    ends at the output limit                FILTER    ends as filtered
     FAIL429   too many requests, wait 7 s             FAIL500   the provider failed
     FAILAUTH  the credential is refused               FAILBAD   the request is refused

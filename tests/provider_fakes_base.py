@@ -19,6 +19,7 @@ LOOK = ("Let me look.",)
 THOUGHT = ("Let me ", "think.")
 TOOL, CITIES = "get_weather", ("Paris", "Rome")
 ARGUMENTS = {"city": CITIES[0]}
+LEAKED = "4111 1111 1111 1111"  # the number of a test card
 WEATHER = "Sunny, 21 degrees."  # what the tests answer the tool call with
 
 INPUT, CACHED, OUTPUT, REASONING = 11, 4, 7, 3  # tokens of every answer; reasoning only where there was some
@@ -102,6 +103,8 @@ class Talk:
         """The arguments of each call the answer ends with."""
         if not self.calls:
             return []
+        if "ECHO" in self.prompt or "LEAK" in self.prompt:
+            return [{"city": self.prompt if "ECHO" in self.prompt else LEAKED}]
         return [{"city": city} for city in (CITIES if "BOTH" in self.prompt else CITIES[:1])]
 
     @property
@@ -114,7 +117,11 @@ class Talk:
     @property
     def pieces(self) -> tuple[str, ...]:
         """The text of the answer, as it is streamed."""
-        return LOOK if self.calls else SUNNY if self.result else HELLO
+        told = LOOK if self.calls else SUNNY if self.result else HELLO
+        if ("ECHO" in self.prompt or "LEAK" in self.prompt) and told is HELLO:
+            said = self.prompt if "ECHO" in self.prompt else f"So: {LEAKED}. " + "And more. " * 60
+            return tuple(said[at : at + 5] for at in range(0, len(said), 5))
+        return told
 
     @property
     def text(self) -> str:

@@ -16,37 +16,37 @@ class Migration(migrations.Migration):
         migrations.AddField(
             model_name='agent',
             name='concurrent_requests',
-            field=models.PositiveIntegerField(blank=True, help_text='Blank = no limit.', null=True, validators=[django.core.validators.MinValueValidator(1)], verbose_name='requests at once'),
+            field=models.PositiveIntegerField(blank=True, help_text='Blank = no limit.', null=True, validators=[django.core.validators.MinValueValidator(1), django.core.validators.MaxValueValidator(1000000000)], verbose_name='requests at once'),
         ),
         migrations.AddField(
             model_name='agent',
             name='requests_per_minute',
-            field=models.PositiveIntegerField(blank=True, help_text='Blank = no limit.', null=True, validators=[django.core.validators.MinValueValidator(1)], verbose_name='requests per minute'),
+            field=models.PositiveIntegerField(blank=True, help_text='Blank = no limit.', null=True, validators=[django.core.validators.MinValueValidator(1), django.core.validators.MaxValueValidator(1000000000)], verbose_name='requests per minute'),
         ),
         migrations.AddField(
             model_name='agent',
             name='tokens_per_minute',
-            field=models.PositiveIntegerField(blank=True, help_text='Blank = no limit.', null=True, validators=[django.core.validators.MinValueValidator(1)], verbose_name='tokens per minute'),
+            field=models.PositiveIntegerField(blank=True, help_text='Blank = no limit.', null=True, validators=[django.core.validators.MinValueValidator(1), django.core.validators.MaxValueValidator(1000000000)], verbose_name='tokens per minute'),
         ),
         migrations.AddField(
             model_name='apikey',
             name='concurrent_requests',
-            field=models.PositiveIntegerField(blank=True, help_text='Blank = no limit.', null=True, validators=[django.core.validators.MinValueValidator(1)], verbose_name='requests at once'),
+            field=models.PositiveIntegerField(blank=True, help_text='Blank = no limit.', null=True, validators=[django.core.validators.MinValueValidator(1), django.core.validators.MaxValueValidator(1000000000)], verbose_name='requests at once'),
         ),
         migrations.AddField(
             model_name='apikey',
             name='requests_per_minute',
-            field=models.PositiveIntegerField(blank=True, help_text='Blank = no limit.', null=True, validators=[django.core.validators.MinValueValidator(1)], verbose_name='requests per minute'),
+            field=models.PositiveIntegerField(blank=True, help_text='Blank = no limit.', null=True, validators=[django.core.validators.MinValueValidator(1), django.core.validators.MaxValueValidator(1000000000)], verbose_name='requests per minute'),
         ),
         migrations.AddField(
             model_name='apikey',
             name='tokens_per_minute',
-            field=models.PositiveIntegerField(blank=True, help_text='Blank = no limit.', null=True, validators=[django.core.validators.MinValueValidator(1)], verbose_name='tokens per minute'),
+            field=models.PositiveIntegerField(blank=True, help_text='Blank = no limit.', null=True, validators=[django.core.validators.MinValueValidator(1), django.core.validators.MaxValueValidator(1000000000)], verbose_name='tokens per minute'),
         ),
         migrations.AddField(
             model_name='team',
             name='concurrent_requests',
-            field=models.PositiveIntegerField(blank=True, help_text='Blank = no limit.', null=True, validators=[django.core.validators.MinValueValidator(1)], verbose_name='requests at once'),
+            field=models.PositiveIntegerField(blank=True, help_text='Blank = no limit.', null=True, validators=[django.core.validators.MinValueValidator(1), django.core.validators.MaxValueValidator(1000000000)], verbose_name='requests at once'),
         ),
         migrations.AddField(
             model_name='team',
@@ -56,11 +56,11 @@ class Migration(migrations.Migration):
         migrations.AddField(
             model_name='team',
             name='requests_per_minute',
-            field=models.PositiveIntegerField(blank=True, help_text='Blank = no limit.', null=True, validators=[django.core.validators.MinValueValidator(1)], verbose_name='requests per minute'),
+            field=models.PositiveIntegerField(blank=True, help_text='Blank = no limit.', null=True, validators=[django.core.validators.MinValueValidator(1), django.core.validators.MaxValueValidator(1000000000)], verbose_name='requests per minute'),
         ),
         migrations.AddField(
             model_name='team',
             name='tokens_per_minute',
-            field=models.PositiveIntegerField(blank=True, help_text='Blank = no limit.', null=True, validators=[django.core.validators.MinValueValidator(1)], verbose_name='tokens per minute'),
+            field=models.PositiveIntegerField(blank=True, help_text='Blank = no limit.', null=True, validators=[django.core.validators.MinValueValidator(1), django.core.validators.MaxValueValidator(1000000000)], verbose_name='tokens per minute'),
         ),
     ]

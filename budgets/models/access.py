@@ -42,7 +42,11 @@ def _budget(help_text: str) -> Any:
 
 def _limit(label: str) -> Any:
     return models.PositiveIntegerField(
-        label, null=True, blank=True, validators=(MinValueValidator(1),), help_text="Blank = no limit."
+        label,
+        null=True,
+        blank=True,
+        validators=(MinValueValidator(1), MaxValueValidator(validation.RATE_LIMIT)),
+        help_text="Blank = no limit.",
     )
 
 
@@ -239,6 +243,11 @@ class ApiKey(models.Model):
 
     def __str__(self) -> str:
         return f"{self.name} ({self.prefix}…)"
+
+    @property
+    def limits(self) -> tuple[int | None, int | None, int | None]:
+        """Requests per minute, tokens per minute, requests at once; None = no limit."""
+        return self.requests_per_minute, self.tokens_per_minute, self.concurrent_requests
 
 
 _SQLITE_DIGITS = 15

@@ -122,6 +122,7 @@ def request_report(rid: str, caller: Caller) -> dict[str, Any] | None:
         "stream": last.stream,
         "status": last.status,
         "error": last.error or None,
+        "cached": last.attempts == 0 and last.provider_id > 0,
         "tokens": sum(row.tokens for row in rows),
         "cost_usd": format(sum((row.cost_usd for row in rows), Decimal(0)), "f"),
         "config_version": last.config_version,

@@ -125,6 +125,7 @@ class RequestSerializer(serializers.Serializer[None]):
     stream = serializers.BooleanField()
     status = serializers.IntegerField()
     error = serializers.CharField(allow_null=True)
+    cached = serializers.BooleanField(help_text="A kept answer: no provider was called.")
     tokens = serializers.IntegerField()
     cost_usd = serializers.CharField()
     config_version = serializers.IntegerField()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from django.urls import path, re_path
 
-from gateway.api import backends, costs, events, schema, tokens, views
+from gateway.api import backends, cache, costs, events, schema, tokens, views
 
 __all__ = ["schema", "urlpatterns"]  # importing `schema` is what makes the key known to the API's description
 
@@ -27,6 +27,8 @@ urlpatterns = [
     path("v1/models/delete", backends.DeleteView.as_view(), name="models-delete"),
     path("v1/training/status", backends.TrainingView.as_view(), name="training-status"),
     path("v1/catalog/sync", backends.CatalogSyncView.as_view(), name="catalog-sync"),
+    path("v1/cache/stats", cache.CacheStatsView.as_view(), name="cache-stats"),
+    path("v1/cache/purge", cache.CachePurgeView.as_view(), name="cache-purge"),
     path("api/schema/", views.SchemaView.as_view(), name="schema"),
     path("metrics", views.MetricsView.as_view(), name="metrics"),
     re_path(r"^v1(?:/.*)?$", views.UnknownPathView.as_view(), name="unknown"),

@@ -44,6 +44,7 @@ class AnswerCache:
         self.store = Store(max_bytes, entry_max_bytes=entry_max_bytes, on_drop=self._dropped, clock=clock)
         self.flights = Flights()
         self.semantic = semantic
+        self.purges = 0  # how often all was dropped
         self._similar = self._misses = 0
 
     def find(self, key: bytes, control: Control, *, stream: bool) -> Entry | None:
@@ -107,7 +108,12 @@ class AnswerCache:
         return kept
 
     def purge(self, *, tenant: bytes | None = None, matching: Callable[[Entry], bool] | None = None) -> int:
-        """Drop all answers, or a tenant's, or those that match; how many. Calls under way are kept when they end."""
+        """Drop all answers, or a tenant's, or those that match; how many.
+
+        What is under way is kept when it ends, unless who keeps it sees by `purges` that all was dropped meanwhile.
+        """
+        if tenant is None and matching is None:
+            self.purges += 1
         return self.store.purge(tenant=tenant, matching=matching)
 
     def counts(self) -> dict[str, int]:

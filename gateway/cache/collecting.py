@@ -212,7 +212,8 @@ class _Choice:
         if self._text:
             told["text"] = texts.get("text", "")
         else:
-            message: dict[str, Any] = {"role": "assistant", "content": texts.pop("content", None), **texts}
+            message: dict[str, Any] = {"role": "assistant", "content": texts.pop("content", None), "refusal": None}
+            message.update(texts)
             message.update(self._lists)
             if self._extra:
                 message["extra_content"] = self._extra

@@ -189,7 +189,7 @@ def without_hosted_tools(call: Call) -> Call:
     For budgets: what these tools read is input that no bound covers. `call.dropped` names the tools already, as
     `tools.TYPE`. A call that forces such a tool cannot do without (`native_only`).
     """
-    if call.dialect != NAME or not any(name.startswith("tools.") for name in call.dropped):
+    if not call.native or call.dialect != NAME or not any(name.startswith("tools.") for name in call.dropped):
         return call
     doc = msgspec.json.decode(call.native)
     native = _own_tools_only(doc)

@@ -15,11 +15,11 @@ import msgspec
 
 from gateway.privacy.channels import Channel, ChunkRewriter, Name, fields, message_parts
 from gateway.privacy.redaction import label
-from gateway.privacy.scanner import Match, Scanner
-from gateway.privacy.splicing import merged, rewrite
+from gateway.privacy.splicing import rewrite
 from gateway.privacy.texts import Text
-from gateway.privacy.verdict import AnswerAction
 from providers.answers import choices_of, loaded
+from providers.privacy.scanner import Match, Scanner, merged
+from providers.privacy.verdict import AnswerAction
 
 HOLD_BYTES = 256
 RUN_BYTES = 4096

@@ -12,10 +12,10 @@ from collections.abc import Collection, Iterable
 import msgspec
 
 from gateway.privacy.channels import Channel, ChunkRewriter, fields, message_parts
-from gateway.privacy.scanner import Match
 from gateway.privacy.splicing import rewrite
 from gateway.privacy.texts import Text
 from providers.answers import loaded
+from providers.privacy.scanner import Match
 
 NAME_MAX = 40  # characters of a pattern's name in a placeholder
 _PLACEHOLDER = re.compile(r"\[[A-Z][A-Z0-9_]*_[0-9]+\]")

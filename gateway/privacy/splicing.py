@@ -7,9 +7,8 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 
 import msgspec
 
-from gateway.privacy.patterns import RANK
-from gateway.privacy.scanner import Match
 from gateway.privacy.texts import Text
+from providers.privacy.scanner import Match, Span, merged
 
 Replace = Callable[[str, str], str]  # the pattern and what matched: what is written instead
 
@@ -20,25 +19,6 @@ _ESCAPE = re.compile(rb"\\(?:u[0-9a-fA-F]{4}|.)", re.DOTALL)
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder().decode
 _DECODE_ERRORS = (msgspec.MsgspecError, ValueError, RecursionError)
-
-Span = tuple[int, int, str]
-
-
-def merged(matches: Iterable[Match]) -> list[Span]:
-    """Start, end and pattern of the matches of one text: those that overlap are one, named for the gravest."""
-    spans: list[Span] = []
-    best = (0, 0)
-    for match in sorted(matches, key=lambda match: (match.start, -match.end)):
-        grave = (RANK[match.level], match.end - match.start)
-        if spans and match.start < spans[-1][1]:
-            start, end, name = spans[-1]
-            if grave > best:
-                best, name = grave, match.pattern
-            spans[-1] = (start, max(end, match.end), name)
-        else:
-            best = grave
-            spans.append((match.start, match.end, match.pattern))
-    return spans
 
 
 def rewrite(texts: list[Text], matches: Iterable[Match], replace: Replace, names: Collection[str] | None = None) -> int:

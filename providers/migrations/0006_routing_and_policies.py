@@ -65,17 +65,17 @@ class Migration(migrations.Migration):
         migrations.AddField(
             model_name='provider',
             name='concurrent_requests',
-            field=models.PositiveIntegerField(blank=True, help_text='Blank = no limit.', null=True, validators=[django.core.validators.MinValueValidator(1)], verbose_name='requests at once'),
+            field=models.PositiveIntegerField(blank=True, help_text='Blank = no limit.', null=True, validators=[django.core.validators.MinValueValidator(1), django.core.validators.MaxValueValidator(1000000000)], verbose_name='requests at once'),
         ),
         migrations.AddField(
             model_name='provider',
             name='requests_per_minute',
-            field=models.PositiveIntegerField(blank=True, help_text='Blank = no limit.', null=True, validators=[django.core.validators.MinValueValidator(1)], verbose_name='requests per minute'),
+            field=models.PositiveIntegerField(blank=True, help_text='Blank = no limit.', null=True, validators=[django.core.validators.MinValueValidator(1), django.core.validators.MaxValueValidator(1000000000)], verbose_name='requests per minute'),
         ),
         migrations.AddField(
             model_name='provider',
             name='tokens_per_minute',
-            field=models.PositiveIntegerField(blank=True, help_text='Blank = no limit.', null=True, validators=[django.core.validators.MinValueValidator(1)], verbose_name='tokens per minute'),
+            field=models.PositiveIntegerField(blank=True, help_text='Blank = no limit.', null=True, validators=[django.core.validators.MinValueValidator(1), django.core.validators.MaxValueValidator(1000000000)], verbose_name='tokens per minute'),
         ),
         migrations.AddField(
             model_name='providerprobe',
@@ -90,12 +90,12 @@ class Migration(migrations.Migration):
         migrations.AddField(
             model_name='route',
             name='concurrent_requests',
-            field=models.PositiveIntegerField(blank=True, help_text='Blank = no limit.', null=True, validators=[django.core.validators.MinValueValidator(1)], verbose_name='requests at once'),
+            field=models.PositiveIntegerField(blank=True, help_text='Blank = no limit.', null=True, validators=[django.core.validators.MinValueValidator(1), django.core.validators.MaxValueValidator(1000000000)], verbose_name='requests at once'),
         ),
         migrations.AddField(
             model_name='route',
             name='requests_per_minute',
-            field=models.PositiveIntegerField(blank=True, help_text='Blank = no limit.', null=True, validators=[django.core.validators.MinValueValidator(1)], verbose_name='requests per minute'),
+            field=models.PositiveIntegerField(blank=True, help_text='Blank = no limit.', null=True, validators=[django.core.validators.MinValueValidator(1), django.core.validators.MaxValueValidator(1000000000)], verbose_name='requests per minute'),
         ),
         migrations.AddField(
             model_name='route',
@@ -105,7 +105,7 @@ class Migration(migrations.Migration):
         migrations.AddField(
             model_name='route',
             name='tokens_per_minute',
-            field=models.PositiveIntegerField(blank=True, help_text='Blank = no limit.', null=True, validators=[django.core.validators.MinValueValidator(1)], verbose_name='tokens per minute'),
+            field=models.PositiveIntegerField(blank=True, help_text='Blank = no limit.', null=True, validators=[django.core.validators.MinValueValidator(1), django.core.validators.MaxValueValidator(1000000000)], verbose_name='tokens per minute'),
         ),
         migrations.AddField(
             model_name='routingpolicy',

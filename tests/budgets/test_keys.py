@@ -95,6 +95,15 @@ class KeyTests(TestCase):
         with self.assertRaises(ValidationError):
             self.create(pools_allowed=("a\nb",))
 
+    def test_a_key_may_have_limits_and_rotation_keeps_them(self) -> None:
+        made, _ = self.create(limits=(1, None, 3))
+        new, _ = keys.rotate_key(ApiKey.objects.get(pk=made.pk), actor="a")
+        self.assertEqual([row.limits for row in ApiKey.objects.all()], [(1, None, 3), (1, None, 3)])
+        self.assertNotEqual(new.pk, made.pk)
+        for wrong in ((0, None, None), (None, 10**9 + 1, None)):
+            with self.assertRaises(ValidationError):
+                self.create(limits=wrong)
+
     def test_rotation_keeps_the_rights_and_ends_the_old_key_after_the_overlap(self) -> None:
         made, text = self.create(scopes=("inference", "operator"), models_allowed=("gpt-*",))
         new, new_text = keys.rotate_key(made, actor="a", overlap=dt.timedelta(hours=1))

@@ -28,7 +28,17 @@ from budgets.journal_reader import scan
 from budgets.records import HoldRecord, KeyRecord, PoolRecord, PriceRecord, UsageRecord
 from gateway.runtime import Runtime, RuntimeOptions
 from hoosh_site.strict_http import HttpLimits, strict_protocol
-from providers.config import CardDoc, ConfigDocument, PolicyDoc, ProviderDoc, RouteDoc, SettingsDoc, pack
+from providers.config import (
+    CardDoc,
+    ConfigDocument,
+    PatternDoc,
+    PolicyDoc,
+    PrivacyDoc,
+    ProviderDoc,
+    RouteDoc,
+    SettingsDoc,
+    pack,
+)
 
 KEY = "hk-test-0123456789abcdefghijklmnopqrstuvwxyzABCDEF"
 OTHER_KEY = "hk-other-123456789abcdefghijklmnopqrstuvwxyzABCDEF"
@@ -109,6 +119,8 @@ class GatewayServer:
         providers: Sequence[ProviderDoc],
         routes: Sequence[RouteDoc],
         policies: Sequence[PolicyDoc] = (),
+        patterns: Sequence[PatternDoc] = (),
+        privacy: Sequence[PrivacyDoc] = (),
         settings: SettingsDoc | None = None,
         keys: Sequence[KeyRecord] | None = None,
         pools: Sequence[PoolRecord] | None = None,
@@ -126,6 +138,8 @@ class GatewayServer:
             providers=tuple(providers),
             routes=tuple(routes),
             policies=tuple(policies),
+            patterns=tuple(patterns),
+            privacy=tuple(privacy),
         )
         self.pools = list(pools or [PoolRecord(id=1, name="default"), PoolRecord(id=2, name="other")])
         self.keys = list(keys or [key_record(1, KEY), key_record(2, OTHER_KEY, pool_id=2)])

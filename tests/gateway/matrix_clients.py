@@ -451,6 +451,7 @@ class Anthropic(Client):
         kinds = {
             400: "invalid_request_error",
             401: "authentication_error",
+            403: "permission_error",
             404: "not_found_error",
             405: "invalid_request_error",
             429: "rate_limit_error",
@@ -548,6 +549,7 @@ class Gemini(Client):
         names = {
             400: "INVALID_ARGUMENT",
             401: "UNAUTHENTICATED",
+            403: "PERMISSION_DENIED",
             404: "NOT_FOUND",
             405: "UNIMPLEMENTED",
             429: "RESOURCE_EXHAUSTED",

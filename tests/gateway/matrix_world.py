@@ -119,7 +119,8 @@ Providers = Mapping[str, tuple[str, str]]
 class World:
     """The worker (`server`), the providers (`fakes`) and a client's connections to the worker.
 
-    `providers` are those of the matrix unless given, and so are `routes`, made of their ids.
+    `providers` are those of the matrix unless given, and so are `routes`, made of their ids. `server` are further
+    arguments of the worker.
     """
 
     def __init__(
@@ -130,6 +131,7 @@ class World:
         *,
         providers: Providers | None = None,
         routes: Callable[[dict[str, int]], list[RouteDoc]] = routes_of,
+        **server: Any,
     ) -> None:
         found = providers or {kind: (kind, fakes.url(kind)) for kind in KINDS}
         self.fakes, self.books = fakes, Books(directory)
@@ -155,6 +157,7 @@ class World:
             routes=routes(numbers),
             settings=settings,
             pools=[PoolRecord(id=1, name="limited"), PoolRecord(id=2, name="counted", units=())],
+            **server,
         )
         self.server.binding = "worker"
         self._secrets = {numbers[name]: self._vault.seal(fakes.secret(name), url) for name, url in keyed.items()}

@@ -37,7 +37,12 @@ def collected(data: bytes, endpoint: str = "chat", **how: Any) -> Any:
 
 
 def whole(message: dict[str, Any], finish: str = "stop", **fields: Any) -> dict[str, Any]:
-    choice = {"index": 0, "message": {"role": "assistant", **message}, "logprobs": None, "finish_reason": finish}
+    choice = {
+        "index": 0,
+        "message": {"role": "assistant", "refusal": None, **message},
+        "logprobs": None,
+        "finish_reason": finish,
+    }
     return {**NAMES, "object": "chat.completion", "choices": [choice], **fields}
 
 
@@ -114,6 +119,7 @@ def test_choices_log_probabilities_signatures_and_sources_are_kept() -> None:
     assert second["message"] == {
         "role": "assistant",
         "content": "B",
+        "refusal": None,
         "reasoning_details": [{**details[0], "text": "tu"}, details[1]],
         "annotations": [{"type": "x"}, {"type": "y"}],
         "extra_content": extra,
@@ -328,7 +334,7 @@ def calls(draw: Any) -> list[dict[str, Any]]:
 @st.composite
 def messages(draw: Any) -> dict[str, Any]:
     """Messages as the collector makes them."""
-    message: dict[str, Any] = {"role": "assistant", "content": draw(TEXT | st.none())}
+    message: dict[str, Any] = {"role": "assistant", "content": draw(TEXT | st.none()), "refusal": None}
     for name in ("reasoning_content", "reasoning"):
         if draw(st.booleans()):
             message[name] = draw(TEXT.filter(bool))

@@ -11,10 +11,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from gateway.privacy.answers import CONTEXT_BYTES, HELD_MAX, HOLD_BYTES, AnswerGuard, mask
-from gateway.privacy.patterns import BUILT_IN, custom
 from gateway.privacy.redaction import Redactor, StreamRestorer
-from gateway.privacy.scanner import Scanner
-from gateway.privacy.verdict import AnswerAction
+from providers.privacy.patterns import BUILT_IN, custom
+from providers.privacy.scanner import Scanner
+from providers.privacy.verdict import AnswerAction
 
 SCANNER = Scanner([*BUILT_IN, custom("bluebird", r"(?i)project\s+bluebird", "restricted")])
 NAMES = frozenset(pattern.name for pattern in SCANNER.patterns)

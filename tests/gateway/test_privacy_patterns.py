@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from gateway.privacy import checks
-from gateway.privacy.patterns import BUILT_IN, LEVELS, Pattern, chosen, compile_error, custom
-from gateway.privacy.scanner import Scanner
+from providers.privacy import checks
+from providers.privacy.patterns import BUILT_IN, LEVELS, Pattern, chosen, compile_error, custom
+from providers.privacy.scanner import Scanner
 
 SCANNER = Scanner(BUILT_IN)
 # Random characters, so that no line of this file is itself what it tests for.

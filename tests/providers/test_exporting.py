@@ -84,6 +84,7 @@ class RoundTripTests(TestCase):
     def fill(self) -> None:
         """Rows with every field away from its default."""
         one = Provider(name="one", kind="vllm", base_url="http://127.0.0.1:8000/x", note='a "note"\nin two lines')
+        one.requests_per_minute, one.tokens_per_minute, one.concurrent_requests = 11, 12, 13
         one = services.save_provider(one, actor="a")
         services.set_credential(one, "main", SECRET, actor="a")
         spare = services.set_credential(one, "spare", SECRET + "2", actor="a")
@@ -107,6 +108,8 @@ class RoundTripTests(TestCase):
                 output_cap=99,
                 **{"on_disconnect": "cap", "disconnect_cap": 77},
                 duplicates_allowed=True,
+                **{"requests_per_minute": 1, "tokens_per_minute": 10**9, "concurrent_requests": 2},
+                cache_s=90,
                 enabled=False,
             ),
             actor="a",
@@ -117,7 +120,7 @@ class RoundTripTests(TestCase):
         services.save_card(ModelCard(pattern="m*", context_tokens=5, min_bytes_per_token=2.5, note="n"), actor="a")
         row = services.gateway_settings()
         row.strategy, row.max_attempts, row.cors_origins, row.hold_wait_s = "round_robin", 9, "", 0.25
-        row.unknown_price = "observe"
+        row.unknown_price, row.cache_mb = "observe", 33
         services.save_settings(row, actor="a")
         self.fill_budgets()
 
@@ -142,9 +145,12 @@ class RoundTripTests(TestCase):
         access.save_pool(Pool(name="counted", capacity_tokens=None, mode="observe", alert_percents=""), actor="a")
         access.save_pool(Pool(name="two", capacity_tokens=0, capacity_usd=Decimal(0)), actor="a")
         team = access.save_team(
-            Team(name="red ü", enabled=False, note="n\nm", pool=Pool.objects.get(name="p")), actor="a"
+            Team(name="red ü", enabled=False, note="n\nm", pool=Pool.objects.get(name="p"), tokens_per_minute=7),
+            actor="a",
         )
-        access.save_agent(Agent(team=team, name="one", pool=Pool.objects.get(name="two")), actor="a")
+        agent = Agent(team=team, name="one", pool=Pool.objects.get(name="two"))
+        agent.requests_per_minute, agent.tokens_per_minute, agent.concurrent_requests = 3, 4, 5
+        access.save_agent(agent, actor="a")
         access.save_agent(Agent(team=Team.objects.get(name="blue"), name="one", enabled=False, note="x"), actor="a")
         price = {"provider": "one", "pattern": "m", "valid_from": dt.datetime(2026, 1, 1, 12, tzinfo=dt.UTC)}
         access.add_price(
@@ -194,7 +200,10 @@ class RoundTripTests(TestCase):
             for pool in Pool.objects.order_by("name")
         ]
         members = [
-            (str(row), row.enabled, row.note, row.pool and row.pool.name)
+            (
+                *(str(row), row.enabled, row.note, row.pool and row.pool.name),
+                *(row.requests_per_minute, row.tokens_per_minute, row.concurrent_requests),
+            )
             for model in (Team, Agent)
             for row in model.objects.order_by("name", "note")
         ]
@@ -310,6 +319,17 @@ class RoundTripTests(TestCase):
                 self.load(text)
             self.assertIn(place, str(caught.exception))
         self.assertEqual((Provider.objects.count(), Pool.objects.count(), Team.objects.count()), (0, 0, 0))
+
+    def test_what_is_no_rate_limit_is_refused_by_place(self) -> None:
+        for text, place in (
+            ("[[team]]\nname = 't'\ntokens_per_minute = '5'\n", "team[1].tokens_per_minute"),
+            ("[[agent]]\nname = 'a'\nteam = 't'\nconcurrent_requests = 0\n", "agent[1]: Ensure this value is greater"),
+            ("[[provider]]\nname = 'a'\nkind = 'demo'\nrequests_per_minute = 1000000001\n", "requests_per_minute"),
+            ("[[provider]]\nname = 'a'\nkind = 'demo'\ntokens_per_minute = 1.5\n", "provider[1].tokens_per_minute"),
+        ):
+            with self.assertRaises(ImportFileError) as caught:
+                self.load(f"hoosh_configuration = 1\n{text}")
+            self.assertIn(place, str(caught.exception))
 
     def test_a_pools_limits_are_the_files_and_its_window_goes_on_unless_the_file_changes_it(self) -> None:
         head = "hoosh_configuration = 1\n[[pool]]\nname = 'p'\n"

@@ -104,7 +104,6 @@ def test_what_has_no_effect_is_listed_with_value_and_reason_and_without_secrets(
     assert set(found) == {
         "server.bind",
         "server.port",
-        "cache.enabled",
         "providers[3].type",
         "audit.enabled",
         "audit.signing_key",
@@ -115,16 +114,37 @@ def test_what_has_no_effect_is_listed_with_value_and_reason_and_without_secrets(
     assert "very-secret" not in str(plan(EXAMPLE).unsupported)
 
 
+@pytest.mark.parametrize(
+    ("table", "seconds", "remarks"),
+    [
+        ("", None, 0),
+        ("[cache]\nenabled = true", 300, 0),
+        ("[cache]\nttl_secs = 60", 60, 0),
+        ("[cache]\nenabled = false\nttl_secs = 60", 0, 0),
+        ("[cache]\nttl_secs = 0", 0, 1),
+        ("[cache]\nttl_secs = -1", 0, 1),
+        ("[cache]\nttl_secs = 10000000", 7 * 86_400, 1),
+    ],
+)
+def test_how_long_answers_are_kept_is_said_of_every_route(table: str, seconds: int | None, remarks: int) -> None:
+    found = plan(table + '\n[[providers]]\ntype = "demo"\nmodels = ["a", "b"]')
+    assert [route.cache_s for route in found.providers[0].routes] == [seconds, seconds]
+    assert len(found.unsupported) == remarks
+
+
 def test_every_known_key_either_has_an_effect_or_a_reason() -> None:
     effective = {
         "server.strategy",
         "server.health_check_interval_secs",
+        *("cache.enabled", "cache.ttl_secs"),
         "budgets.name",
         "budgets.capacity",
         "auth.tokens",
         *(f"providers.{key}" for key in ["type", "base_url", "api_key", "priority", "models", "enabled"]),
+        *("providers.rate_limit_rpm", "providers.rate_limit"),
         "providers.max_tokens_limit",
         "providers.tls_pinned_certs",
+        *("dlp.enabled", "dlp.default_level", "dlp_pattern.name", "dlp_pattern.pattern", "dlp_pattern.level"),
     }
     known = {f"{section}.{key}" for section, names in SECTIONS.items() for key in names}
     assert known == effective | set(UNSUPPORTED)
@@ -237,6 +257,17 @@ def test_entries_with_the_same_address_and_secret_are_one_provider() -> None:
     assert [(r.pattern, r.priority, r.enabled) for r in first.routes] == [("a", 10, True), ("b", 5, False)]
     assert first.enabled
     assert second.secret is not None
+
+
+def test_the_rate_limits_of_both_generations_are_the_providers_and_the_lowest_counts() -> None:
+    entry = '[[providers]]\ntype = "openai"\nmodels = ["{}"]\n'
+    found = plan(entry.format("a*") + "rate_limit_rpm = 90\n" + entry.format("b*") + "rate_limit = 60\n")
+    assert [provider.requests_per_minute for provider in found.providers] == [60]
+    assert found.warnings == ["providers[2]: its provider has several rate limits; the lowest counts."]
+    for written in ("", "rate_limit = 0\n", "rate_limit_rpm = 0\n"):
+        (alone,) = plan(entry.format("*") + written).providers
+        assert alone.requests_per_minute is None
+    assert plan(entry.format("*") + "rate_limit = -1\n").errors
 
 
 def test_unset_variables_of_different_names_are_different_secrets() -> None:

@@ -100,6 +100,8 @@ class StubRuntime:
 
     def on_health(self, down: Any) -> None: ...
 
+    def on_cache_purge(self, number: int) -> None: ...
+
     def explain(self, body: bytes) -> bytes:
         return body
 

@@ -210,6 +210,13 @@ class CreateKeyTests(TestCase):
         row = ApiKey.objects.get(pk=self.create("--budget", "own", "--pools", "lab-*, x")["id"])
         self.assertEqual((row.pool.name, row.own_pool, row.pools_allowed), ("default", own, "lab-*,x"))
 
+    def test_a_key_may_be_given_limits(self) -> None:
+        access.default_pool("t")
+        made = self.create("--requests-per-minute", "60", "--concurrent-requests", "2")
+        self.assertEqual(ApiKey.objects.get(pk=made["id"]).limits, (60, None, 2))
+        with self.assertRaises(CommandError):
+            self.create("--tokens-per-minute", "0")
+
     def test_the_text_alone_goes_to_standard_output(self) -> None:
         access.default_pool("t")
         out, err = StringIO(), StringIO()

@@ -16,6 +16,11 @@ from budgets.models import Pool
 from budgets.validation import SCOPES, split
 
 ACTOR = "command line"
+_LIMITS = {
+    "requests-per-minute": "requests per minute",
+    "tokens-per-minute": "tokens per minute",
+    "concurrent-requests": "requests at once",
+}
 
 
 class Command(BaseCommand):
@@ -41,6 +46,8 @@ class Command(BaseCommand):
         )
         parser.add_argument("--models", default="", help="comma-separated globs the key may use (default: all)")
         parser.add_argument("--expires-days", type=float, help="days until the key expires (default: never)")
+        for name, what in _LIMITS.items():
+            parser.add_argument(f"--{name}", type=int, help=f"{what}, at most (default: no limit)")
         parser.add_argument("--json", action="store_true", help="print a JSON object with the key under “key”")
 
     def handle(self, *args: Any, **options: Any) -> None:
@@ -60,6 +67,7 @@ class Command(BaseCommand):
                     own_pool=own_pool,
                     pools_allowed=split(options["pools"]),
                     expires_at=_expiry(options["expires_days"]),
+                    limits=tuple(options[name.replace("-", "_")] for name in _LIMITS),
                 )
         except ValidationError as exc:
             raise CommandError(" ".join(exc.messages)) from exc

@@ -18,7 +18,7 @@ from typing import Literal
 import msgspec
 import re2
 
-from gateway.privacy import checks
+from providers.privacy import checks
 
 Level = Literal["public", "internal", "confidential", "restricted"]
 LEVELS: tuple[Level, ...] = ("public", "internal", "confidential", "restricted")
@@ -90,11 +90,11 @@ def compile_error(source: str) -> str:
     return ""
 
 
-def custom(name: str, source: str, level: Level = "confidential", *, ignore_case: bool = False) -> Pattern:
-    """An operator's pattern. Raises `ValueError` with the sentence of `compile_error`."""
+def custom(name: str, source: str, level: str = "confidential", *, ignore_case: bool = False) -> Pattern:
+    """An operator's pattern. Raises `ValueError` with the sentence of `compile_error`, and for an unknown level."""
     if reason := compile_error(source):
         raise ValueError(reason)
-    return Pattern(name, level, (b"(?i)" if ignore_case else b"") + source.encode(), custom=True)
+    return Pattern(name, LEVELS[LEVELS.index(level)], (b"(?i)" if ignore_case else b"") + source.encode(), custom=True)
 
 
 def chosen(

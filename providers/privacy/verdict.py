@@ -11,8 +11,9 @@ from typing import Literal
 
 import msgspec
 
-from gateway.privacy.patterns import LEVELS, RANK, Level, Pattern, chosen
-from gateway.privacy.scanner import Findings, Match
+from providers.config import PrivacyDoc
+from providers.privacy.patterns import LEVELS, RANK, Level, Pattern, chosen
+from providers.privacy.scanner import Findings, Match
 
 Action = Literal["allow", "redact", "local", "refuse"]
 AnswerAction = Literal["redact", "refuse"]
@@ -69,6 +70,11 @@ class Policy(msgspec.Struct, frozen=True):
             return frozenset()
         least = RANK[self.answer_level]
         return frozenset(pattern.name for pattern in self.patterns(known) if RANK[pattern.level] >= least)
+
+
+def policy_of(doc: PrivacyDoc) -> Policy:
+    """The policy of a document. Raises `msgspec.ValidationError` for values there are not."""
+    return msgspec.convert({name: getattr(doc, name) for name in doc.__struct_fields__ if name != "id"}, Policy)
 
 
 class Verdict(msgspec.Struct, frozen=True):

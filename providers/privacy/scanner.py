@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import msgspec
 import re2
 
-from gateway.privacy.patterns import LEVELS, RANK, Level, Pattern, options
+from providers.privacy.patterns import LEVELS, RANK, Level, Pattern, options
 
 LARGE_BYTES = 128 * 1024  # texts above this, taken together, are for `scan_large`
 SLICE_BYTES = 64 * 1024  # what is looked at between two pauses
@@ -55,6 +55,25 @@ class Findings(msgspec.Struct, frozen=True):
 
 
 NOTHING = Findings()
+
+Span = tuple[int, int, str]
+
+
+def merged(matches: Iterable[Match]) -> list[Span]:
+    """Start, end and pattern of the matches of one text: those that overlap are one, named for the gravest."""
+    spans: list[Span] = []
+    best = (0, 0)
+    for match in sorted(matches, key=lambda match: (match.start, -match.end)):
+        grave = (RANK[match.level], match.end - match.start)
+        if spans and match.start < spans[-1][1]:
+            start, end, name = spans[-1]
+            if grave > best:
+                best, name = grave, match.pattern
+            spans[-1] = (start, max(end, match.end), name)
+        else:
+            best = grave
+            spans.append((match.start, match.end, match.pattern))
+    return spans
 
 
 class _Group:
