@@ -14,6 +14,7 @@ from django.test.utils import CaptureQueriesContext
 
 from audit.models import OutboxEntry
 from providers import config, feed, publish, sequences, services
+from providers.compile import compile_document, problems
 from providers.models import ConfigVersion, Credential, GatewaySettings, ModelCard, Provider, ProviderProbe, Route
 from providers.vault import VaultError
 
@@ -322,6 +323,13 @@ class ServiceTests(TestCase):
         with self.assertRaises(ValidationError) as caught:
             services.save_settings(row, actor="a")
         self.assertIn("total_timeout_s", caught.exception.message_dict)
+        made = provider()
+        for part in ("first_byte_timeout_s", "connect_timeout_s"):
+            with self.assertRaises(ValidationError) as caught:
+                route(made, **{part: 11, "total_timeout_s": 10})
+            self.assertEqual(list(caught.exception.message_dict), ["total_timeout_s"])
+        route(made, first_byte_timeout_s=10, total_timeout_s=10)
+        route(made, name="shorter than the default of a part", total_timeout_s=1)
 
     def test_deleting_a_provider_takes_routes_and_credentials_along_and_is_recorded(self) -> None:
         made = provider()
