@@ -14,7 +14,6 @@ from django.test.utils import CaptureQueriesContext
 
 from audit.models import OutboxEntry
 from providers import config, feed, publish, sequences, services
-from providers.compile import compile_document, problems
 from providers.models import ConfigVersion, Credential, GatewaySettings, ModelCard, Provider, ProviderProbe, Route
 from providers.vault import VaultError
 
