@@ -14,6 +14,7 @@ from typing import Any, Protocol, TypeVar, cast
 from django.contrib import messages
 from django.contrib.admin import ModelAdmin, ShowFacets
 from django.contrib.admin.options import IncorrectLookupParameters
+from django.contrib.admin.utils import flatten
 from django.contrib.admin.views.main import ChangeList
 from django.contrib.admin.widgets import RelatedFieldWidgetWrapper
 from django.core.exceptions import FieldDoesNotExist, ValidationError
@@ -109,6 +110,19 @@ class LiveAdmin(Page[_Model]):
             except (FieldDoesNotExist, ValidationError):
                 continue
         return found
+
+    def render_change_form(self, request: HttpRequest, context: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """A part of the form that is folded up is open where something in it is wrong: Django itself does not look
+        into lines of several fields."""
+        shown: Any = context["adminform"]
+        wrong = frozenset(shown.form.errors)
+        shown.fieldsets = [
+            (name, {**options, "classes": [each for each in options.get("classes", ()) if each != "collapse"]})
+            if wrong.intersection(flatten(options["fields"]))
+            else (name, options)
+            for name, options in shown.fieldsets
+        ]
+        return super().render_change_form(request, context, *args, **kwargs)
 
     def write(self, row: _Model, actor: str) -> None:
         """Create or change a row through its service."""

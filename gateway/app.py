@@ -267,6 +267,7 @@ class GatewayApp:
     async def _other(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Everything but the commonest paths of inference: other spellings of them, preflights, memory answers, the
         model list, wrong verbs, paths that nobody serves, control's paths."""
+        written = scope["path"]
         scope = spelled(scope)
         path, method = scope["path"], scope["method"]
         endpoint = find(path, scope.get("query_string", b"")) or counting.find(path)
@@ -292,9 +293,9 @@ class GatewayApp:
         elif path in LOCAL_PATHS:
             await self._from_memory_or_refuse(exchange, path, method)
         elif path not in CONTROL_PATHS and models_list.serves(path):
-            await self._models(exchange, path, method)
+            await self._models(exchange, written, path, method)
         elif (known := unserved.dialect_of(path, exchange.headers)) is not None:
-            await pipeline.refuse_simply(self._runtime, exchange, unserved.error(path, known), known)
+            await pipeline.refuse_simply(self._runtime, exchange, unserved.error(written, known), known)
         else:
             await self._forward(scope, receive, with_headers(send, headers))
 
@@ -316,14 +317,14 @@ class GatewayApp:
             self._open.discard(exchange)
             exchange.close()
 
-    async def _models(self, exchange: AsgiExchange, path: str, method: str) -> None:
+    async def _models(self, exchange: AsgiExchange, written: str, path: str, method: str) -> None:
         allowed = models_list.methods(path)
         if method not in allowed:
             dialect = models_list.dialect_of(exchange)
             error: GatewayError = MethodNotAllowedError(method, allowed)
             if ":" in path and (dialect is gemini.GEMINI_SSE or (method == "POST" and dialect is openai.DIALECT)):
                 dialect = gemini.GEMINI_SSE  # an action that is not known
-                error = unserved.error(path, dialect)
+                error = unserved.error(written, dialect)
             await pipeline.refuse_simply(self._runtime, exchange, error, dialect)
             return
         self._open.add(exchange)

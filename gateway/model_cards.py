@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from gateway.errors import ModelNotFoundError
 from providers.card_labels import capabilities, tier
-from providers.globs import any_matcher, matcher
+from providers.globs import any_matcher, is_valid, matcher
 
 if TYPE_CHECKING:
     from budgets.records import PriceRecord
@@ -66,7 +66,7 @@ def catalog_in_slices(snapshot: Snapshot, key: Key, names: Iterable[str] = ()) -
     """
     listed = {name for name, _ in snapshot.models}
     test = _unlisted(snapshot, listed)
-    wanted = sorted(listed.union(filter(test, names)))
+    wanted = sorted(listed.union(name for name in names if test(name) and is_valid(name)))
     moment = time.time()
     found: list[dict[str, Any]] = []
     for number, name in enumerate(wanted, 1):

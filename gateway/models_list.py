@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from gateway import model_cards, pipeline
 from gateway.admission import credential, find_key
-from gateway.dialects import anthropic, gemini, ollama, ollama_models, openai
+from gateway.dialects import anthropic, gemini, mistral_models, ollama, ollama_models, openai
 from gateway.dialects.base import Dialect
 from gateway.errors import ForbiddenError, GatewayError, GatewayUnavailableError, ModelNotFoundError
 from gateway.exchange import Exchange
 from gateway.snapshot import Key, Snapshot
+from providers.globs import is_valid
 
 if TYPE_CHECKING:
     from gateway.runtime import Runtime
@@ -73,9 +75,12 @@ async def serve(runtime: Runtime, exchange: Exchange) -> None:
             body = await of_ollama(runtime, snapshot, key, exchange)
         else:
             name = exchange.path.partition("/models")[2].removeprefix("/")
-            body = await told(
-                snapshot, key, name.removeprefix("models/") if dialect.name == "gemini" else name, dialect
-            )
+            if dialect.name == "gemini":
+                name = name.removeprefix("models/")
+            if dialect is openai.DIALECT and mistral_models.is_asked(exchange.headers):
+                body = await of_mistral(snapshot, key, name)
+            else:
+                body = await told(snapshot, key, name, dialect)
     except GatewayError as error:
         await pipeline.refuse_simply(runtime, exchange, error, dialect)
         return
@@ -90,7 +95,7 @@ async def serve(runtime: Runtime, exchange: Exchange) -> None:
 async def told(snapshot: Snapshot, key: Key, name: str, dialect: Dialect) -> bytes:
     """The list (no name), the list with everything that is known of each model (`catalog`), or one model."""
     if name == CATALOG and dialect is openai.DIALECT:
-        return msgspec.json.encode({"object": "list", "data": await catalog(snapshot, key)})
+        return msgspec.json.encode({"object": "list", "data": await catalog(snapshot, key, snapshot.cards.names)})
     if not name or name == CATALOG:
         listed = visible(snapshot, key)
         if dialect is anthropic.ANTHROPIC:
@@ -106,10 +111,20 @@ async def told(snapshot: Snapshot, key: Key, name: str, dialect: Dialect) -> byt
     return msgspec.json.encode(model_cards.describe(snapshot, name))
 
 
-async def catalog(snapshot: Snapshot, key: Key) -> list[dict[str, Any]]:
-    """Every model the key may use, with all that is known of it. Others' requests go on between two slices."""
+async def of_mistral(snapshot: Snapshot, key: Key, name: str) -> bytes:
+    """The list or one model, for Mistral's SDK."""
+    if name and name != CATALOG:
+        one(snapshot, key, name)
+        return msgspec.json.encode(mistral_models.model(model_cards.describe(snapshot, name)))
+    listed = await catalog(snapshot, key, snapshot.cards.names if name else ())
+    return msgspec.json.encode({"object": "list", "data": list(map(mistral_models.model, listed))})
+
+
+async def catalog(snapshot: Snapshot, key: Key, names: Iterable[str]) -> list[dict[str, Any]]:
+    """Every model the key may use, with all that is known of it: `model_cards.catalog_in_slices`. Others' requests go
+    on between two slices."""
     found: list[dict[str, Any]] = []
-    for made in model_cards.catalog_in_slices(snapshot, key, snapshot.cards.names):
+    for made in model_cards.catalog_in_slices(snapshot, key, names):
         if made is None:
             await asyncio.sleep(0)
         else:
@@ -146,7 +161,10 @@ def visible(snapshot: Snapshot, key: Key) -> list[Model]:
 
 
 def one(snapshot: Snapshot, key: Key, name: str) -> Model:
-    """One model, also when only a glob route would serve it. Raises ModelNotFoundError."""
+    """One model, also when only a glob route would serve it. Raises ModelNotFoundError, as for every name that
+    inference refuses."""
+    if not is_valid(name):
+        raise ModelNotFoundError(name if name.isprintable() else "…")
     if key.may_use is not None and not key.may_use(name):
         raise ModelNotFoundError(name)
     for known, owner in snapshot.models:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import re
 import ssl
 import time
 from collections.abc import Callable, Iterable
@@ -26,7 +25,7 @@ from audit.record import record
 from events import names
 from events.emit import emit
 from gateway import metrics
-from providers import adapters, certificates, sequences, services, validation
+from providers import adapters, certificates, sequences, services, tls, validation
 from providers.adapters import demo
 from providers.catalog import CATALOG, Kind
 from providers.failures import UpstreamError
@@ -57,10 +56,6 @@ _FAILURES = {
     "gap_timeout": "The answer stopped half-way.",
     "total_timeout": "The answer took too long.",
 }
-
-
-# Alerts with which a server tells that it misses, or does not like, our certificate.
-_ABOUT_OURS = re.compile("ALERT_.*(CERTIFICATE|UNKNOWN_CA|HANDSHAKE_FAILURE|ACCESS_DENIED)")
 
 
 @dataclass(slots=True)
@@ -275,7 +270,7 @@ def _tls_failure(exc: UpstreamError) -> str:
     match exc.__cause__:
         case ssl.SSLCertVerificationError() as cause:
             return f"The server's certificate is not accepted: {cause.verify_message}."
-        case ssl.SSLError() as cause if _ABOUT_OURS.search(cause.reason or ""):
+        case ssl.SSLError() as cause if tls.refuses_ours(cause):
             return _FAILURES["tls_alert"]
         case ssl.SSLError() as cause if cause.reason:
             return f"The TLS connection failed ({cause.reason})."

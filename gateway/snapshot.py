@@ -22,7 +22,7 @@ from providers.canonical import Call, Target
 from providers.cards import CardBook
 from providers.catalog import CATALOG, Kind
 from providers.config import ConfigDocument, ProviderDoc, RouteDoc, SettingsDoc
-from providers.globs import any_matcher, matcher
+from providers.globs import any_matcher, is_valid, matcher
 from providers.health import Circuit
 from providers.pace import Pace
 from providers.routing import RouteTable
@@ -351,7 +351,8 @@ def make_key(record: KeyRecord) -> Key:
 def list_models(
     document: ConfigDocument, discovered: Mapping[int, Sequence[str]]
 ) -> Iterator[tuple[tuple[str, str], ...] | None]:
-    """What `GET /v1/models` offers: exact route names, and what was discovered behind the globs.
+    """What `GET /v1/models` offers: exact route names, and what was discovered behind the globs, as far as inference
+    takes these names.
 
     A glob without anything discovered behind it lists nothing: a client could not use the pattern as a model.
     Yields None between slices and the finished list at the end.
@@ -364,11 +365,12 @@ def list_models(
         if provider is None or not route.enabled:
             continue
         if "*" not in route.pattern:
-            offered.setdefault(route.pattern, provider.name)
+            if is_valid(route.pattern):
+                offered.setdefault(route.pattern, provider.name)
             continue
         test = matcher(route.pattern)
         for model in discovered.get(provider.id, ()):
-            if test(model):
+            if test(model) and is_valid(model):
                 offered.setdefault(model, provider.name)
             tests += 1
             if tests % MODEL_TESTS == 0:

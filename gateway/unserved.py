@@ -45,7 +45,7 @@ def dialect_of(path: str, headers: Headers) -> Dialect | None:
 
 
 def error(path: str, dialect: Dialect) -> NotFoundError:
-    """The 404 of such a path."""
+    """The 404 of such a path, which is told as the caller wrote it."""
     return NotFoundError(f"There is nothing at '{path[:_SHOWN]}'. {_SERVED[dialect.name]}")
 
 

@@ -111,7 +111,10 @@ class ProviderAdmin(PublishingAdmin):
         if not probe.ok:
             return format_html("{} {}", badge("down", "bad"), probe.detail)
         latency = f"{probe.latency_ms:.0f} ms" if probe.latency_ms is not None else ""
-        ends = badge("a certificate ends soon", "warn") if any(c.ends_soon for c in admin_tls.all_of(provider)) else ""
+        certificates = admin_tls.all_of(provider)
+        ends = badge("a certificate ends soon", "warn") if any(each.ends_soon for each in certificates) else ""
+        if any(each.has_ended for each in certificates):
+            ends = badge("a certificate has ended", "bad")
         return format_html("{} {} {}", badge("up", "good"), latency, ends)
 
     @admin.display(description="certificates")
@@ -168,10 +171,12 @@ class ProviderAdmin(PublishingAdmin):
         if provider is not None:
             found = [each for each in provider.credentials.all() if each.ciphertext and not each.is_usable]
             client: ClientCertificate | None = getattr(provider, "client_certificate", None)
+            ending = [each for each in admin_tls.all_of(provider) if each.ends_soon]
             context = {
                 "unusable_credentials": found,
                 "unusable_client": client is not None and not client.is_usable,
-                "ending_certificates": [each for each in admin_tls.all_of(provider) if each.ends_soon],
+                "ending_certificates": ending,
+                "any_certificate_ended": any(each.has_ended for each in ending),
                 "lost_pins": admin_tls.lost_pins(provider),
             }
         return {**context, **(extra_context or {})}

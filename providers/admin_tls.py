@@ -30,15 +30,20 @@ class Shown:
         return (self.not_after - timezone.now()).days
 
     @property
+    def has_ended(self) -> bool:
+        """Whether its last day is over."""
+        return self.days < 0
+
+    @property
     def ends_soon(self) -> bool:
-        """Whether an operator has to do something about it."""
+        """Whether an operator has to do something about it: it ends soon, or has ended."""
         return self.days < certificates.WARN_DAYS
 
     @property
     def end(self) -> SafeString:
         """Its last day, with a label when it is near or past."""
         day = f"{self.not_after:%Y-%m-%d}"
-        if self.days < 0:
+        if self.has_ended:
             return format_html("{} {}", day, badge("expired", "bad"))
         return format_html("{} {}", day, badge(f"{self.days} days left", "warn") if self.ends_soon else "")
 

@@ -14,8 +14,37 @@ import msgspec
 from providers import sse
 from providers.canonical import Usage, parse_usage
 
-_decode = msgspec.json.Decoder().decode
+_PLAIN_BYTES = 4096  # chunks with more than this in them say more than a piece of text
+
+# A number that no float can hold is infinite: no reason to lose an answer, least of all where nobody reads it.
+_decode = msgspec.json.Decoder(float_hook=float).decode
 _DECODE_ERRORS = (msgspec.MsgspecError, ValueError, RecursionError)
+
+
+class _Delta(msgspec.Struct, gc=False, forbid_unknown_fields=True):
+    content: str
+    role: Any = None
+    refusal: None = None
+    reasoning_content: None = None
+    reasoning: None = None
+    tool_calls: None = None
+    function_call: None = None
+
+
+class _Choice(msgspec.Struct, gc=False):
+    delta: _Delta
+    index: int = 0
+    finish_reason: None = None
+
+
+class _Text(msgspec.Struct, gc=False):
+    """A chunk that adds a piece of text to one choice and nothing else; who wrote it is in every chunk."""
+
+    choices: tuple[_Choice]
+    usage: None = None
+
+
+_decode_text = msgspec.json.Decoder(_Text).decode
 
 
 def loaded(body: bytes) -> dict[str, Any]:
@@ -35,10 +64,14 @@ class Chunks:
     def __init__(self) -> None:
         self._splitter = sse.Splitter(1 << 30)  # what comes here was bounded when it was read
 
+    def cut(self, data: bytes) -> list[bytes]:
+        """The JSON of the chunks that `data` completes, nonsense among them: for `loaded` or `text_alone`."""
+        return [sse.fields(event)[1] or b"" for event in self._splitter.feed(data)]
+
     def feed(self, data: bytes) -> Iterator[dict[str, Any]]:
         """The chunks that `data` completes."""
-        for event in self._splitter.feed(data):
-            told = loaded(sse.data_of(event) or b"")
+        for body in self.cut(data):
+            told = loaded(body)
             if told:
                 yield told
 
@@ -46,6 +79,20 @@ class Chunks:
         """The chunk whose empty line never came."""
         held = self._splitter.rest().strip()
         return self.feed(held + b"\n\n") if held else iter(())
+
+
+def text_alone(body: bytes) -> str:
+    """The text of a chunk that adds text to the first choice and says nothing else, as most do; "" for all others.
+
+    Read several times as fast as by `loaded`, `choices_of` and `spoken`, which come to the same.
+    """
+    if len(body) > _PLAIN_BYTES:
+        return ""
+    try:
+        choice = _decode_text(body).choices[0]
+    except _DECODE_ERRORS:
+        return ""
+    return "" if choice.index else choice.delta.content
 
 
 def choices_of(told: Mapping[str, Any], part: str) -> Iterator[tuple[int, dict[str, Any], dict[str, Any]]]:

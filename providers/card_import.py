@@ -42,12 +42,14 @@ class Plan:
     own: list[str] = field(default_factory=list)
 
 
-def plan(wanted: Mapping[str, Listed]) -> Plan:
-    """Compare lists with the imported rows. Writes nothing."""
+def plan(wanted: Mapping[str, Listed], *, removes: bool = True) -> Plan:
+    """Compare lists with the imported rows. Writes nothing. `removes`: rows that are in no list go."""
     rows = {row.pattern: row for row in ModelCard.every.exclude(source="")}
     found = Plan()
     for pattern in sorted(rows.keys() | wanted.keys()):
         row, listed = rows.get(pattern), wanted.get(pattern)
+        if listed is None and not removes:
+            continue
         before = None if row is None else Facts(*(getattr(row, name) for name in Facts._fields))
         after = None if listed is None else listed.facts
         if before == after:
@@ -60,12 +62,12 @@ def plan(wanted: Mapping[str, Listed]) -> Plan:
     return found
 
 
-def apply(wanted: Mapping[str, Listed], planned: Plan, *, actor: str) -> int:
-    """Write what was planned, with one audit entry; the number of rows. `CardsMovedError` when the rows are not those
-    any more that were compared."""
+def apply(wanted: Mapping[str, Listed], planned: Plan, *, actor: str, removes: bool = True) -> int:
+    """Write what was planned from the same lists, with one audit entry; the number of rows. `CardsMovedError` when the
+    rows are not those any more that were compared."""
     with transaction.atomic():
         sequences.bump(sequences.CARDS)  # from here on nobody else writes cards
-        if plan(wanted).changes != planned.changes:
+        if plan(wanted, removes=removes).changes != planned.changes:
             raise CardsMovedError("The model cards have changed in the meantime. Nothing was written; look again.")
         kinds = _write(planned.changes)
         if planned.changes:

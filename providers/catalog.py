@@ -28,8 +28,17 @@ OPENAI_PATHS: Mapping[str, str] = MappingProxyType(
 _NO_COMPLETIONS: Mapping[str, str] = MappingProxyType(
     {name: path for name, path in OPENAI_PATHS.items() if name != "completions"}
 )
+_NO_EMBEDDINGS: Mapping[str, str] = MappingProxyType(
+    {name: path for name, path in OPENAI_PATHS.items() if name != "embeddings"}
+)
+_CHATS_ALONE: Mapping[str, str] = MappingProxyType(
+    {name: path for name, path in _NO_COMPLETIONS.items() if name != "embeddings"}
+)
 NOTHING: Mapping[str, str] = MappingProxyType({})
-DROP, REFUSE = "drop", "refuse"  # the rules of `Kind.params`
+# The rules of `Kind.params`. A value that says no more than its absence is left out under each of them.
+DROP, REFUSE, PASS = "drop", "refuse", "pass"
+# Fields of the gateway's own, or ones that every adapter writes itself.
+WRITTEN = frozenset({"model", "stream", "stream_options", "pool", "max_tokens", "max_completion_tokens"})
 ENDPOINTS = ("chat", "completions", "embeddings")
 
 
@@ -43,9 +52,10 @@ class Kind:
     path). `limit_field` is the body field for the output limit on chat ("max_completion_tokens" or "max_tokens"); a
     request that uses the other name is renamed, because a server that ignores the field would answer without a limit.
     `auth` is "bearer", "none" or the name of the header that carries the credential (nothing is sent while there is
-    none). `stream_usage` says whether `stream_options.include_usage` may be sent. `params` has the rule of each
-    parameter the provider is known not to honour (`providers.adapters.params`), `renamed` the provider's own names of
-    fields, and `tool_choices` its words for those of `tool_choice`, `call_ids` the regular expression that the
+    none). `stream_usage` says whether `stream_options` may be sent. `params` has the rule of each parameter the
+    provider is known not to honour (`providers.adapters.params`), `only` the fields of a chat that it takes, where it
+    refuses all others (empty: it takes any): those without a rule are dropped. `renamed` has the provider's own names
+    of fields, and `tool_choices` its words for those of `tool_choice`, `call_ids` the regular expression that the
     ids of tool calls must match ("" = any). `responses_only` are globs of models that answer
     only on the Responses API. `list_headers` are sent when models are listed. `env` names the variable looked at on
     first start.
@@ -64,6 +74,7 @@ class Kind:
     adapters: Mapping[str, str] = field(default_factory=lambda: NOTHING)
     serves: tuple[str, ...] = ()
     params: Mapping[str, str] = field(default_factory=lambda: NOTHING)
+    only: frozenset[str] = frozenset()
     renamed: Mapping[str, str] = field(default_factory=lambda: NOTHING)
     tool_choices: Mapping[str, str] = field(default_factory=lambda: NOTHING)
     call_ids: str = ""
@@ -72,10 +83,12 @@ class Kind:
     env: str = ""
     local: bool = False  # only a hint for defaults; "local" for policy is the address class
     quirks: frozenset[str] = field(init=False)  # fields of a request that cannot be sent on as they are
+    known: frozenset[str] = field(init=False)  # where it takes no others: those, and the ones that become them
 
     def __post_init__(self) -> None:
         choices = {"tool_choice"} if self.tool_choices else set()
         object.__setattr__(self, "quirks", frozenset({*self.params, *self.renamed, *choices}))
+        object.__setattr__(self, "known", self.only | self.quirks | WRITTEN)
         if not self.serves:
             object.__setattr__(self, "serves", tuple(name for name in ENDPOINTS if name in self.paths))
 
@@ -84,6 +97,10 @@ class Kind:
         if not secret or self.auth == "none":
             return None
         return ("Authorization", f"Bearer {secret}") if self.auth == "bearer" else (self.auth, secret)
+
+
+def _names(words: str) -> frozenset[str]:
+    return frozenset(words.split())
 
 
 _OPENAI_ONLY_RESPONSES = (
@@ -97,6 +114,26 @@ _OPENAI_ONLY_RESPONSES = (
 )
 _SAMPLING = MappingProxyType(dict.fromkeys(("top_k", "min_p", "repetition_penalty"), DROP))  # OpenAI has none of them
 _RESPONSES: Mapping[str, str] = MappingProxyType({"responses": "responses"})
+# What changes the answer where a provider has no such thing.
+_OTHER_ANSWERS = MappingProxyType(
+    {
+        **dict.fromkeys(("audio", "modalities", "web_search_options", "moderation", "best_of"), REFUSE),
+        **dict.fromkeys(("structured_outputs", "grammar", "json_schema", "format"), REFUSE),
+        **dict.fromkeys(("guided_json", "guided_regex", "guided_choice", "guided_grammar"), REFUSE),
+    }
+)
+# The parameters of chats in the types of mistralai 3.7 and groq 1.7, the vendors' own clients. Both services refuse
+# others ("Extra inputs are not permitted", "property … is unsupported").
+_OF_MISTRAL = _names(
+    """messages temperature top_p stop random_seed metadata response_format tools tool_choice presence_penalty
+    frequency_penalty min_tokens repetition_penalty top_k logprobs top_logprobs prompt_logprobs top_prompt_logprobs n
+    prediction parallel_tool_calls reasoning_effort prompt_mode guardrails prompt_cache_key safe_prompt"""
+)
+_OF_GROQ = _names(
+    """messages citation_options compound_custom disable_tool_validation documents exclude_domains frequency_penalty
+    function_call functions include_domains include_reasoning parallel_tool_calls presence_penalty reasoning_effort
+    reasoning_format response_format search_settings seed stop temperature tool_choice tools top_p user"""
+)
 
 _ROWS = (
     Kind(
@@ -195,7 +232,7 @@ _ROWS = (
         local=True,
     ),
     Kind("synapse", "Synapse", "http://127.0.0.1:7860", local=True),
-    Kind("deepseek", "DeepSeek", "https://api.deepseek.com", paths=_NO_COMPLETIONS, env="DEEPSEEK_API_KEY"),
+    Kind("deepseek", "DeepSeek", "https://api.deepseek.com", paths=_CHATS_ALONE, env="DEEPSEEK_API_KEY"),
     Kind(
         "mistral",
         "Mistral",
@@ -203,14 +240,12 @@ _ROWS = (
         paths=_NO_COMPLETIONS,
         plain=True,
         stream_usage=False,
-        renamed=MappingProxyType({"seed": "random_seed"}),
+        renamed=MappingProxyType({"seed": "random_seed", "dimensions": "output_dimension"}),
         tool_choices=MappingProxyType({"required": "any"}),
         call_ids="[a-zA-Z0-9]{9}",
+        only=_OF_MISTRAL,
         params=MappingProxyType(
-            {
-                **dict.fromkeys(("logprobs", "top_logprobs", "logit_bias"), REFUSE),
-                **dict.fromkeys(("user", "store", "service_tier", "safety_identifier", "prompt_cache_key"), DROP),
-            }
+            {**_OTHER_ANSWERS, **dict.fromkeys(("logit_bias", "functions", "function_call"), REFUSE), "user": DROP}
         ),
         env="MISTRAL_API_KEY",
     ),
@@ -218,16 +253,24 @@ _ROWS = (
         "groq",
         "Groq",
         "https://api.groq.com/openai",
-        paths=_NO_COMPLETIONS,
+        paths=_CHATS_ALONE,
         plain=True,
         limit_field="max_completion_tokens",
-        params=MappingProxyType(dict.fromkeys(("n", "logprobs", "top_logprobs", "logit_bias"), REFUSE)),
+        only=_OF_GROQ,
+        params=MappingProxyType(
+            {
+                **_OTHER_ANSWERS,
+                **dict.fromkeys(("n", "logprobs", "top_logprobs", "logit_bias"), REFUSE),
+                "service_tier": PASS,  # its own words: it has no "default"
+            }
+        ),
         env="GROQ_API_KEY",
     ),
     Kind(
         "grok",
         "xAI Grok",
         "https://api.x.ai",
+        paths=_NO_EMBEDDINGS,
         limit_field="max_completion_tokens",
         reasoning_excluded=True,
         env="XAI_API_KEY",

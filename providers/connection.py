@@ -17,7 +17,9 @@ from typing import Any, Protocol, cast
 import httptools
 import msgspec
 
+from providers import tls
 from providers.failures import (
+    ConnectFailedError,
     ReplyTooLargeError,
     UpstreamError,
     UpstreamProtocolError,
@@ -237,7 +239,7 @@ class Connection(asyncio.Protocol):
     __slots__ = (
         "_encoding", "_gap_started", "_head_bytes", "_headers", "_interim", "_keep", "_keep_s", "_length", "_limits",
         "_parser", "_poll", "_pool", "_sized", "_started", "_state", "_status", "_streaming", "_time", "_timer",
-        "_timer_at", "_transport", "_written_at", "future", "idle_at", "parts", "paused", "reply", "waiting",
+        "_timer_at", "_tls13", "_transport", "_written_at", "future", "idle_at", "parts", "paused", "reply", "waiting",
     )  # fmt: skip
 
     def __init__(self, pool: Keeper) -> None:
@@ -260,6 +262,8 @@ class Connection(asyncio.Protocol):
         """The connection is up."""
         self._transport = cast(asyncio.Transport, transport)  # uvloop's transports do not inherit from it
         self._parser = httptools.HttpResponseParser(self)
+        encrypted = transport.get_extra_info("ssl_object")
+        self._tls13 = encrypted is not None and encrypted.version() == "TLSv1.3"
         poll = select.poll()
         poll.register(transport.get_extra_info("socket").fileno(), select.POLLIN | select.POLLRDHUP)
         self._poll: Callable[[int], list[tuple[int, int]]] = poll.poll
@@ -351,11 +355,20 @@ class Connection(asyncio.Protocol):
             self._finish()
             return
         when = "before" if self._state == _HEAD else "during"
-        # What a server thinks of our certificate comes with TLS 1.3 only now, behind the handshake.
         why = f": {exc!s:.200}" if isinstance(exc, ssl.SSLError) else ""
-        error = UpstreamResetError(f"the upstream closed the connection {when} its reply{why}")
+        error: UpstreamError
+        if self._refused_ours(exc):
+            error = ConnectFailedError(f"the upstream ended the TLS handshake{why}", kind="tls")
+        else:
+            error = UpstreamResetError(f"the upstream closed the connection {when} its reply{why}")
         error.__cause__ = exc
         self._fail(error)
+
+    def _refused_ours(self, exc: Exception | None) -> bool:
+        """Whether the server refused our certificate. With TLS 1.3 it says so only now, when the handshake is over on
+        this side: of what was written to it, it has read nothing. A connection that answered before was accepted."""
+        said_nothing = self._state == _HEAD and not self._head_bytes and not self.idle_at
+        return said_nothing and self._tls13 and tls.refuses_ours(exc)
 
     def on_message_begin(self) -> None:
         """A reply begins; a second one to the same request is nobody's, and ends the connection."""

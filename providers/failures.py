@@ -8,8 +8,9 @@
     ├── UpstreamTimeoutError   kind "first_byte_timeout", "gap_timeout" or "total_timeout"
     └── ReplyTooLargeError     kind "too_large": the reply passed its limit
 
-`sent` is False only where it is certain that no byte of the request left this process; only then may a request that is
-not idempotent be sent elsewhere without asking. Messages name hosts and reasons, never request or reply content.
+`sent` is False only where it is certain that the upstream has read no byte of the request; only then may a request
+that is not idempotent be sent elsewhere without asking. Messages name hosts and reasons, never what a request or reply
+says.
 """
 
 from __future__ import annotations

@@ -192,6 +192,12 @@ class RouteForm(RowForm[Route]):
         )
         help_texts = {"pattern": PATTERN_HELP}
 
+    def clean(self) -> dict[str, Any]:
+        """The whole cannot be shorter than its part."""
+        super().clean()
+        _check_times(self)
+        return self.cleaned_data
+
 
 class GatewaySettingsForm(RowForm[GatewaySettings]):
     """The one settings row."""
@@ -203,9 +209,11 @@ class GatewaySettingsForm(RowForm[GatewaySettings]):
     def clean(self) -> dict[str, Any]:
         """The whole cannot be shorter than its part."""
         super().clean()
-        data: dict[str, Any] = self.cleaned_data
-        total = data.get("total_timeout_s")
-        longest = max((data.get(name) or 0 for name in ("connect_timeout_s", "first_byte_timeout_s")), default=0)
-        if total is not None and total < longest:
-            self.add_error("total_timeout_s", "The total cannot be shorter than the time to the first byte.")
-        return data
+        _check_times(self)
+        return self.cleaned_data
+
+
+def _check_times(form: RowForm[Any]) -> None:
+    names = ("connect_timeout_s", "first_byte_timeout_s", "total_timeout_s")
+    if problem := validation.times_problem(*map(form.cleaned_data.get, names)):
+        form.add_error("total_timeout_s", problem)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable
+
+CHARACTERS = 256  # of a model's name
 
 
 def matcher(pattern: str) -> Callable[[str], bool]:
@@ -47,6 +48,6 @@ def specificity(pattern: str) -> tuple[int, int]:
     return len(pattern) - stars, -stars
 
 
-def is_valid(pattern: str) -> bool:
-    """True for 1 to 256 printable characters."""
-    return 1 <= len(pattern) <= 256 and re.search(r"[\x00-\x1f\x7f]", pattern) is None
+def is_valid(name: str) -> bool:
+    """Whether a request may name a model, or a pattern may stand for one: 1 to 256 printable characters."""
+    return 1 <= len(name) <= CHARACTERS and name.isprintable()

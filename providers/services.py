@@ -220,6 +220,7 @@ def save_route(route: Route, *, actor: str) -> Route:
     """Create or change a route."""
     before = _stored(route)
     _clean(route)
+    _check_times(route)
     return _write(route, before, "route", actor)
 
 
@@ -308,13 +309,17 @@ def save_settings(row: GatewaySettings, *, actor: str) -> GatewaySettings:
     """Change the behaviour of the gateway."""
     row.pk = 1
     before = _stored(row)
-    if row.total_timeout_s < max(row.connect_timeout_s, row.first_byte_timeout_s):
-        raise ValidationError({"total_timeout_s": "The total cannot be shorter than the time to the first byte."})
+    _check_times(row)
     _clean(row)
     return _write(row, before, "settings", actor)
 
 
 # The common part of every write
+
+
+def _check_times(row: Route | GatewaySettings) -> None:
+    if problem := validation.times_problem(row.connect_timeout_s, row.first_byte_timeout_s, row.total_timeout_s):
+        raise ValidationError({"total_timeout_s": problem})
 
 
 def _stored(row: Row) -> Row | None:

@@ -15,6 +15,8 @@ EVENT_LIMIT_BYTES = 1 << 20
 # The end of an event: a line end and an empty line. A CR at the very end may be half of a CRLF; feed() waits then.
 _END = re.compile(rb"\n\n|\r\n\r\n|\r\r|\n\r\n?|\r\n\n|\r\n\r")
 _LINE = re.compile(rb"\r\n|\n|\r")
+# The form in which servers send nearly all of their events: at most a type, and one line of data.
+_USUAL = re.compile(rb"(?:event: ([^\r\n]*)\r?\n)?data: (.*)(?:\n\n|\r\n\r\n)").fullmatch
 _BOM = b"\xef\xbb\xbf"
 
 
@@ -46,6 +48,8 @@ class Splitter:
 
     def feed(self, data: bytes) -> list[bytes]:
         """The events that `data` completes. Raises `EventTooLargeError`."""
+        if not self._held and len(data) <= self._limit and _is_one_event(data):
+            return [data]
         if not self._held and b"\r" not in data:
             *complete, rest = data.split(b"\n\n")
             if len(rest) > self._limit or (complete and len(max(complete, key=len)) + 2 > self._limit):
@@ -78,6 +82,30 @@ class Splitter:
         del held[:start]
         self._scanned = max(0, len(held) - 3)
         return events
+
+
+def _is_one_event(data: bytes) -> bool:
+    """Whether `data` is one whole event of one line, or of two that end at LF, and nothing else, as most reads are.
+
+    `find` of one byte is by far the quickest way to look for anything.
+    """
+    size, first, cr = len(data), data.find(b"\n"), data.find(b"\r")
+    if cr >= 0:
+        return cr == size - 4 and first == size - 3 and data.endswith(b"\r\n\r\n")
+    second = data.find(b"\n", first + 1)
+    return (first == size - 2 and second == size - 1) or (first + 1 < second == size - 2 and data.endswith(b"\n\n"))
+
+
+def fields(event: bytes) -> tuple[bytes, bytes | None]:
+    """The event's type and its data, as `name_of` and `data_of` tell them: the quickest way to both."""
+    if event[:6] == b"data: " and event.find(b"\n") == len(event) - 2 and event.find(b"\r") < 0:
+        return b"", event[6:-2]
+    usual = _USUAL(event)
+    if usual is not None:
+        name, data = usual.groups(b"")
+        if data.find(b"\r") < 0:
+            return name, data
+    return name_of(event), data_of(event)
 
 
 def data_of(event: bytes) -> bytes | None:

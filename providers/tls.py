@@ -19,6 +19,8 @@ from typing import Any
 import certifi
 
 PIN = re.compile(r"sha256/[A-Za-z0-9+/]{43}=")
+# Alerts with which a server tells that it misses, or does not like, our certificate.
+_ABOUT_OURS = re.compile("ALERT_.*(CERTIFICATE|UNKNOWN_CA|HANDSHAKE_FAILURE|ACCESS_DENIED)")
 _SEQUENCE, _VERSION = 0x30, 0xA0
 _BEFORE_KEY = 5  # serial number, signature algorithm, issuer, validity, subject
 
@@ -53,6 +55,11 @@ def load_client(into: ssl.SSLContext, client_pem: str) -> None:
         file.flush()
         # The password is for keys that need one, which are refused when saved: without it OpenSSL would ask a terminal.
         into.load_cert_chain(f"/proc/self/fd/{file.fileno()}", password="")
+
+
+def refuses_ours(exc: BaseException | None) -> bool:
+    """Whether this is a server's alert about the certificate that we showed, or did not."""
+    return isinstance(exc, ssl.SSLError) and _ABOUT_OURS.search(exc.reason or "") is not None
 
 
 def verified_chain(ssl_object: Any) -> tuple[bytes, ...]:

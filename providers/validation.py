@@ -43,14 +43,14 @@ def name(value: str) -> None:
 
 
 def pattern(value: str) -> None:
-    """A glob over model names: 1 to 256 characters, no control characters or outer blanks, `*` the only wildcard."""
+    """A glob over model names: 1 to 256 printable characters, no outer blanks, `*` the only wildcard."""
     _model_text(value, what="A pattern")
     if "**" in value:
         raise ValidationError("Write a single * ; ** means the same and is refused.", code="pattern")
 
 
 def model_name(value: str) -> None:
-    """One model's name, sent as written: no wildcard, no control characters or outer blanks, at most 256 characters."""
+    """One model's name, sent as written: no wildcard, 1 to 256 printable characters, no outer blanks."""
     _model_text(value, what="A model name")
     if "*" in value:
         raise ValidationError("This is one model's name: * has no meaning here.", code="model_name")
@@ -65,8 +65,8 @@ def model_names(value: str) -> None:
 def _model_text(value: str, *, what: str) -> None:
     if not 1 <= len(value) <= MODEL_LIMIT:
         raise ValidationError(f"{what} has 1 to {MODEL_LIMIT} characters.", code="length")
-    if _CONTROL.search(value):
-        raise ValidationError(f"{what} has no control characters.", code="control")
+    if not value.isprintable():
+        raise ValidationError(f"{what} has no control characters, nor others that cannot be seen.", code="control")
     if value != value.strip():
         raise ValidationError(f"{what} neither starts nor ends with a blank.", code="blank")
 
@@ -75,6 +75,13 @@ def finite(value: float) -> None:
     """A real number: neither infinite nor NaN, which slip through range checks."""
     if not math.isfinite(value):
         raise ValidationError("This must be a plain number.", code="finite")
+
+
+def times_problem(connect_s: float | None, first_byte_s: float | None, total_s: float | None) -> str:
+    """What is wrong with the deadlines of a call; None = the gateway's default, which is compared with nothing."""
+    if total_s is not None and total_s < max(connect_s or 0, first_byte_s or 0):
+        return "The total cannot be shorter than the time to connect or to the first byte."
+    return ""
 
 
 def labels(value: str) -> None:

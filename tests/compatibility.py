@@ -24,7 +24,7 @@ PAGE = PROJECT_DIR / "docs" / "compatibility.md"
 OPTION = "--write-compatibility"
 COMMAND = f"python -m pytest tests/gateway/test_compatibility.py {OPTION}"
 
-COLUMNS = ("chat", "stream", "tools", "usage", "errors", "embeddings")
+COLUMNS = ("chat", "stream", "tools", "usage", "errors", "completions", "embeddings")
 # How something was proven, the strongest first.
 REAL, GOLDEN, IN_PROCESS = "real llama.cpp", "golden exchanges", "in process"
 PASSES, FAILS, NONE = "✓", "✗", "\u2013"
@@ -167,8 +167,18 @@ CLIENTS: tuple[tuple[str, str, tuple[tuple[str, tuple[str, ...]], ...]], ...] = 
     ),
     (
         "mistralai (Python)",
-        "chat, tools, embeddings, errors",
-        ((_SDKS, ("test_mistral_chats_and_is_booked", "test_mistral_streams_and_calls_tools", "test_mistral_embeds")),),
+        "chat, tools, embeddings, models, errors",
+        (
+            (
+                _SDKS,
+                (
+                    "test_mistral_chats_and_is_booked",
+                    "test_mistral_streams_and_calls_tools",
+                    "test_mistral_embeds",
+                    "test_mistral_lists_models",
+                ),
+            ),
+        ),
     ),
     (
         "langchain-openai",
@@ -237,7 +247,8 @@ What each column means:
 - *usage*: client and books get exactly what the provider says, cached and reasoning tokens included, whether the client
   asks or not.
 - *errors*: 429 with `Retry-After`, 500, a refused credential, a refused request, cut connections and errors in band,
-  each in OpenAI's shape; parameters the provider refuses do not reach it.
+  each in OpenAI's shape; parameters the provider refuses do not reach it, under the name that each caller has for them.
+- *completions*: legacy completions, whole and streamed, their usage and errors; by a chat where the provider has none.
 - *embeddings*: several texts, as numbers and as base64, and their usage.
 """
 

@@ -24,7 +24,7 @@ from tests.provider_fakes_base import (
     invalid,
     names,
 )
-from tests.provider_fakes_openai import CALL_IDS, Chat, Responses, openai_error, usage_of
+from tests.provider_fakes_openai import CALL_IDS, Chat, Completions, Responses, openai_error, usage_of
 
 # --- errors -----------------------------------------------------------------------------------------------------------
 
@@ -132,9 +132,9 @@ class Quirks:
     """How one server of the OpenAI API differs.
 
     `root` is what its documented base URL has before `/v1`. `allowed` are the only fields it takes (empty: it ignores
-    what it does not know), `refuses` some it does not take, `ignores` some it silently does without. `usage` says where
-    a stream tells it: "asked" (a last chunk, when asked for), "finish" (on the finish chunk, unasked), "x_groq", or
-    "choices" (a last chunk that has choices). `nulls`: every other chunk says `usage: null`. `cached` tells cached
+    what it does not know), `ignores` some it silently does without. `usage` says where a stream tells it: "asked" (a
+    last chunk, when asked for), "finish" (on the finish chunk, unasked), "x_groq", or "choices" (a last chunk that has
+    choices). `nulls`: every other chunk says `usage: null`. `cached` tells cached
     tokens, `excluded` leaves reasoning out of the output tokens. `reasoning` is its name for the text of it, "parts"
     for a list of contents, "" where it is not told. `lacks` are fields its answers do without, `more` those they have
     beyond OpenAI's. `ids` are those of its tool calls, `ids_match` what it wants those of a request to look like.
@@ -145,7 +145,6 @@ class Quirks:
     limit_field: str = "max_tokens"
     strict_messages: bool = False
     allowed: frozenset[str] = frozenset()
-    refuses: frozenset[str] = frozenset()
     ignores: frozenset[str] = frozenset()
     single: bool = False  # gives one answer only
     seed: str = "seed"
@@ -164,6 +163,7 @@ class Quirks:
     ids: tuple[str, ...] = CALL_IDS
     ids_match: str = ""
     embeds: bool = True
+    completes: bool = True  # has legacy completions
     error: Errors = openai_error
     broken: Callable[[Talk], list[bytes]] | None = None
 
@@ -176,11 +176,20 @@ class Quirks:
 _OF_OLLAMA = names("max_completion_tokens tool_choice n logit_bias user parallel_tool_calls")
 _OF_MISTRAL = names(
     """model messages temperature top_p max_tokens stream stop random_seed metadata response_format tools tool_choice
-    presence_penalty frequency_penalty n prediction parallel_tool_calls prompt_mode reasoning_effort safe_prompt"""
-)
+    presence_penalty frequency_penalty min_tokens repetition_penalty top_k logprobs top_logprobs prompt_logprobs
+    top_prompt_logprobs n prediction parallel_tool_calls prompt_mode reasoning_effort guardrails prompt_cache_key
+    safe_prompt"""
+)  # less `service_tier`, of which it knows other values
+_OF_GROQ = names(
+    """model messages citation_options compound_custom disable_tool_validation documents exclude_domains
+    frequency_penalty function_call functions include_domains include_reasoning max_completion_tokens max_tokens
+    metadata n parallel_tool_calls presence_penalty reasoning_effort reasoning_format response_format search_settings
+    seed stop stream stream_options temperature tool_choice tools top_p user"""
+)  # less `service_tier` and `store`
 _FILTERS = {"hate": {"filtered": False, "severity": "safe"}, "violence": {"filtered": False, "severity": "safe"}}
 _PROMPT_FILTERS = [{"prompt_index": 0, "content_filter_results": _FILTERS}]
 _TIMINGS = {"prompt_n": 7, "prompt_ms": 1.5, "predicted_n": 7, "predicted_ms": 2.5, "cache_n": 4}
+_NO_REFUSAL = frozenset({"refusal"})
 _SHORT = frozenset({"logprobs", "refusal"})  # what many servers leave out of answers
 
 IMITATED: dict[str, Quirks] = {
@@ -200,10 +209,10 @@ IMITATED: dict[str, Quirks] = {
     "localai": Quirks(cached=False, reasons=False, reasoning="", lacks=_SHORT),
     "vllm": Quirks(reasoning="reasoning", error=_vllm, broken=_ended_error),
     "vllm-old": Quirks(error=_flat, broken=_ended_flat_error),
-    "tensorrt": Quirks(cached=False, reasons=False, reasoning="", lacks=frozenset({"refusal"}), error=_flat),
+    "tensorrt": Quirks(cached=False, reasons=False, reasoning="", lacks=_NO_REFUSAL, error=_flat),
     "onnx": Quirks(root="/openai", cached=False, reasons=False, reasoning="", error=_text),
     "synapse": Quirks(cached=False, reasons=False, reasoning=""),
-    "deepseek": Quirks(usage="finish", nulls=True, error=_octets, embeds=False, lacks=frozenset({"refusal"})),
+    "deepseek": Quirks(usage="finish", nulls=True, error=_octets, embeds=False, completes=False, lacks=_NO_REFUSAL),
     "mistral": Quirks(
         strict_messages=True,
         allowed=_OF_MISTRAL,
@@ -216,19 +225,21 @@ IMITATED: dict[str, Quirks] = {
         lacks=_SHORT,
         ids=("D681PevKs", "aB3dE6gH9"),
         ids_match="[a-zA-Z0-9]{9}",
+        completes=False,
         error=_mistral,
     ),
     "groq": Quirks(
         root="/openai",
         limit_field="max_completion_tokens",
         strict_messages=True,
-        refuses=names("logprobs top_logprobs logit_bias"),
+        allowed=_OF_GROQ,
         single=True,
         usage="x_groq",
         cached=False,
         reasoning="reasoning",
         more={"system_fingerprint": "fp_1", "service_tier": "on_demand"},
         embeds=False,
+        completes=False,
         broken=_event_error,
     ),
     "grok": Quirks(
@@ -252,6 +263,20 @@ IMITATED: dict[str, Quirks] = {
 }
 
 
+def told_usage(quirks: Quirks, talk: Talk) -> Json:
+    """The usage such a server tells."""
+    told: Json = {"prompt_tokens": INPUT, "completion_tokens": OUTPUT, "total_tokens": INPUT + OUTPUT}
+    if quirks.excluded:
+        told["completion_tokens"] -= talk.reasoning_tokens
+    if quirks.cached:
+        told["prompt_tokens_details"] = {"cached_tokens": CACHED}
+    if quirks.cached and quirks.nulls:  # DeepSeek's own names beside them
+        told |= {"prompt_cache_hit_tokens": CACHED, "prompt_cache_miss_tokens": INPUT - CACHED}
+    if quirks.reasons:
+        told["completion_tokens_details"] = {"reasoning_tokens": talk.reasoning_tokens}
+    return told
+
+
 class KindChat(Chat):
     """/v1/chat/completions of such a server."""
 
@@ -262,38 +287,30 @@ class KindChat(Chat):
     def read(self, path: str, query: str, headers: dict[str, str], doc: Json) -> Talk:
         quirks = self._quirks
         for name in doc:
-            if name in quirks.refuses or (quirks.allowed and name not in quirks.allowed):
+            if quirks.allowed and name not in quirks.allowed:
                 invalid("Extra inputs are not permitted", name)
         if quirks.single and doc.get("n", 1) != 1:
             invalid("'n' must be 1", "n")
         if doc.get("tool_choice") == "required" != quirks.forced:
             invalid("Input should be 'auto', 'none' or 'any'", "tool_choice")
         if quirks.ids_match:
-            self._check_ids(doc)
+            self._check_messages(doc)
         talk = super().read(path, query, headers, {name: doc[name] for name in doc if name not in quirks.ignores})
         talk.forced = bool(quirks.forced) and doc.get("tool_choice") == quirks.forced
         talk.more["seed"] = doc.get(quirks.seed)
         return talk
 
-    def _check_ids(self, doc: Json) -> None:
+    def _check_messages(self, doc: Json) -> None:
         for message in doc["messages"]:
+            if message["role"] == "user" and "name" in message:
+                invalid("Extra inputs are not permitted", "messages")
             for id in [call["id"] for call in message.get("tool_calls") or ()] or [message.get("tool_call_id")]:
                 if id is not None and not re.fullmatch(self._quirks.ids_match, id):
                     invalid(f"Tool call id was {id} but must be a-z, A-Z, 0-9, with a length of 9.")
 
     def usage(self, talk: Talk) -> Json:
         """The usage it tells."""
-        quirks = self._quirks
-        told: Json = {"prompt_tokens": INPUT, "completion_tokens": OUTPUT, "total_tokens": INPUT + OUTPUT}
-        if quirks.excluded:
-            told["completion_tokens"] -= talk.reasoning_tokens
-        if quirks.cached:
-            told["prompt_tokens_details"] = {"cached_tokens": CACHED}
-        if quirks.cached and quirks.nulls:  # DeepSeek's own names beside them
-            told |= {"prompt_cache_hit_tokens": CACHED, "prompt_cache_miss_tokens": INPUT - CACHED}
-        if quirks.reasons:
-            told["completion_tokens_details"] = {"reasoning_tokens": talk.reasoning_tokens}
-        return told
+        return told_usage(self._quirks, talk)
 
     def _without(self, told: Json) -> Json:
         return {name: value for name, value in told.items() if name not in self._quirks.lacks}
@@ -377,10 +394,32 @@ class KindChat(Chat):
         return self._quirks.error(status, message, param)
 
 
+class KindCompletions(Completions):
+    """/v1/completions of such a server."""
+
+    def __init__(self, quirks: Quirks) -> None:
+        super().__init__(strict=quirks.strict)
+        self._quirks = quirks
+
+    def usage(self, talk: Talk) -> Json:
+        """The usage it tells."""
+        return told_usage(self._quirks, talk)
+
+    def broken(self, talk: Talk) -> list[bytes]:
+        told = self._quirks.broken(talk) if self._quirks.broken is not None else [data(self.error(500, "Failed.").body)]
+        return [event for event in told if b'"delta"' not in event]  # chats have these
+
+    def error(self, status: int, message: str, param: str = "") -> Error:
+        return self._quirks.error(status, message, param)
+
+
 def apis() -> dict[str, dict[str, Api]]:
     """The APIs of these servers by name and path."""
     found: dict[str, dict[str, Api]] = {name: {quirks.path: KindChat(quirks)} for name, quirks in IMITATED.items()}
     found["azure"]["/openai/v1/responses"] = Responses()
+    for name, quirks in IMITATED.items():
+        if quirks.completes:
+            found[name][f"{quirks.root}/v1/completions"] = KindCompletions(quirks)
     return found
 
 

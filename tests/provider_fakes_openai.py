@@ -246,12 +246,13 @@ class Completions(_OpenAI):
             invalid("This is not a chat model and thus not supported in the v1/completions endpoint.", "model")
         talk.limit = a_count(doc.get("max_tokens"), "max_tokens")
         talk.usage_wanted = bool((doc.get("stream_options") or {}).get("include_usage"))
+        talk.sampling = sampled(doc, "temperature", "top_p", "stop")
         return talk
 
     def whole(self, talk: Talk) -> Json:
         choice = {"index": 0, "text": talk.text, "logprobs": None, "finish_reason": _FINISHES[talk.finish]}
         head = {"id": "cmpl-o1", "object": "text_completion", "created": 1760000000, "model": talk.served}
-        return {**head, "choices": [choice], "usage": usage_of(talk)}
+        return {**head, "choices": [choice], "usage": self.usage(talk)}
 
     def events(self, talk: Talk) -> list[bytes]:
         head = {"id": "cmpl-o1", "object": "text_completion", "created": 1760000000, "model": talk.served}
@@ -259,8 +260,12 @@ class Completions(_OpenAI):
         choices.append({"index": 0, "text": "", "logprobs": None, "finish_reason": _FINISHES[talk.finish]})
         chunks: list[Json] = [{**head, "choices": [choice]} for choice in choices]
         if talk.usage_wanted:
-            chunks.append({**head, "choices": [], "usage": usage_of(talk)})
+            chunks.append({**head, "choices": [], "usage": self.usage(talk)})
         return [*map(data, chunks), b"data: [DONE]\n\n"]
+
+    def usage(self, talk: Talk) -> Json:
+        """The usage it tells."""
+        return usage_of(talk)
 
 
 # --- Responses --------------------------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ import msgspec
 from gateway.dialects import reading
 from gateway.dialects.anthropic_blocks import FORMAT
 from gateway.errors import GatewayError
+from providers import answers
 from providers.canonical import Call, Usage
 
 SHOWN, HIDDEN = "shown", "hidden"
@@ -42,10 +43,17 @@ _ERRORS = {
 _WHOLE_TRIES = 64  # how often arguments are looked at to see whether they are whole, while other blocks wait
 _INVALID = "INVALID_JSON"  # the key the documentation suggests for arguments that are no JSON object
 
+# The event of which a stream has the most.
+_TEXT_DELTA = (
+    b"event: content_block_delta\n"
+    b'data: {"type":"content_block_delta","index":%d,"delta":{"type":"text_delta","text":%b}}\n\n'
+)
+
 _encode = msgspec.json.Encoder().encode
 
 Block = dict[str, Any]
 
+_TEXT: Block = {"type": "text", "text": ""}
 _THINKING: Block = {"type": "thinking", "thinking": "", "signature": ""}
 
 
@@ -249,8 +257,11 @@ class Writer:
 
     def feed(self, data: bytes) -> bytes:
         """The events for these canonical chunks."""
-        for chunk in self._chunks.feed(data):
-            self._chunk(chunk)
+        for body in self._chunks.cut(data):
+            if self._begun and (text := answers.text_alone(body)):
+                self._say(text)
+            elif chunk := reading.loaded(body):
+                self._chunk(chunk)
         return self._taken()
 
     def finish(self) -> bytes:
@@ -293,12 +304,19 @@ class Writer:
         self._refused = self._refused or bool(refusal)
         for said in (text, refusal):
             if said:
-                self._count(said)
-                self._put(self._last("text", {"type": "text", "text": ""}), {"type": "text_delta", "text": said})
+                self._say(said)
         if self._shown and (extra := reading.extra_of(delta.get("extra_content"))):
             self._push(_Open("redacted", _wrapped({"extra_content": extra})))
         for tool, arguments, new in self._tools.take(delta):
             self._tool(tool, arguments, new=new)
+
+    def _say(self, text: str) -> None:
+        self._count(text)
+        block = self._last("text", _TEXT)
+        if block.begun:
+            self._out.append(_TEXT_DELTA % (self._index, _encode(text)))
+        else:
+            block.waiting.append({"type": "text_delta", "text": text})
 
     def _think(self, text: str) -> None:
         if self._shown == SHOWN:

@@ -17,7 +17,7 @@ import msgspec
 
 from gateway.dialects import reading
 from gateway.dialects.gemini_contents import FORMAT
-from gateway.errors import GatewayError
+from gateway.errors import GatewayError, UnauthorizedError
 from providers.canonical import Call, Usage
 
 _REASONS = {"stop": "STOP", "tool_calls": "STOP", "length": "MAX_TOKENS", "content_filter": "SAFETY"}
@@ -55,10 +55,14 @@ class GeminiCall(Call):
     batch: bool = False
 
 
+_NO_KEY = "No valid API key was given. Send it as 'x-goog-api-key: hk-…'."  # where clients of this API put it
+
+
 def error_body(error: GatewayError) -> bytes:
     """An error as this API tells it: the HTTP status, and the name that Google's APIs have for it."""
     name = _STATUSES.get(error.status, "INVALID_ARGUMENT" if error.status < 500 else "INTERNAL")
-    return _encode({"error": {"code": error.status, "message": error.message, "status": name}})
+    message = _NO_KEY if error.message == UnauthorizedError.message_default else error.message
+    return _encode({"error": {"code": error.status, "message": message, "status": name}})
 
 
 def usage_metadata(usage: Usage) -> dict[str, int]:

@@ -216,9 +216,7 @@ def _common(doc: strict.Document, known: frozenset[str]) -> tuple[dict[str, Any]
     think = doc.get("think")
     if think is True:
         canonical["reasoning_effort"] = "medium"
-    elif think is False:  # few models of others take that they may not reason
-        dropped.append("think")
-    elif think is not None and think != "":
+    elif think is not None and think is not False and think != "":  # few models of others take that they may not reason
         if type(think) is not str or think not in _EFFORTS:
             _refuse("think", "must be true, false, 'low', 'medium', 'high' or 'max'")
         canonical["reasoning_effort"] = _EFFORTS[think]

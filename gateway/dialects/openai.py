@@ -12,9 +12,9 @@ from typing import Any, NoReturn
 from gateway import strict
 from gateway.errors import BadRequestError, GatewayError, in_band, to_openai
 from gateway.exchange import Exchange
+from providers import globs
 from providers.canonical import OPENAI, Call
 
-MODEL_CHARACTERS = 256
 MESSAGES_MAX = 4096
 OUTPUTS_MAX = 128  # n and best_of
 LIMIT_MAX = 2**31 - 1
@@ -166,8 +166,8 @@ def _common(endpoint: str, doc: strict.Document, body: bytes) -> Call:
     model = doc.get("model")
     if type(model) is not str or not model:
         _refuse("model", "must be a non-empty string")
-    if len(model) > MODEL_CHARACTERS or not model.isprintable():
-        _refuse("model", f"must have at most {MODEL_CHARACTERS} characters and no control characters")
+    if not globs.is_valid(model):
+        _refuse("model", f"must have at most {globs.CHARACTERS} characters and no control characters")
     fields = frozenset(doc)
     if not _REFUSED_FIELDS.isdisjoint(fields):
         name = min(_REFUSED_FIELDS & fields)
@@ -187,7 +187,7 @@ def _common(endpoint: str, doc: strict.Document, body: bytes) -> Call:
         call.wants_usage = _asks_usage(options) and call.stream
     pool = doc.get("pool")
     if pool is not None:
-        if type(pool) is not str or not 0 < len(pool) <= MODEL_CHARACTERS or not pool.isprintable():
+        if type(pool) is not str or not globs.is_valid(pool):
             _refuse("pool", "must be the name of a pool")
         call.pool = pool
     stop = doc.get("stop")

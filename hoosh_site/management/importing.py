@@ -6,7 +6,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-from django.core.management.base import BaseCommand, CommandParser
+from django.core.management.base import BaseCommand, CommandError, CommandParser
 
 
 class AskingCommand(BaseCommand):
@@ -19,15 +19,17 @@ class AskingCommand(BaseCommand):
         parser.add_argument("--json", action="store_true", help="print the difference as JSON; asks nothing")
 
     def may_write(self, count: int, what: str, options: Mapping[str, Any]) -> bool:
-        """Whether so many rows, called `what`, may be written: as the switches say, else as whoever is asked says."""
+        """Whether so many rows, called `what`, may be written: as the switches say, else as whoever is asked says.
+
+        Raises `CommandError` where nobody can be asked."""
         if not count or options["dry_run"]:
             return False
         if options["yes"]:
             return True
-        if options["json"] or not sys.stdin.isatty():
-            if not options["json"]:
-                self.stdout.write("There is no terminal to ask on: use --yes to write.")
+        if options["json"]:
             return False
+        if not sys.stdin.isatty():
+            raise CommandError("There is no terminal to ask on: use --yes to write, or --dry-run only to look.")
         answer = input(f"Write {count} {what}? [y/N] ")
         return answer.strip().lower() in ("y", "yes")
 

@@ -5,7 +5,7 @@ Both accept blocks that are open at once, as some servers send them. Formats: th
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -50,6 +50,22 @@ class _Usage:
         self.usage = self._tally.add(told) or self.usage
 
 
+class _TextDelta(msgspec.Struct, gc=False, forbid_unknown_fields=True):
+    type: Literal["text_delta"]
+    text: str
+
+
+class _TextEvent(msgspec.Struct, gc=False, forbid_unknown_fields=True):
+    """An event that is nothing but a piece of text. Anything else in it, and it is not decoded as one."""
+
+    type: Literal["content_block_delta"]
+    delta: _TextDelta
+    index: int = 0
+
+
+_decode_text = msgspec.json.Decoder(_TextEvent).decode
+
+
 class _Block(msgspec.Struct):
     """An open content block. `tool` counts calls of tools only; `start` is the text's place in the content."""
 
@@ -74,6 +90,20 @@ class MessageReader(chunks.ChunkReader):
         self._characters = 0
         self._last: dict[str, Any] = {}  # the delta that told the stop reason
         self._counts = _Usage()
+
+    def plain(self, name: bytes, data: bytes) -> bool:
+        """Handle an event that is a piece of text and nothing else."""
+        if name == b"error" or not self._begun:
+            return False
+        try:
+            text = _decode_text(data).delta.text
+        except reply.ERRORS:
+            return False
+        if text:
+            self._characters += len(text)
+            self.say(text)
+            self._counts.grown(self.delivered_bytes)
+        return True
 
     def event(self, name: bytes, told: dict[str, Any]) -> None:
         """Handle one event. Its type is told in the data, and by some servers only in the event's name."""
@@ -210,7 +240,7 @@ class NativeReader(PassingReader):
     def _event(self, event: bytes) -> bytes:
         """What to deliver of one event."""
         event = utf8(event).removeprefix(b"\xef\xbb\xbf")
-        name, data = sse.name_of(event), sse.data_of(event)
+        name, data = sse.fields(event)
         if data is None or not data.strip():
             return b""
         told = reply.loads(data)

@@ -19,6 +19,8 @@ _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder().decode
 _ERRORS = (msgspec.MsgspecError, ValueError, RecursionError)
 
+_TEXT = b'%b"choices":[{"index":0,"delta":{"content":%b},"logprobs":null,"finish_reason":null}]}\n\n'
+
 
 def usage_object(usage: Usage) -> dict[str, Any]:
     """A usage as the canonical form tells it."""
@@ -85,6 +87,8 @@ class ChunkReader:
         self._created = int(time.time())
         self._wants_usage = wants_usage
         self._begun = False
+        self._head = b""  # how every chunk begins, for the id and the model in `_head_of`
+        self._head_of: tuple[str, str] | None = None
         self._out: list[bytes] = []
         self._splitter = sse.Splitter()
 
@@ -93,6 +97,13 @@ class ChunkReader:
     def event(self, name: bytes, told: dict[str, Any]) -> None:
         """Handle one upstream event: its type (b"" when it names none) and its decoded data."""
         raise NotImplementedError
+
+    def plain(self, name: bytes, data: bytes) -> bool:
+        """Handle an event that is nothing but a piece of text, as most are, without looking for anything else in it.
+
+        False leaves it to `event`, which would come to the same: for what is any different, and where in doubt.
+        """
+        return False
 
     def closed(self) -> None:
         """The upstream closed in good order without a terminal event of its own; the default calls that a cut."""
@@ -107,6 +118,12 @@ class ChunkReader:
             self.events += 1
             self.delivered_bytes += len(text) if text.isascii() else len(text.encode())
         self._write([{"index": 0, "delta": delta, "logprobs": None, "finish_reason": None}])
+
+    def say(self, text: str) -> None:
+        """Hand out a piece of the first choice's text: what `delta` makes of it once the answer has begun, sooner."""
+        self.events += 1
+        self.delivered_bytes += len(text) if text.isascii() else len(text.encode())
+        self._out.append(_TEXT % (self._begin_chunk(), _encode(text)))
 
     def finished(self, reason: str) -> None:
         """Hand out the finish reason."""
@@ -125,15 +142,15 @@ class ChunkReader:
         self.error = problem
 
     def _write(self, choices: list[dict[str, Any]], **more: Any) -> None:
-        chunk = {
-            "id": self.id,
-            "object": "chat.completion.chunk",
-            "created": self._created,
-            "model": self.model,
-            "choices": choices,
-            **more,
-        }
-        self._out.append(b"data: %b\n\n" % _encode(chunk))
+        rest = _encode({"choices": choices, **more})
+        self._out.append(b"%b%b\n\n" % (self._begin_chunk(), rest[1:]))
+
+    def _begin_chunk(self) -> bytes:
+        names = (self.id, self.model)
+        if names != self._head_of:
+            told = {"id": self.id, "object": "chat.completion.chunk", "created": self._created, "model": self.model}
+            self._head, self._head_of = b"data: %b," % _encode(told)[:-1], names
+        return self._head
 
     # --- StreamReader -----------------------------------------------------------------------------------------------
 
@@ -175,7 +192,7 @@ class ChunkReader:
 
     def named(self, event: bytes) -> tuple[bytes, bytes | None]:
         """Type and data of a raw event."""
-        return sse.name_of(event), sse.data_of(event)
+        return sse.fields(event)
 
     def _over(self) -> bool:
         return self.done or self.error is not None
@@ -187,7 +204,7 @@ class ChunkReader:
 
     def _one(self, raw: bytes) -> None:
         name, data = self.named(raw)
-        if data is None or not data.strip():
+        if data is None or not data.strip() or self.plain(name, data):
             return
         try:
             told = _decode(data if data.isascii() else data.decode("utf-8", "replace"))

@@ -13,6 +13,7 @@ import msgspec
 
 from providers import answers
 from providers.adapters import Adapter, StreamReader, params
+from providers.adapters.chunks import usage_object
 from providers.canonical import Answer, Call, Request, Target, UnsupportedParamError, UpstreamProblem, Usage
 
 _encode = msgspec.json.Encoder().encode
@@ -59,12 +60,12 @@ class OverChat:
         """The completion in a chat's answer."""
         answer = self._chats.read_unary(_chat(call), status, headers, body, target)
         if answer.problem is None:
-            answer.body = _completion(answers.loaded(answer.body))
+            answer.body = _completion(answers.loaded(answer.body), answer.usage)
         return answer
 
     def open_stream(self, call: Call, target: Target | None = None) -> Reader:
         """A reader that turns the chunks of a chat into those of a completion."""
-        return Reader(self._chats.open_stream(_chat(call), target))
+        return Reader(self._chats.open_stream(_chat(call), target), wants_usage=call.wants_usage)
 
     def read_error(self, status: int, headers: Iterable[tuple[bytes, bytes]], body: bytes) -> UpstreamProblem:
         """As the adapter behind reads it."""
@@ -72,17 +73,22 @@ class OverChat:
 
 
 class Reader:
-    """The stream of a completion, made of that of a chat; the promises are those of `StreamReader`."""
+    """The stream of a completion, made of that of a chat; the promises are those of `StreamReader`.
+
+    Usage, which chats may tell on any chunk, is told on a last one without choices, and only where it `wants_usage`.
+    """
 
     native = False
 
-    def __init__(self, chat: StreamReader) -> None:
+    def __init__(self, chat: StreamReader, *, wants_usage: bool) -> None:
         self.done = False
         self.error: UpstreamProblem | None = None
         self.usage: Usage | None = None
         self.events = 0
         self.delivered_bytes = 0
         self._chat = chat
+        self._wants_usage = wants_usage
+        self._last: dict[str, Any] = {}
         self._chunks = answers.Chunks()
 
     def feed(self, chunk: bytes) -> bytes:
@@ -97,7 +103,21 @@ class Reader:
         chat = self._chat
         self.done, self.error, self.usage = chat.done, chat.error, chat.usage
         self.events, self.delivered_bytes = chat.events, chat.delivered_bytes
-        return b"".join(map(_chunk, self._chunks.feed(data))) if data else b""
+        pieces = [self._chunk(chunk) for chunk in self._chunks.feed(data)] if data else []
+        if self.done and self._wants_usage and self.usage is not None:
+            pieces.append(_event({**_envelope(self._last, []), "usage": usage_object(self.usage)}))
+            self._wants_usage = False
+        return b"".join(pieces)
+
+    def _chunk(self, told: dict[str, Any]) -> bytes:
+        """One chunk; b"" for one that tells nothing a completion has (reasoning, the role)."""
+        self._last = told
+        choices = [
+            made
+            for index, choice, delta in answers.choices_of(told, "delta")
+            if (made := _choice(delta, index, choice))["text"] or made["finish_reason"]
+        ]
+        return _event(_envelope(told, choices)) if choices else b""
 
 
 def _chat(call: Call) -> Call:
@@ -124,32 +144,21 @@ def _choice(told: dict[str, Any], index: int, choice: dict[str, Any]) -> dict[st
 
 
 def _envelope(told: dict[str, Any], choices: list[dict[str, Any]]) -> dict[str, Any]:
-    made: dict[str, Any] = {
+    return {
         "id": told.get("id") or "cmpl",
         "object": "text_completion",
         "created": told.get("created") or 0,
         "model": told.get("model") or "",
         "choices": choices,
     }
-    if told.get("usage") is not None:
-        made["usage"] = told["usage"]
-    return made
 
 
-def _completion(told: dict[str, Any]) -> bytes:
+def _completion(told: dict[str, Any], usage: Usage | None) -> bytes:
     choices = [_choice(message, index, choice) for index, choice, message in answers.choices_of(told, "message")]
     for choice in choices:
         choice["finish_reason"] = choice["finish_reason"] or "stop"
-    return _encode(_envelope(told, choices))
+    return _encode(_envelope(told, choices) | ({} if usage is None else {"usage": usage_object(usage)}))
 
 
-def _chunk(told: dict[str, Any]) -> bytes:
-    """One chunk; b"" for one that tells nothing a completion has (reasoning, the role)."""
-    choices = [
-        made
-        for index, choice, delta in answers.choices_of(told, "delta")
-        if (made := _choice(delta, index, choice))["text"] or made["finish_reason"]
-    ]
-    if not choices and told.get("usage") is None:
-        return b""
-    return b"data: %b\n\n" % _encode(_envelope(told, choices))
+def _event(told: dict[str, Any]) -> bytes:
+    return b"data: %b\n\n" % _encode(told)

@@ -20,6 +20,7 @@ from providers.canonical import MAX_TOKENS, UpstreamProblem, Usage, parse_usage
 DETAIL_FORMAT = "google-gemini-v1"  # of `reasoning_details` that carry a thought signature of this API
 BLOCKED = "PROMPT_BLOCKED"  # our own finish reason, where the prompt itself was refused and there is no candidate
 CANDIDATES_MAX = 128
+PLAIN_BYTES = 4096  # responses with more than this in them say more than a piece of text
 
 _LENGTH = frozenset({"MAX_TOKENS", "CONTINUATION"})
 _FILTERED = frozenset(
@@ -70,6 +71,35 @@ _ACCOUNT = re.compile(r"billing|location is not supported|free tier|not availabl
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder().decode
 _DECODE_ERRORS = (msgspec.MsgspecError, ValueError, RecursionError)
+
+
+class _Part(msgspec.Struct, gc=False, forbid_unknown_fields=True):
+    text: str
+
+
+class _Content(msgspec.Struct, gc=False, forbid_unknown_fields=True):
+    parts: tuple[_Part]
+    role: Any = None
+
+
+class _Candidate(msgspec.Struct, gc=False, forbid_unknown_fields=True):
+    content: _Content
+    index: int = 0
+    safetyRatings: Any = None
+    finishReason: None = None
+
+
+class _Text(msgspec.Struct, gc=False, forbid_unknown_fields=True):
+    """A response that is nothing but a piece of text for one candidate. Anything else in it, and it is not one."""
+
+    candidates: tuple[_Candidate]
+    usageMetadata: dict[str, Any] | None = None
+    modelVersion: Any = None
+    responseId: Any = None
+    createTime: Any = None
+
+
+_decode_text = msgspec.json.Decoder(_Text).decode
 
 
 class Candidate:
@@ -165,6 +195,22 @@ def parts_of(candidate: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     for part in parts if isinstance(parts, list) else ():
         if isinstance(part, dict):
             yield part
+
+
+def text_alone(body: bytes) -> tuple[str, dict[str, Any] | None] | None:
+    """The text and the usage of a response that adds text to the first candidate and says nothing else.
+
+    None for all others, and for those with more in them than a piece of text.
+    """
+    if len(body) > PLAIN_BYTES:
+        return None
+    try:
+        told = _decode_text(body)
+    except _DECODE_ERRORS:
+        return None
+    candidate = told.candidates[0]
+    text = candidate.content.parts[0].text
+    return (text, told.usageMetadata) if text and not candidate.index else None
 
 
 def candidates_of(told: Mapping[str, Any]) -> list[tuple[int, dict[str, Any]]]:

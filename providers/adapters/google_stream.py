@@ -18,6 +18,7 @@ from providers.canonical import Usage
 
 # Generated pictures come in one event each.
 EVENT_LIMIT_BYTES = 16 << 20
+UNREAD_MAX = 8  # usages kept to be read later: the last one counts, or where it is absurd, one before it
 _BOM = b"\xef\xbb\xbf"
 _FIELDS = frozenset({b"", b"data", b"event", b"id", b"retry"})  # a comment has no name
 
@@ -26,18 +27,37 @@ class _Reader(ChunkReader):
     """What both readers do alike: usage, errors in band, and when the answer is complete."""
 
     def __init__(self, *, wants_usage: bool, outputs: int, single: bool) -> None:
+        self._usage: Usage | None = None
+        self._unread: list[dict[str, Any]] = []
         super().__init__(wants_usage=wants_usage)
         self._outputs = outputs
         self._single = single
         self._candidates: dict[int, reply.Candidate] = {}
         self._splitter = sse.Splitter(EVENT_LIMIT_BYTES)
 
+    @property
+    def usage(self) -> Usage | None:
+        """The last valid usage told. Every event tells one, so it is read when somebody asks."""
+        self._catch_up()
+        return self._usage
+
+    @usage.setter
+    def usage(self, usage: Usage | None) -> None:
+        self._usage = usage
+        self._unread.clear()
+
+    def _catch_up(self) -> None:
+        while self._unread:
+            usage = self.read_usage(self._unread.pop())
+            if usage is not None:
+                self.usage = usage
+
     def named(self, event: bytes) -> tuple[bytes, bytes | None]:
         """Type and data of a raw event. An error may come as bare JSON between the events."""
-        data = sse.data_of(event)
+        name, data = sse.fields(event)
         if data is None and event.lstrip()[:1] == b"{":
             return b"", event
-        return sse.name_of(event), data
+        return name, data
 
     def event(self, name: bytes, told: dict[str, Any]) -> None:
         """One response object, or an error in its place."""
@@ -82,6 +102,23 @@ class GoogleReader(_Reader):
     def __init__(self, *, wants_usage: bool, model: str, outputs: int = 1, single: bool = False) -> None:
         super().__init__(wants_usage=wants_usage, outputs=outputs, single=single)
         self.model = model
+
+    def plain(self, name: bytes, data: bytes) -> bool:
+        """Handle an event that is a piece of text and the usage so far and nothing else."""
+        state = self._candidates.get(0)
+        if state is None or not state.begun or name == b"error":
+            return False
+        told = reply.text_alone(data)
+        if told is None:
+            return False
+        text, metadata = told
+        if metadata is not None:
+            self._unread.append(metadata)
+            if len(self._unread) == UNREAD_MAX:
+                self._catch_up()
+        state.generated = True
+        self.say(text)
+        return True
 
     def response(self, told: dict[str, Any]) -> None:
         """Hand out the new parts; the finish reason waits, as some models tell one with every event."""
@@ -167,7 +204,7 @@ class GoogleNativeReader(_Reader):
         super()._one(raw)
         if self.error is not None:
             return
-        if (sse.data_of(raw) or b"").strip():
+        if (sse.fields(raw)[1] or b"").strip():
             self._out.append(utf8(raw))
         elif any(line.partition(b":")[0] not in _FIELDS for line in raw.removeprefix(_BOM).splitlines()):
             self.failed(problems.problem("protocol"))

@@ -111,7 +111,7 @@ class OpenAICompatible:
             call = quirks.plain(call)
         if kind.call_ids and b'"tool_call' in call.body:
             call = quirks.with_fitting_ids(call, kind.call_ids)
-        if kind.quirks and not kind.quirks.isdisjoint(call.fields):
+        if (kind.quirks and not kind.quirks.isdisjoint(call.fields)) or (kind.only and quirks.is_odd(call, kind)):
             call, dropped = quirks.applied(call, target)
             return Request(self._body(call, target, limit), call.endpoint, dropped)
         return Request(self._body(call, target, limit), call.endpoint)
@@ -129,14 +129,13 @@ class OpenAICompatible:
                 tail = b',"%b":%d' % (field.encode(), wanted)
             elif wanted != call.limit or field != call.limit_field or fields >= _LIMIT_FIELDS:
                 return _rebuilt(call, target, wanted)
-        if call.stream:
-            if not kind.stream_usage:
-                if "stream_options" in fields:
-                    return _rebuilt(call, target, wanted)
-            elif not call.wants_usage:
-                if "stream_options" in fields:
-                    return _rebuilt(call, target, wanted)
-                tail += b',"stream_options":{"include_usage":true}'
+        if not kind.stream_usage:
+            if "stream_options" in fields:
+                return _rebuilt(call, target, wanted)
+        elif call.stream and not call.wants_usage:
+            if "stream_options" in fields:
+                return _rebuilt(call, target, wanted)
+            tail += b',"stream_options":{"include_usage":true}'
         body = call.body
         if target.upstream_model and target.upstream_model != call.model:
             spliced = _with_model(body, _encode(call.model), _encode(target.upstream_model))
@@ -332,7 +331,7 @@ def _rebuilt(call: Call, target: Target, limit: int | None) -> bytes:
             if other != field:
                 values.pop(other, None)
         values[field] = msgspec.Raw(b"%d" % limit)
-    if call.stream and not target.kind.stream_usage:
+    if not target.kind.stream_usage:
         values.pop("stream_options", None)
     elif call.stream and not call.wants_usage:
         given = values.get("stream_options")

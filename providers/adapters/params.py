@@ -2,7 +2,8 @@
 
 Each adapter declares one rule for each field it cannot simply pass on. `DROP`: leaving it out does not change what the
 answer means (a hint, a label); it is left out and the caller is told in `x-hoosh-dropped-params`. `REFUSE`: it does;
-the request is refused where the operator's setting is strict, and treated as `DROP` where it is lenient.
+the request is refused where the operator's setting is strict, and treated as `DROP` where it is lenient. `PASS`: it is
+sent on. A value that says no more than the field's absence is left out under every rule, and nobody is told.
 """
 
 from __future__ import annotations
@@ -11,12 +12,9 @@ from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from providers.canonical import Target, UnsupportedParamError
-from providers.catalog import DROP, REFUSE
+from providers.catalog import DROP, PASS, REFUSE, WRITTEN
 
-__all__ = ["DROP", "REFUSE", "dropped", "header", "is_default", "unsupported"]
-
-# Fields of the gateway's own, or ones that every adapter writes itself.
-_OWN = frozenset({"model", "stream", "stream_options", "pool", "max_tokens", "max_completion_tokens"})
+__all__ = ["DROP", "PASS", "REFUSE", "dropped", "header", "is_default", "unsupported"]
 
 
 def dropped(
@@ -29,7 +27,7 @@ def dropped(
     """
     left: list[str] = []
     for name, value in doc.items():
-        if name in translated or name in _OWN or value is None or is_default(name, value):
+        if name in translated or name in WRITTEN or value is None or is_default(name, value):
             continue
         if target.strict and rules.get(name) == REFUSE:
             raise unsupported(name, target)
@@ -61,6 +59,7 @@ _DEFAULTS: Mapping[str, tuple[Any, ...]] = {
     "modalities": (["text"],),
     "service_tier": ("auto", "default"),
     "tools": ([],),
+    "tool_choice": ("auto",),
     "functions": ([],),
     "echo": (False,),
     "repetition_penalty": (1,),

@@ -14,14 +14,20 @@ import msgspec
 
 from providers.adapters import params
 from providers.canonical import Call, Target
+from providers.catalog import Kind
 
 _encode = msgspec.json.Encoder().encode
 _decode_fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 _decode_any = msgspec.json.Decoder().decode
 
 
+def is_odd(call: Call, kind: Kind) -> bool:
+    """Whether a chat has fields of which nothing is known, for a provider that refuses such."""
+    return bool(kind.only) and call.endpoint == "chat" and not call.fields <= kind.known
+
+
 def applied(call: Call, target: Target) -> tuple[Call, tuple[str, ...]]:
-    """The call as the provider understands it, and the fields that were left out for it.
+    """The call as the provider understands it, and the fields that were left out for it, if they said anything.
 
     Raises `UnsupportedParamError`.
     """
@@ -29,7 +35,8 @@ def applied(call: Call, target: Target) -> tuple[Call, tuple[str, ...]]:
     values = _decode_fields(call.body)
     dropped = []
     changed = False
-    for name in sorted(kind.quirks & call.fields):
+    others = call.fields - kind.known if is_odd(call, kind) else frozenset()
+    for name in sorted(kind.quirks & call.fields | others):
         value = _decode_any(values[name])
         if name in kind.renamed:
             values[kind.renamed[name]] = values.pop(name)
@@ -39,12 +46,15 @@ def applied(call: Call, target: Target) -> tuple[Call, tuple[str, ...]]:
             if word is not None:
                 values[name] = msgspec.Raw(_encode(word))
                 changed = True
-        if name not in kind.params or value is None or params.is_default(name, value):
+        rule = kind.params.get(name, params.DROP if name in others else "")
+        says_something = value is not None and not params.is_default(name, value)
+        if not rule or (rule == params.PASS and says_something):
             continue
-        if target.strict and kind.params[name] == params.REFUSE:
-            raise params.unsupported(name, target)
+        if says_something:
+            if target.strict and rule == params.REFUSE:
+                raise params.unsupported(name, target)
+            dropped.append(name)
         values.pop(name, None)
-        dropped.append(name)
         changed = True
     if not changed:
         return call, ()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 import pytest
+from django.contrib import admin
 from django.core.cache import cache
 from django.utils import timezone
 
@@ -161,6 +162,20 @@ class ListTest(LedgerCase):
                 found = self.client.get(self.url(f"budgets_{name}_changelist") + f"?{field}__{query}").status_code
                 assert found == status, (name, query)
             assert self.client.get(self.url(f"budgets_{name}_changelist") + f"?{field}__year=2026").status_code == 200
+
+    def test_what_no_list_offers_cannot_be_asked(self):
+        """PostgreSQL fails on a regular expression that is none."""
+        pages = [
+            (self.url(f"{model._meta.app_label}_{model._meta.model_name}_changelist"), model._meta.fields)
+            for model in admin.site._registry
+        ]
+        assert len(pages) > 15
+        for page, fields in pages:
+            for comparison in ("regex", "iregex", "contains", "range"):
+                asked = f"{page}?{fields[1].name}__{comparison}=("
+                assert self.client.get(asked).status_code == 400, asked
+        assert self.client.get(self.url("budgets_usage_changelist") + "?at__year__regex=(").status_code == 400
+        assert self.client.get(self.url("budgets_apikey_changelist") + "?agent__team__name__regex=(").status_code == 400
 
 
 class OrderTest(LedgerCase):

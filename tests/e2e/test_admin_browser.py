@@ -17,6 +17,7 @@ from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_play
 from budgets import access
 from budgets.keys import create_key, digest_of
 from budgets.models import ApiKey, Lease, LedgerOrder, Pool, PoolWindow, Usage
+from providers import services
 from providers.models import ConfigVersion, Provider, Route
 from tests.browser import launch, needs_browser
 from tests.small_server import SmallServer
@@ -224,6 +225,27 @@ class AdminBrowserTest(StaticLiveServerTestCase):
         page.get_by_role("button", name="Revoke").click()
         expect(page.get_by_text("is revoked; workers refuse it")).to_be_visible()
         assert ApiKey.objects.get().revoked_at is not None
+        assert self.complaints == []
+
+    def test_a_mistake_in_a_part_that_is_folded_up_is_seen(self) -> None:
+        """Also where it stands in a line of two fields."""
+        services.save_provider(Provider(name="p", kind="demo"), actor="t")
+        _, page = self.open()
+        self.sign_in(page)
+        page.goto(f"{self.live_server_url}/admin/providers/route/add/")
+        total = page.locator("#id_total_timeout_s")
+        expect(total).to_be_hidden()
+        page.locator("#id_name").fill("short")
+        page.locator("#id_pattern").fill("x")
+        page.locator("#id_provider").select_option(label="p")
+        page.get_by_text("Limits and times").click()
+        page.locator("#id_first_byte_timeout_s").fill("9")
+        total.fill("5")
+        page.get_by_role("button", name="Save", exact=True).click()
+        expect(page.get_by_text("Please correct the error below.")).to_be_visible()
+        expect(page.get_by_text("The total cannot be shorter")).to_be_visible()
+        expect(total).to_be_visible()
+        expect(page.locator("#id_tags")).to_be_hidden()  # nothing is wrong there
         assert self.complaints == []
 
     def test_a_violation_would_be_noticed(self) -> None:

@@ -492,6 +492,15 @@ def test_mistral_chats_and_is_booked(site: Site) -> None:
     assert site.booked(seen[-1].headers) == (answer.usage.prompt_tokens, 8)
 
 
+def test_mistral_lists_models(site: Site) -> None:
+    with Mistral(api_key=site.key, server_url=site.base_url) as client:
+        listed = client.models.list().data or []
+        one = client.models.retrieve(model_id="tiny")
+    assert {"tiny", "tools"} <= {model.id for model in listed if model.type == "base"}
+    assert all(model.capabilities.completion_chat for model in listed if model.type == "base")
+    assert (one.id, one.type) == ("tiny", "base")
+
+
 def test_mistral_embeds(site: Site) -> None:
     with Mistral(api_key=site.key, server_url=site.base_url) as client:
         answer = client.embeddings.create(model="tiny", inputs=["water", "more water"])

@@ -82,6 +82,7 @@ def test_a_stream_split_at_every_byte_is_split_alike(stream: bytes) -> None:
         assert split([stream[:place], stream[place:]]) == whole
     for event in whole:
         data, name = sse.data_of(event), sse.name_of(event)
+        assert sse.fields(event) == (name, data)
         assert b"\r" not in name + (data or b"")
         assert sse.data_of(sse.without_comments(event)) == data
 

@@ -39,6 +39,7 @@ class Wanted:
     excluded: bool = False
     forced: bool = True
     embeddings: str = "/v1/embeddings"
+    completions: str = ""  # where it is asked for legacy completions; "" = by a chat
 
 
 def _imitated(name: str) -> Wanted:
@@ -52,20 +53,46 @@ def _imitated(name: str) -> Wanted:
         excluded=quirks.excluded,
         forced=bool(quirks.forced),
         embeddings=f"{quirks.root}/v1/embeddings" if quirks.embeds else "",
+        completions=f"{quirks.root}/v1/completions" if quirks.completes else "",
     )
 
 
 _GEMINI = "/v1beta/models/google-up:"
 WANTED = {
-    "openai": Wanted(),
+    "openai": Wanted(completions="/v1/completions"),
     "anthropic": Wanted("/v1/messages", "x-api-key", embeddings=""),
     "google": Wanted(f"{_GEMINI}generateContent", "x-goog-api-key", embeddings=f"{_GEMINI}batchEmbedContents"),
-    "ollama": Wanted("/api/chat", cached=0, reasoning=0, forced=False, embeddings="/api/embed"),
-    "custom": Wanted(),
+    "ollama": Wanted(
+        "/api/chat", cached=0, reasoning=0, forced=False, embeddings="/api/embed", completions="/v1/completions"
+    ),
+    "custom": Wanted(completions="/v1/completions"),
     **{name: _imitated(name) for name in IMITATED},
 }
 NETWORKED = [kind for kind in KINDS if kind in WANTED]  # all but the demo
 EMBEDDING = [kind for kind in NETWORKED if WANTED[kind].embeddings]
+
+# What a provider refuses, and matters: the request is refused before it is asked.
+REFUSED: dict[str, Json] = {
+    "ollama-v1": {"n": 2, "logit_bias": {"1": 1}},
+    "mistral": {"logit_bias": {"1": 1}, "modalities": ["text", "audio"], "functions": [{"name": "f"}]},
+    "groq": {"n": 2, "logprobs": True, "logit_bias": {"1": 1}, "modalities": ["text", "audio"]},
+    **{kind: {"logit_bias": {"1": 1}} for kind in ("anthropic", "google", "ollama")},
+}
+# What it refuses or ignores, and changes nothing: it is left out, and the caller is told.
+DROPPED: dict[str, Json] = {
+    "ollama-v1": {"user": "u"},
+    "mistral": {"user": "u", "min_p": 0.1, "safety_identifier": "s", "verbosity": "low", "store": True, "unheard": 1},
+    "groq": {"top_k": 5, "verbosity": "low", "prompt_cache_key": "k", "store": True, "metadata": {"a": "b"}},
+    **{kind: {"top_k": 5} for kind in ("openai", "azure")},
+    **{kind: {"seed": 7} for kind in ("anthropic",)},
+}
+# What says no more than its absence does, and some refuse all the same.
+NOTHING: Json = {
+    **dict.fromkeys(("top_logprobs", "functions", "stream_options", "prediction", "top_k", "tools"), None),
+    **dict.fromkeys(("presence_penalty", "frequency_penalty"), 0),
+    **{"service_tier": "auto", "logprobs": False, "store": False, "logit_bias": {}, "n": 1, "modalities": ["text"]},
+    **{"response_format": {"type": "text"}, "metadata": {}},
+}
 
 
 class AnyServer(OpenAIChat):

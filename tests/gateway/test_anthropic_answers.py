@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import re
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -12,6 +15,7 @@ from hypothesis import strategies as st
 from gateway.dialects import anthropic, reading
 from gateway.dialects.anthropic import ANTHROPIC
 from gateway.errors import GatewayError, RateLimitedError
+from providers.answers import text_alone
 from tests.fuzz.cases import cases
 from tests.gateway.odd_chunks import odd_chunks
 from tests.gateway.test_anthropic_dialect import FORMAT, HELLO, assistant, parse, text
@@ -472,6 +476,64 @@ def test_a_stream_is_the_same_however_it_is_cut() -> None:
     last = ANTHROPIC.writer(call, "rid")
     assert last.feed(data[:-2]) + last.finish() == expected
 
+
+@pytest.mark.parametrize(
+    ("more", "beside", "inside"),
+    [
+        ({}, {}, {}),
+        ({"usage": None, "system_fingerprint": "fp", "obfuscation": "x"}, {"logprobs": None}, {"role": "assistant"}),
+        ({"provider": "P"}, {"native_finish_reason": None}, {"refusal": None, "reasoning": None}),
+        ({"object": "chat.completion.chunk"}, {"stop_reason": None}, {"reasoning_content": None, "tool_calls": None}),
+    ],
+)
+def test_a_piece_of_text_is_known_at_once(more: Any, beside: Any, inside: Any) -> None:
+    choice = {"index": 0, "delta": {"content": "é", **inside}, "finish_reason": None, **beside}
+    assert text_alone(json.dumps({"id": "c1", "choices": [choice], **more}).encode()) == "é"
+
+
+FIELDS = (
+    *("content", "role", "refusal", "reasoning", "reasoning_content", "reasoning_details", "extra_content", "new"),
+    *("tool_calls", "function_call", "delta", "index", "finish_reason", "logprobs", "choices", "usage", "id"),
+)
+VALUES = (
+    *(None, True, False, 0, 1, 0.0, -1, "", "x", "stop", "length", [], [{}], {}, GOOGLE, USAGE),
+    *([{"index": 0, "function": {"name": "f"}}], [{"type": "text", "text": "x"}], {"name": "f", "arguments": "{}"}),
+)
+
+
+def odd_texts() -> Iterator[bytes]:
+    """Pieces of text, each with one field of one object in them set to something else."""
+    for place, field, value in itertools.product(range(3), FIELDS, VALUES):
+        delta = {"content": "é"}
+        choice = {"index": 0, "delta": delta, "finish_reason": None}
+        told = {"id": "c1", "model": "up", "choices": [choice], "usage": None}
+        holder: Any = (delta, choice, told)[place]
+        holder[field] = value
+        yield json.dumps(told, ensure_ascii=place > 1).encode()
+    yield from (b"", b"{", b"[DONE]", b'{"choices":[]}', b'{"choices":[{"delta":{"content":"\xff"}}]}')
+    yield b'{"choices":[{"delta":{"content":"x"}},{"delta":{"content":"y"}}]}'
+    yield b'{"choices":[{"delta":{"content":"far"},"x":-1e999}]}'
+    yield b'{"choices":[{"delta":{"content":"%b"}}]}' % (b"x" * 5000)
+
+
+@pytest.mark.parametrize("shown", [False, True])
+def test_text_that_is_known_at_once_is_told_like_any_other(shown: bool) -> None:
+    call = parse(stream=True, **({"thinking": ADAPTIVE} if shown else {}))
+    text_, tool = chunk({"content": "a"}), chunk(piece(0, "{", id="a", name="f"))
+    for body in odd_texts():
+        # What the short way does not know by sight.
+        slow = body.replace(b'{"content"', b'{"x":0,"content"') if text_alone(body) else body
+        assert not text_alone(slow)
+        for before in (text_, tool, b""):
+            told = []
+            for sent in (body, slow):
+                writer = ANTHROPIC.writer(call, "rid")
+                out = [writer.feed(one) for one in (before, b"data: %b\n\n" % sent, text_, tool)]
+                told.append(SOME_ID.sub(b"", b"|".join(out) + writer.finish()))
+            assert told[0] == told[1], body
+
+
+SOME_ID = re.compile(rb"(toolu|msg)_[0-9a-f]+")
 
 JUNK = st.recursive(
     st.one_of(st.none(), st.booleans(), st.integers(), st.text(max_size=4)),

@@ -20,11 +20,23 @@ from tests import compatibility
 from tests.compatibility import IN_PROCESS, KINDS, REAL, Record
 from tests.gateway import openai_schema
 from tests.gateway.harness import held
-from tests.gateway.kinds_world import EMBEDDING, NETWORKED, WANTED, AnyServer, check_books, kinds_world, names_of
+from tests.gateway.kinds_world import (
+    DROPPED,
+    EMBEDDING,
+    NETWORKED,
+    NOTHING,
+    REFUSED,
+    WANTED,
+    AnyServer,
+    check_books,
+    kinds_world,
+    names_of,
+)
 from tests.gateway.matrix_clients import CALLED, CLIENTS, LIMIT, Reply, events, openai_error
 from tests.gateway.matrix_world import Got, World, check_schema
 from tests.provider_fakes import VECTOR, ProviderFakes
 from tests.provider_fakes_base import (
+    CACHED,
     CITIES,
     HELLO,
     INPUT,
@@ -40,25 +52,10 @@ from tests.provider_fakes_base import (
 from tests.servers import LlamaServer
 
 RECORD = Record()
-CLIENT, RESPONSES = AnyServer(), CLIENTS["responses"]
+CLIENT, RESPONSES, LEGACY = AnyServer(), CLIENTS["responses"], CLIENTS["completions"]
 TEXT, SUN = "".join(HELLO), "".join(SUNNY)
 DEMO = "This is Hoosh's demo model. You said: hi"
 STREAMS = (False, True)
-
-# What a provider refuses, and matters: the request is refused before it is asked.
-REFUSED: dict[str, Json] = {
-    "ollama-v1": {"n": 2, "logit_bias": {"1": 1}},
-    "mistral": {"logprobs": True, "logit_bias": {"1": 1}},
-    "groq": {"n": 2, "logprobs": True, "logit_bias": {"1": 1}},
-    **{kind: {"logit_bias": {"1": 1}} for kind in ("anthropic", "google", "ollama")},
-}
-# What it refuses or ignores, and changes nothing: it is left out, and the caller is told.
-DROPPED: dict[str, Json] = {
-    "ollama-v1": {"user": "u"},
-    "mistral": {"user": "u", "prompt_cache_key": "k", "safety_identifier": "s"},
-    **{kind: {"top_k": 5} for kind in ("openai", "azure")},
-    **{kind: {"seed": 7} for kind in ("anthropic",)},
-}
 
 
 @pytest.fixture(scope="module")
@@ -269,11 +266,103 @@ def test_parameters_that_the_provider_refuses_do_not_reach_it(world: World, kind
 
 @RECORD.proves("errors", ["mistral"])
 def test_the_list_of_what_is_wrong_with_a_request_is_told_in_words(world: World, kind: str) -> None:
-    body = CLIENT.body(f"m-{kind}", "hi", verbosity="low")
+    body = CLIENT.body(f"m-{kind}", "hi")
+    body["messages"][0]["name"] = "me"
     got = world.ask(CLIENT, f"m-{kind}", body, stream=False)
     assert (got.status, len(got.seen)) == (422, 1)
     assert "Extra inputs are not permitted" in CLIENT.error(got.data, 422)
-    assert json.loads(got.data)["error"]["param"] == "verbosity"
+    assert json.loads(got.data)["error"]["param"] == "messages"
+
+
+@RECORD.proves("errors", NETWORKED)
+def test_what_says_nothing_does_not_reach_who_refuses_it_and_nobody_is_told(world: World, kind: str) -> None:
+    for name in names_of(kind):
+        for field, value in NOTHING.items():
+            got, reply = ask(world, name, "hi", stream=False, **{field: value})
+            assert reply.text == TEXT
+            assert "x-hoosh-dropped-params" not in got.headers, field
+        for client, more in (
+            (CLIENT, {"service_tier": "default"}),
+            (CLIENTS["anthropic"], {"service_tier": "standard_only"}),
+            (LEGACY, {"stream_options": None, "logprobs": None, "echo": False}),
+        ):
+            got, reply = ask(world, name, "hi", stream=False, client=client, **more)
+            assert (reply.text, got.headers.get("x-hoosh-dropped-params")) == (TEXT, None)
+
+
+@RECORD.proves("errors", ["mistral", "groq"])
+def test_what_is_left_out_is_told_in_the_callers_words(world: World, kind: str) -> None:
+    for name, more, left in (
+        ("ollama_chat", {"options": {"num_predict": 9, "min_p": 0.1}}, "options.min_p"),
+        ("gemini", {"generationConfig": {"maxOutputTokens": 9, "topK": 5, "mediaResolution": "x"}}, ""),
+        ("responses", {"safety_identifier": "s"}, "safety_identifier"),
+    ):
+        client = CLIENTS[name]
+        body = client.body(f"m-{kind}", "hi") | more
+        got = world.ask(client, f"m-{kind}", body, stream=False)
+        assert world.read(client, got, stream=False).text == TEXT
+        top_k = ["generationConfig.topK"] if kind == "groq" else []
+        wanted = [left] if left else ["generationConfig.mediaResolution", *top_k]
+        assert got.headers["x-hoosh-dropped-params"].split(", ") == wanted
+
+
+# --- legacy completions -----------------------------------------------------------------------------------------------
+
+
+@RECORD.proves("completions", NETWORKED)
+def test_a_prompt_is_completed(world: World, kind: str) -> None:
+    for name in names_of(kind):
+        wanted = WANTED[name]
+        cached = wanted.cached if kind != "ollama" else CACHED  # its OpenAI path is imitated as OpenAI's
+        for stream in STREAMS:
+            got, reply = ask(world, name, "hi", stream=stream, client=LEGACY, temperature=0.5, top_p=0.9, stop=["x"])
+            assert (reply.text, reply.finish, reply.ended) == (TEXT, "stop", True)
+            assert reply.usage == (INPUT, cached, OUTPUT, 0)
+            (seen,) = got.seen
+            assert seen.path == (wanted.completions or streamed_at(wanted.path, stream=stream))
+            assert (seen.talk.limit, seen.talk.model) == (LIMIT, f"{name}-up")
+            assert seen.talk.sampling == {"temperature": 0.5, "top_p": 0.9, "stop": ["x"]}
+            booked = world.row(got)
+            assert (booked.input_tokens, booked.cached_tokens, booked.output_tokens) == (INPUT, cached, OUTPUT)
+            assert booked.basis == Basis.REPORTED
+            assert ask(world, name, "LENGTH", stream=stream, client=LEGACY)[1].finish == "length"
+
+
+@RECORD.proves("completions", NETWORKED)
+def test_a_completions_stream_tells_usage_on_a_chunk_of_its_own_or_not_at_all(world: World, kind: str) -> None:
+    for name in names_of(kind):
+        body = LEGACY.body(f"m-{name}", "hi", stream=True)
+        for asked in (True, False):
+            if not asked:
+                del body["stream_options"]
+            got = world.ask(LEGACY, f"m-{name}", body, stream=True)
+            chunks = [json.loads(event) for _, event in events(got.data) if event != "[DONE]"]
+            telling = [(place, chunk["choices"]) for place, chunk in enumerate(chunks) if chunk.get("usage")]
+            assert telling == ([(len(chunks) - 1, [])] if asked else [])
+            assert got.data.endswith(b"data: [DONE]\n\n")
+            assert world.row(got).output_tokens == OUTPUT
+
+
+@RECORD.proves("completions", NETWORKED)
+def test_a_completion_that_fails_is_told_in_the_shape_of_openai(world: World, kind: str) -> None:
+    for name in names_of(kind):
+        for fault, status in FAULTS:
+            for stream in STREAMS:
+                got = world.ask(LEGACY, f"m-{name}", LEGACY.body(f"m-{name}", fault, stream=stream), stream=stream)
+                assert (got.status, got.clean, len(got.seen)) == (status, True, 1), (fault, got.data)
+                assert openai_schema.problems(json.loads(got.data), openai_schema.ERROR) == []
+        for fault in ("MIDERR", "CUT", "SHORT"):
+            got = world.ask(LEGACY, f"m-{name}", LEGACY.body(f"m-{name}", fault, stream=True), stream=True)
+            assert (got.status, got.clean) == (200, False), fault
+            reply = LEGACY.streamed(got.data)
+            assert (reply.text, reply.ended) == (HELLO[0], False)
+            assert LEGACY.in_band(reply)
+            assert held(world.server) == 0
+
+
+def streamed_at(path: str, *, stream: bool) -> str:
+    """Where a provider is asked for a stream, if not where it is asked for a whole answer."""
+    return path.replace(":generateContent", ":streamGenerateContent") if stream else path
 
 
 # --- embeddings -------------------------------------------------------------------------------------------------------
@@ -308,8 +397,14 @@ def test_texts_are_embedded(world: World, kind: str) -> None:
 @pytest.mark.parametrize("kind", [kind for kind in NETWORKED if kind not in EMBEDDING])
 def test_who_has_no_embeddings_is_not_found(world: World, kind: str) -> None:
     got = world.send("POST", "/v1/embeddings", {"model": f"m-{kind}", "input": "one"})
-    assert got.status == 404
-    assert openai_schema.problems(json.loads(got.data), openai_schema.ERROR) == []
+    assert (got.status, got.seen) == (404, [])
+    told = json.loads(got.data)
+    assert openai_schema.problems(told, openai_schema.ERROR) == []
+    assert told["error"]["code"] == "model_not_found"
+    assert told["error"]["message"] == f"No route for 'm-{kind}' serves embeddings."
+    model = json.loads(world.send("GET", f"/v1/models/m-{kind}").data)
+    assert model["providers"][0]["endpoints"] == ["chat", "completions"]
+    assert model["capabilities"]["embeddings"] is False
 
 
 # --- the gateway's own answers ----------------------------------------------------------------------------------------
@@ -370,6 +465,15 @@ def test_the_demo_streams(world: World, kind: str) -> None:
     _, reply = ask_demo(world, "hi", stream=True, client=RESPONSES)
     assert (reply.text, reply.finish) == (DEMO, "completed")
     ask_demo(world, "hi", stream=True, client=CLIENTS["completions"])
+
+
+@RECORD.proves("completions", ["demo"], IN_PROCESS)
+def test_the_demo_completes(world: World, kind: str) -> None:
+    for stream in STREAMS:
+        _, reply = ask_demo(world, "hi", stream=stream, client=LEGACY)
+        said = " This is Hoosh's demo model. You wrote: hi"
+        assert (reply.text, reply.finish, reply.ended) == (said, "stop", True)
+        assert reply.usage is not None
 
 
 @RECORD.proves("tools", ["demo"], IN_PROCESS)
@@ -464,7 +568,7 @@ def ask_real(
     asked = client.body(name, "say a few words", stream=stream, **more) if body is None else body
     got = world.ask(client, name, asked, stream=stream)
     assert (got.status, got.clean) == (200, True), got.data
-    wrong = openai_schema.wrong_in(client.name, got.data, stream=stream, lenient=client is CLIENT)
+    wrong = openai_schema.wrong_in(client.name, got.data, stream=stream, lenient=client is not RESPONSES)
     assert not wrong, "\n".join(wrong)
     reply = client.streamed(got.data) if stream else client.whole(got.data)
     booked = world.row(got)
@@ -498,6 +602,13 @@ def test_the_real_server_streams(real: World, kind: str) -> None:
     assert got.data.count(b"[DONE]") == 1
     _, reply = ask_real(real, TINY, stream=True, client=RESPONSES, max_output_tokens=16)
     assert reply.finish == "incomplete:max_output_tokens"
+
+
+@RECORD.proves("completions", ["llamacpp"], REAL)
+def test_the_real_server_completes(real: World, kind: str) -> None:
+    for stream in STREAMS:
+        _, reply = ask_real(real, TINY, stream=stream, client=LEGACY, max_tokens=8)
+        assert (bool(reply.text), reply.finish, reply.usage is not None and reply.usage[2]) == (True, "length", 8)
 
 
 @RECORD.proves("tools", ["llamacpp"], REAL)

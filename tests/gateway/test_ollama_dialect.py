@@ -165,10 +165,10 @@ class TestChatBody:
     def test_think_is_an_effort(self, think: object, effort: str) -> None:
         assert canonical(chat(think=think))["reasoning_effort"] == effort
 
-    def test_the_wish_not_to_think_is_told_to_be_dropped(self) -> None:
+    def test_the_wish_not_to_think_says_no_more_than_its_absence(self) -> None:
         call = chat(think=False)
         assert "reasoning_effort" not in canonical(call)
-        assert call.dropped == ("think",)
+        assert call.dropped == ()
 
     def test_log_probabilities_pool_and_tools_pass(self) -> None:
         tool = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}

@@ -58,6 +58,7 @@ UNSERVED: dict[str, list[tuple[str, str, dict[str, str]]]] = {
         ("POST", "/v1/responses/resp_1/cancel", {}),
         ("GET", "/v1/", {}),
         ("POST", "/openai/v1/files", {}),
+        ("GET", "/openai/v1/nothing/at/all", {}),
         ("POST", "/v1beta/openai/chat/completions", {}),
     ],
 }
@@ -85,7 +86,7 @@ def test_a_path_that_nobody_serves_is_not_found_in_the_shape_of_its_api(
         assert reply.content == b""
         return
     message = CLIENTS[name].error(reply.content, 404)
-    assert message.startswith(f"There is nothing at '{path.removeprefix('/openai')}'. Of ")
+    assert message.startswith(f"There is nothing at '{path}'. Of ")
     told = reply.json()
     if name == "anthropic":
         assert told["error"]["type"] == "not_found_error"

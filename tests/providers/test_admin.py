@@ -284,6 +284,8 @@ class RoutePagesTest(AdminTestCase):
             ({"connect_timeout_s": "-1"}, "greater"),
             ({"connect_timeout_s": "nan"}, "number"),
             ({"output_cap": "-5"}, "greater"),
+            ({"first_byte_timeout_s": "30", "total_timeout_s": "29"}, "cannot be shorter"),
+            ({"connect_timeout_s": "30", "total_timeout_s": "29"}, "cannot be shorter"),
             ({"tags": "UPPER"}, "label"),
         ):
             shown = self.errors(self.post("providers_route_add", route_form(self.provider) | {"name": "new"} | form))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -10,9 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from providers import sse
 from providers.adapters import StreamReader
-from providers.adapters.anthropic_stream import OPEN_BLOCKS_MAX
+from providers.adapters.anthropic_stream import OPEN_BLOCKS_MAX, MessageReader
 from providers.canonical import Usage
+from tests.fuzz.test_streams import cut as cut_at
 from tests.providers.anthropic_case import (
     ADAPTER,
     DETAILS,
@@ -520,6 +523,91 @@ class TestBadStreams:
         for one in (reader(), passing()):
             fed(one, pieces)
             assert one.done != (one.error is not None)
+
+
+class Careful(MessageReader):
+    """Looks for everything in every event."""
+
+    def plain(self, name: bytes, data: bytes) -> bool:
+        return False
+
+
+FIELDS = ("type", "index", "delta", "text", "error", "citations", "message", "new")
+VALUES = (
+    *("left out", None, True, False, 0, 1, 7, 0.0, 1.5, "", "x", "error", [], {}, {"type": "text_delta", "text": "x"}),
+    *("text_delta", "thinking_delta", "input_json_delta", "content_block_delta", "message_stop"),
+)
+
+
+def odd_words() -> Iterator[bytes]:
+    """Pieces of text, each with one field of the event or of the delta in it set to something else or left out."""
+    for inside, field, value in itertools.product((False, True), FIELDS, VALUES):
+        delta: dict[str, Any] = {"type": "text_delta", "text": "é"}
+        told: dict[str, Any] = {"type": "content_block_delta", "index": 0, "delta": delta}
+        holder = delta if inside else told
+        if value == "left out":
+            holder.pop(field, None)
+        else:
+            holder[field] = value
+        for name in (b"event: content_block_delta\n", b""):
+            yield b"%bdata: %b\n\n" % (name, json.dumps(told, ensure_ascii=inside).encode())
+
+
+def odd_frames(data: bytes) -> Iterator[bytes]:
+    """Events with these data, as servers may write them."""
+    for name in (
+        b"event: content_block_delta\n",
+        b"event: error\n",
+        b"event: x\r\n",
+        b": c\n",
+        b"event: a\nevent: b\n",
+    ):
+        for before in (b"data: ", b"data:", b"data:  "):
+            for end in (b"\n\n", b"\r\n\r\n", b"\r\r", b"  \n\n", b"\nevent: error\n\n", b"\ndata: 1\n\n", b"}\n\n"):
+                yield name + before + data + end
+
+
+class TestPlainText:
+    def test_the_usual_event_is_read_the_short_way(self) -> None:
+        one = MessageReader(wants_usage=True)
+        one.feed(start() + opened(0, "text", text=""))
+        assert one.plain(*fields(words(0, "é")))
+        assert (one.events, one.delivered_bytes) == (1, 2)
+
+    def test_id_and_model_are_those_told_last(self) -> None:
+        other = event("message_start", message={"id": "msg_2", "model": "claude-y"})
+        _, told = read(start() + words(0, "a") + words(0, "b") + other + words(0, "c") + words(0, "d") + ended())
+        names = [(chunk["id"], chunk["model"]) for chunk in told]
+        assert names == [("msg_1", "claude-x")] * 3 + [("msg_2", "claude-y")] * 4
+
+    def test_the_short_way_comes_to_the_same(self) -> None:
+        begun = start() + opened(0, "text", text="") + words(0, "a" * 50)
+        data = b'{"type":"content_block_delta","index":0,"delta":{"type":"text_delta","text":"b"}}'
+        for odd in (*odd_words(), *odd_frames(data), words(0, ""), words(0, "x" * 5000)):
+            for before in (begun, start(), opened(0, "thinking", thinking="b"), b""):
+                compare([before, odd, words(0, "c"), ended()])
+
+    @given(st.lists(st.sampled_from([*odd_words()]), max_size=4), st.lists(st.integers(0, 1 << 20)))
+    @settings(max_examples=50, deadline=None)
+    def test_however_the_reads_split(self, odd: list[bytes], places: list[int]) -> None:
+        compare(cut_at(b"".join([start(), words(0, "a"), *odd, words(0, "b"), ended()]), places))
+
+
+def compare(pieces: list[bytes]) -> None:
+    """Read a stream in both ways and see that they agree at any time."""
+    short, long = MessageReader(wants_usage=True), Careful(wants_usage=True)
+    long._created = short._created
+    for piece in pieces:
+        assert short.feed(piece) == long.feed(piece), pieces
+        assert state(short) == state(long), pieces
+    assert short.finish() == long.finish()
+    assert state(short) == state(long)
+
+
+def fields(one: bytes) -> tuple[bytes, bytes]:
+    name, data = sse.fields(one)
+    assert data is not None
+    return name, data
 
 
 def without_time(out: bytes) -> bytes:

@@ -76,7 +76,11 @@ def test_other_prompts_than_one_text_are_refused_even_where_the_operator_is_leni
     assert words in refused.value.message
 
 
-USAGE = {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5}
+USAGE = {
+    **{"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5},
+    "prompt_tokens_details": {"cached_tokens": 0, "cache_write_tokens": 0},
+    "completion_tokens_details": {"reasoning_tokens": 0},
+}
 ANSWER = {"id": "c1", "object": "chat.completion", "created": 9, "model": "up-1", "usage": USAGE}
 
 
@@ -163,6 +167,17 @@ def test_a_stream_is_told_in_chunks_of_a_completion_wherever_it_is_cut() -> None
 def test_usage_is_told_only_to_who_asked() -> None:
     reader, told = read([STREAM], usage=False)
     assert all("usage" not in event for event in told)
+    assert reader.usage is not None
+
+
+@pytest.mark.parametrize("more", [{"usage": USAGE}, {"x_groq": {"usage": USAGE}}])
+def test_usage_that_comes_on_the_finish_chunk_is_told_behind_it(more: dict[str, Any]) -> None:
+    stream = [chunk({"content": "x"}), chunk({}, "stop", **more), b"data: [DONE]\n\n"]
+    reader, told = read(stream)
+    assert [("usage" in event, len(event["choices"])) for event in told] == [(False, 1), (False, 1), (True, 0)]
+    assert (told[-1]["usage"], told[-1]["id"]) == (USAGE, "c1")
+    reader, told = read(stream, usage=False)
+    assert [("usage" in event, len(event["choices"])) for event in told] == [(False, 1), (False, 1)]
     assert reader.usage is not None
 
 

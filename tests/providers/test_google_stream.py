@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -12,8 +14,10 @@ from hypothesis import strategies as st
 from gateway.dialects import openai
 from providers.adapters import StreamReader
 from providers.adapters.google import Google
+from providers.adapters.google_stream import UNREAD_MAX, GoogleReader
 from providers.canonical import Target, Usage
 from providers.catalog import Kind
+from tests.fuzz.test_streams import cut
 
 ADAPTER = Google()
 TARGET = Target(Kind("google", "Google Gemini", "https://x.example", adapter="google"), "gemini-2.5-flash")
@@ -149,6 +153,24 @@ class TestTranslated:
         absurd = {"promptTokenCount": -1}
         one, _ = run(event({"text": "a"}, usage=counts(5, 1)) + event({"text": "b"}, finish="STOP", usage=absurd))
         assert one.usage == Usage(5, output=1)
+
+    def test_usage_can_be_asked_for_at_any_time(self) -> None:
+        asked, unasked = reader(), reader()
+        for number in range(1, 3 * UNREAD_MAX):
+            piece = event({"text": "a"}, usage=counts(5, number))
+            for one in (asked, unasked):
+                one.feed(piece)
+            assert asked.usage == Usage(5, output=number)
+        assert unasked.usage == asked.usage
+
+    @pytest.mark.parametrize("absurd", [1, UNREAD_MAX - 1, UNREAD_MAX, 3 * UNREAD_MAX])
+    def test_absurd_usages_never_hide_the_last_good_one(self, absurd: int) -> None:
+        one = reader()
+        for number in range(1, 5):
+            one.feed(event({"text": "a"}, usage=counts(5, number)))
+        for _ in range(absurd):
+            one.feed(event({"text": "a"}, usage={"promptTokenCount": -1}))
+        assert one.usage == Usage(5, output=4)
 
     def test_signatures_close_what_they_sign(self) -> None:
         stream = (
@@ -419,6 +441,85 @@ class TestEveryCut:
         assert calls == message.get("tool_calls", [])
         assert reasons(out) == [(0, choice["finish_reason"])]
         assert one.delivered_bytes == whole.output_bytes
+
+
+class Careful(GoogleReader):
+    """Looks for everything in every event."""
+
+    def plain(self, name: bytes, data: bytes) -> bool:
+        return False
+
+
+FIELDS = (
+    *("text", "thought", "thoughtSignature", "functionCall", "parts", "role", "content", "index", "finishReason"),
+    *("safetyRatings", "logprobsResult", "candidates", "usageMetadata", "modelVersion", "responseId"),
+    *("promptFeedback", "error", "new"),
+)
+TOKENS = {"chosenCandidates": [{"token": "a", "logProbability": -1}]}
+VALUES = (None, True, False, 0, 1, 0.0, 1.5, -1, "", "x", "STOP", "MAX_TOKENS", [], [{}], {}, {"text": "x"}, TOKENS)
+
+
+def odd_events(usage: Any) -> Iterator[bytes]:
+    """Pieces of text, each with one field of one object in them set to something else."""
+    for place, field, value in itertools.product(range(4), FIELDS, VALUES):
+        part = {"text": "ü"}
+        content = {"parts": [part], "role": "model"}
+        candidate = {"content": content, "index": 0}
+        told = {"candidates": [candidate], "usageMetadata": usage, "modelVersion": "m", "responseId": "r1"}
+        holder: Any = (part, content, candidate, told)[place]
+        holder[field] = value
+        yield json.dumps(told, ensure_ascii=place > 1).encode()
+
+
+def odd_frames(data: bytes) -> Iterator[bytes]:
+    """Events with these data, as servers may write them."""
+    for before in (b"data: ", b"data:", b"data:  ", b"event: x\ndata: ", b"event: error\ndata: ", b": c\ndata: "):
+        for end in (b"\n\n", CRLF, b"\r\r", b"\n\r\n", b" \n\n", b"\nevent: error\n\n", b"\ndata: 1\n\n", b"}\n\n"):
+            yield before + data + end
+
+
+class TestPlainText:
+    @pytest.mark.parametrize("safe", [{}, {"safetyRatings": [{"category": "X", "probability": "LOW"}]}])
+    def test_the_usual_event_is_read_the_short_way(self, safe: dict[str, Any]) -> None:
+        one = GoogleReader(wants_usage=True, model="m")
+        one.feed(HELLO)
+        candidate = {"content": {"parts": [{"text": "b"}], "role": "model"}, "index": 0, **safe}
+        told = {"candidates": [candidate], "usageMetadata": counts(5, 2), "modelVersion": "m", "responseId": "r1"}
+        assert one.plain(b"", json.dumps(told).encode())
+        assert (one.events, one.usage) == (2, Usage(5, output=2))
+
+    @pytest.mark.parametrize("usage", [counts(5, 7), {"promptTokenCount": -1}, None])
+    def test_the_short_way_comes_to_the_same(self, usage: Any) -> None:
+        plain = event({"text": " b"}, usage=counts(5, 4))
+        data = plain.removeprefix(b"data: ").removesuffix(CRLF)
+        larger = event({"text": "b" * 5000}, usage=counts(5, 4))
+        end = event({"text": ""}, finish="OTHER", usage=counts(5, 9))  # what that is depends on what came before
+        for odd in [*(b"data: %b\n\n" % odd for odd in odd_events(usage)), *odd_frames(data), larger]:
+            for begun in (HELLO, THOUGHT, b""):
+                compare([begun, odd, plain, end])
+                compare([begun, odd, end])
+
+    @given(st.lists(st.sampled_from([*odd_events(counts(5, 7))]), max_size=4), st.lists(st.integers(0, 1 << 20)))
+    @settings(max_examples=50, deadline=None)
+    def test_however_the_reads_split(self, odd: list[bytes], places: list[int]) -> None:
+        stream = b"".join([HELLO, *(b"data: %b\n\n" % data for data in odd), END])
+        compare(cut(stream, places))
+
+
+def compare(pieces: list[bytes]) -> None:
+    """Read a stream in both ways and see that they agree at any time."""
+    short, long = GoogleReader(wants_usage=True, model="m"), Careful(wants_usage=True, model="m")
+    long._created = short._created
+    for number, piece in enumerate(pieces):
+        assert short.feed(piece) == long.feed(piece), pieces
+        if number != 1:  # who asks for the usage makes it be read
+            assert state(short) == state(long), pieces
+    assert short.finish() == long.finish()
+    assert state(short) == state(long)
+
+
+def state(one: StreamReader) -> tuple[Any, ...]:
+    return one.done, one.error, one.usage, one.events, one.delivered_bytes
 
 
 def masked(out: bytes) -> bytes:

@@ -322,6 +322,13 @@ class ServiceTests(TestCase):
         with self.assertRaises(ValidationError) as caught:
             services.save_settings(row, actor="a")
         self.assertIn("total_timeout_s", caught.exception.message_dict)
+        made = provider()
+        for part in ("first_byte_timeout_s", "connect_timeout_s"):
+            with self.assertRaises(ValidationError) as caught:
+                route(made, **{part: 11, "total_timeout_s": 10})
+            self.assertEqual(list(caught.exception.message_dict), ["total_timeout_s"])
+        route(made, first_byte_timeout_s=10, total_timeout_s=10)
+        route(made, name="shorter than the default of a part", total_timeout_s=1)
 
     def test_deleting_a_provider_takes_routes_and_credentials_along_and_is_recorded(self) -> None:
         made = provider()

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from gateway.dialects.openai import parse_chat
+from gateway.dialects.openai import parse_chat, parse_embeddings
 from providers import adapters
 from providers.adapters import params
 from providers.canonical import Request, Target, UnsupportedParamError
@@ -43,9 +43,10 @@ def test_a_tool_choice_goes_in_the_words_of_the_provider() -> None:
 
 
 def test_a_hint_that_is_not_honoured_is_dropped_and_told() -> None:
-    request = built("mistral", user="u", store=True)
-    assert request.dropped == ("store", "user")
-    assert json.loads(request.body).keys().isdisjoint({"user", "store"})
+    request = built("mistral", user="u", store=True, unheard_of={"a": 1}, prompt_cache_key="k", top_k=5)
+    assert request.dropped == ("store", "unheard_of", "user")
+    told = json.loads(request.body)
+    assert set(told) == {"model", "messages", "max_tokens", "prompt_cache_key", "top_k"}
 
 
 def test_what_means_something_is_refused_where_the_operator_is_strict() -> None:
@@ -58,10 +59,52 @@ def test_what_means_something_is_refused_where_the_operator_is_strict() -> None:
     assert "n" not in json.loads(lenient.body)
 
 
-@pytest.mark.parametrize(("name", "value"), [("n", 1), ("logprobs", False), ("logit_bias", {}), ("n", None)])
-def test_a_value_that_is_the_default_is_no_wish(name: str, value: Any) -> None:
-    request = built("groq", **{name: value})
+@pytest.mark.parametrize("kind", ["groq", "mistral"])
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("logit_bias", {}), ("logit_bias", None), ("audio", None), ("service_tier", "auto")),
+        *(("service_tier", "default"), ("service_tier", None), ("store", False), ("modalities", ["text"])),
+        *(("echo", False), ("best_of", 1), ("min_p", 0), ("unheard_of", None), ("stream_options", None)),
+    ],
+)
+def test_a_value_that_is_the_default_is_no_wish_and_does_not_reach_who_refuses_it(
+    kind: str, name: str, value: Any
+) -> None:
+    request = built(kind, **{name: value})
     assert request.dropped == ()
+    assert name not in json.loads(request.body) or (kind, name) == ("groq", "stream_options")
+
+
+def test_what_only_some_endpoints_have_goes_through_on_others() -> None:
+    """The fields a chat may have are no measure for embeddings."""
+    body = b'{"model":"m","input":"x","encoding_format":"float","dimensions":8,"output_dtype":"int8","user":"u"}'
+    request = ADAPTER.build(parse_embeddings(body), Target(CATALOG["mistral"], "m"), None)
+    assert request.dropped == ("user",)
+    told = json.loads(request.body)
+    assert set(told) == {"model", "input", "encoding_format", "output_dimension", "output_dtype"}
+
+
+def test_a_tier_in_the_providers_own_words_passes() -> None:
+    request = built("groq", service_tier="flex", reasoning_format="hidden", search_settings={})
+    assert request.dropped == ()
+    assert json.loads(request.body)["service_tier"] == "flex"
+
+
+def test_the_default_way_to_choose_a_tool_is_no_wish() -> None:
+    tools = [{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}]
+    request = built("ollama-v1", tools=tools, tool_choice="auto")
+    assert request.dropped == ()
+    assert "tool_choice" not in json.loads(request.body)
+    with pytest.raises(UnsupportedParamError):
+        built("ollama-v1", tools=tools, tool_choice="none")
+
+
+@pytest.mark.parametrize("kind", ["openai", "azure"])
+def test_the_neutral_value_of_another_servers_parameter_is_taken_out(kind: str) -> None:
+    request = built(kind, repetition_penalty=1.0, min_p=0, top_k=None)
+    assert request.dropped == ()
+    assert set(json.loads(request.body)) == {"model", "messages", "max_completion_tokens"}
 
 
 def test_other_requests_of_such_a_provider_keep_their_bytes() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 
 import pytest
@@ -55,6 +56,17 @@ def test_an_event_is_handed_out_with_its_last_byte(end: bytes) -> None:
     assert splitter.empty
 
 
+@pytest.mark.parametrize("start", [b"", b"data: ", b"event: a\ndata: ", b"event: a\r\ndata: ", b"event: "])
+def test_every_row_of_line_ends_is_read_alike_at_once_and_byte_by_byte(start: bytes) -> None:
+    for length in range(7):
+        for row in itertools.product((b"x", b"\n", b"\r"), repeat=length):
+            stream = start + b"".join(row)
+            splitter = sse.Splitter()
+            single = [event for index in range(len(stream)) for event in splitter.feed(stream[index : index + 1])]
+            assert unsplit(stream) == [*single, splitter.rest()], stream
+            assert sse.fields(stream) == (sse.name_of(stream), sse.data_of(stream)), stream
+
+
 @pytest.mark.parametrize("end", [b"", b"\n\n", b"\r\n\r\n"])
 @pytest.mark.parametrize("piece", [7, 1 << 30])
 def test_an_event_over_the_limit_is_refused(end: bytes, piece: int) -> None:
@@ -98,11 +110,22 @@ def test_tiny_feeds_take_linear_time() -> None:
         (b"\xef\xbb\xbfdata: x\n\n", b"x", b""),
         (b"database: no\n\n", None, b""),
         (b"\n\n", None, b""),
+        (b"event: a\ndata: x\n\n", b"x", b"a"),
+        (b"event: a\r\ndata: x\n\n", b"x", b"a"),
+        (b"event:  a\ndata:  x\n\n", b" x", b" a"),
+        (b"event: \ndata: \n\n", b"", b""),
+        (b"data: x\r\n\r\n", b"x", b""),
+        (b"data: x\rdata: y\n\n", b"x\ny", b""),
+        (b"data: x\r\n\n", b"x", b""),
+        (b"event: a\rdata: x\r\r", b"x", b"a"),
+        (b"data: x\nevent: a\n\n", b"x", b"a"),
+        (b"data: x", b"x", b""),
     ],
 )
 def test_fields_are_read_as_the_standard_says(event: bytes, data: bytes | None, name: bytes) -> None:
     assert sse.data_of(event) == data
     assert sse.name_of(event) == name
+    assert sse.fields(event) == (name, data)
 
 
 def test_comment_lines_are_taken_out_and_nothing_else() -> None:

@@ -18,13 +18,14 @@ import trustme
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
+from budgets.records import Basis
 from providers import certificates, tls
 from providers.config import ConfigDocument, ProviderDoc, RouteDoc, pack
 from providers.upstream import ConnectFailedError, Limits, Origin, Pool, UpstreamError
 from providers.vault import Vault
-from tests.gateway.harness import KEY, GatewayServer
+from tests.gateway.harness import KEY, GatewayServer, held, usage_rows, wait_for
 from tests.providers.pools import Runner, failure_of, head, until
-from tests.providers.tls_server import Site, TlsServer, chain_of, key_of, pem_of, pin_of
+from tests.providers.tls_server import Site, TlsServer, chain_of, in_days, key_of, pem_of, pin_of
 
 LIMITS = Limits(connect_s=3, first_byte_s=3, total_s=6)
 OTHER_PIN = pin_of(pem_of(trustme.CA()))
@@ -206,10 +207,51 @@ def test_a_missing_or_wrong_client_certificate_is_a_failure_and_the_server_reads
     with site.server(clients=clients, newest=newest) as server:
         failure = run(main)
     assert server.received == b""
-    if newest is ssl.TLSVersion.TLSv1_2:
-        assert (failure.kind, failure.sent) == ("tls", False)
-    else:  # here the server judges behind the handshake, when the request is on its way
+    assert type(failure) is ConnectFailedError
+    assert (failure.kind, failure.sent) == ("tls", False)  # with 1.3 the server judges when the request is on its way
+
+
+@pytest.mark.parametrize("days", [-1, 300])
+def test_a_client_certificate_that_is_over_is_refused_behind_the_handshake(
+    run: Runner, site: Site, clients: trustme.CA, days: float
+) -> None:
+    leaf = clients.issue_cert("late@test", common_name="late", not_before=in_days(-9), not_after=in_days(days))
+    pem = certificates.client_pem(chain_of(leaf), key_of(leaf)) if days > 0 else chain_of(leaf) + key_of(leaf)
+
+    async def main() -> None:
+        pool = pool_for(server, site, client_pem=pem)
+        if days > 0:
+            assert await call(pool) == 200
+            pool.close()
+        else:
+            failure = await failure_of(pool.stream(head(pool), b"{}", LIMITS))
+            assert (failure.kind, failure.sent) == ("tls", False)
+            assert "EXPIRED" in str(failure).upper()
+
+    with site.server(clients=clients) as server:
+        run(main)
+    assert (server.received == b"") is (days < 0)
+
+
+def test_an_alert_on_a_connection_that_has_answered_is_no_refusal_of_the_handshake(run: Runner, site: Site) -> None:
+    """The server may have read the request then."""
+
+    async def main() -> None:
+        pool = pool_for(server, site)
+        assert await call(pool) == 200
+        (conn,) = pool._idle
+        pool._idle.clear()
+        future = pool.loop.create_future()
+        conn.begin(head(pool), LIMITS, pool.loop.time(), future, streaming=False)
+        alert = ssl.SSLError(1, "[SSL: TLSV13_ALERT_CERTIFICATE_REQUIRED] tlsv13 alert certificate required")
+        alert.reason = "TLSV13_ALERT_CERTIFICATE_REQUIRED"
+        assert tls.refuses_ours(alert)
+        conn.connection_lost(alert)
+        failure = await failure_of(future)
         assert (failure.kind, failure.sent) == ("reset", True)
+
+    with site.server() as server:
+        run(main)
 
 
 def test_a_client_certificate_that_cannot_be_opened_stops_every_connection(run: Runner, site: Site) -> None:
@@ -296,3 +338,38 @@ def test_a_worker_sends_nothing_where_no_pin_matches(worker: Callable[..., httpx
         assert server.received == b""
         worker(document(server.url, site, pins=(OTHER_PIN, site.pins["root"])))
         assert b"POST /v1/chat/completions" in server.received
+
+
+@pytest.mark.parametrize("binding", ["asgi", "worker"])
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+def test_who_refuses_the_certificate_costs_nothing_and_another_is_asked(
+    tmp_path: Path, site: Site, clients: trustme.CA, monkeypatch: Any, binding: str, stream: bool
+) -> None:
+    monkeypatch.setattr(GatewayServer, "binding", binding)
+    body = {"model": "small", "messages": [{"role": "user", "content": "x"}], "max_tokens": 3, "stream": stream}
+    with site.server(clients=clients) as strict, site.server() as open_to_all:
+        made = [
+            ProviderDoc(number, name, "custom", server.url, "loopback", ca_pem=site.ca_pem)
+            for number, (name, server) in enumerate((("strict", strict), ("open", open_to_all)), 1)
+        ]
+        routes = [
+            RouteDoc(1, "alone", "alone", 1),
+            RouteDoc(2, "first", "small", 1, priority=1),
+            RouteDoc(3, "second", "small", 2, priority=2),
+        ]
+        with GatewayServer(tmp_path, providers=made, routes=routes) as server:
+
+            def ask(model: str) -> httpx.Response:
+                url = f"{server.url}/v1/chat/completions"
+                return httpx.post(url, json={**body, "model": model}, headers={"x-api-key": KEY}, timeout=20)
+
+            reply = ask("alone")
+            assert (reply.status_code, reply.json()["error"]["code"]) == (502, "upstream_tls")
+            booked = wait_for(lambda: usage_rows(tmp_path))
+            assert [(row.basis, row.tokens, row.cost_pico) for row in booked] == [(Basis.NONE, 0, 0)]
+            ask("small")
+            assert open_to_all.received.startswith(b"POST /v1/chat/completions")
+            booked = wait_for(lambda: len(rows := usage_rows(tmp_path)) == 3 and rows)
+            assert [(row.provider_id, row.basis, row.tokens) for row in booked][1] == (1, Basis.NONE, 0)
+            assert held(server) == 0
+        assert strict.received == b""

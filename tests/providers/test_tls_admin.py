@@ -159,7 +159,11 @@ class SeenPagesTest(AdminTestCase):
         stored = ProviderProbe.objects.get()
         stored.certificates["chain"][0]["not_after"] = in_days(-2).isoformat()
         stored.save(update_fields=["certificates"])
-        assert re.search(r'hoosh-badge bad">expired<', self.page("providers_provider_change", row.pk))
+        html = self.page("providers_provider_change", row.pk)
+        assert re.search(r'hoosh-badge bad">expired<', html)
+        assert "A certificate has ended." in html
+        assert "ends soon" not in html
+        assert re.search(r'hoosh-badge bad">a certificate has ended<', self.page("providers_provider_changelist"))
 
     def test_the_certificate_seen_now_is_pinned_by_a_button_and_then_required(self) -> None:
         site = Site()

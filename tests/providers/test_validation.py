@@ -92,7 +92,9 @@ def test_usual_patterns_are_accepted(pattern: str) -> None:
     validation.pattern(pattern)
 
 
-@pytest.mark.parametrize("pattern", ["", "a" * 257, "a\nb", "a\x00", " gpt", "gpt ", "a\u2028b", "**", "gpt-**"])
+@pytest.mark.parametrize(
+    "pattern", ["", "a" * 257, "a\nb", "a\x00", " gpt", "gpt ", "a\u2028b", "a\u202eb", "a\xa0b", "**", "gpt-**"]
+)
 def test_patterns_that_cannot_be_meant_are_refused(pattern: str) -> None:
     with pytest.raises(ValidationError):
         validation.pattern(pattern)

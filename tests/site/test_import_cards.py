@@ -47,8 +47,11 @@ class ImportCardsTests(TestCase):
         assert not ModelCard.every.exists()
 
     def test_without_a_terminal_and_without_yes_nothing_is_written(self) -> None:
-        assert "use --yes to write" in run()
+        with pytest.raises(CommandError, match="no terminal to ask on: use --yes to write"):
+            run()
         assert not ModelCard.every.exists()
+        run("--yes")
+        assert "All imported cards are up to date." in run(), "nothing has to be asked"
 
     def test_on_a_terminal_it_asks(self) -> None:
         for answer, is_written in (("\n", False), ("no\n", False), ("Y\n", True)):
@@ -75,22 +78,41 @@ class ImportCardsTests(TestCase):
         assert ModelCard.every.count() == count
 
     def test_what_changed_and_what_is_gone_is_shown(self) -> None:
-        run("--yes", "--provider", "grok")
+        run("--yes")
         ModelCard.every.filter(pattern="gpt-4o").update(context_tokens=77)
         ModelCard.every.create(pattern="old", source="catalogue")
         services.save_card(ModelCard(pattern="gpt-4o", context_tokens=5), actor="ada")
-        text = run("--yes", "--provider", "grok")
+        text = run("--yes")
         assert "0 new cards, 1 changed, 1 removed" in text
         assert "  ~ gpt-4o: context 77 → 128,000\n" in text
         assert "  - old\n" in text
         assert "  ! gpt-4o: your own card stands first" in text
         assert ModelCard.objects.get().context_tokens == 5
 
-    def test_a_selection_and_removing_everything(self) -> None:
-        run("--yes")
-        everything = ModelCard.every.count()
+    def test_a_selection_adds_and_changes_and_removes_nothing(self) -> None:
         run("--yes", "--provider", "openai")
-        assert 150 < ModelCard.every.count() < everything
+        some = ModelCard.every.count()
+        run("--yes", "--provider", "mistral")
+        more = ModelCard.every.count()
+        run("--yes")
+        assert 150 < some < more < ModelCard.every.count()
+        for kind in PROVIDERS:
+            assert "All imported cards are up to date." in run("--provider", kind), kind
+        ModelCard.every.create(pattern="old", source="catalogue")
+        assert "All imported cards are up to date." in run("--provider", "openai")
+        ModelCard.every.filter(source="catalogue", pattern="gpt-4o").delete()
+        assert "1 new cards, 0 changed, 0 removed" in run("--yes", "--provider", "groq")
+        assert ModelCard.every.filter(pattern="old").exists()
+
+    def test_a_kind_cannot_be_removed_alone(self) -> None:
+        run("--yes", "--provider", "grok")
+        count = ModelCard.every.count()
+        with pytest.raises(CommandError, match="--remove is for all imported cards"):
+            run("--yes", "--remove", "--provider", "grok")
+        assert ModelCard.every.count() == count > 0
+
+    def test_everything_is_removed_but_ones_own(self) -> None:
+        run("--yes", "--provider", "openai")
         services.save_card(ModelCard(pattern="mine"), actor="ada")
         assert " removed, 0 unchanged" in run("--yes", "--remove")
         assert [row.pattern for row in ModelCard.every.all()] == ["mine"]

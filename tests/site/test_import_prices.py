@@ -49,7 +49,8 @@ class ImportPricesTests(TestCase):
         assert not Price.objects.exists()
 
     def test_without_a_terminal_and_without_yes_nothing_is_written(self) -> None:
-        assert "use --yes to write" in run()
+        with pytest.raises(CommandError, match="no terminal to ask on: use --yes to write"):
+            run()
         assert not Price.objects.exists()
 
     def test_on_a_terminal_it_asks(self) -> None:

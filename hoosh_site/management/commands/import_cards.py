@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from django.core.management.base import CommandError, CommandParser
@@ -36,16 +36,19 @@ class Command(AskingCommand):
             action="append",
             default=[],
             metavar="KIND",
-            help="besides our own list, only the models the package knows of this kind; may be repeated. "
-            "Default: of all kinds it knows. Imported cards that are not asked for are removed.",
+            help="besides our own list, only the models the package knows of this kind; may be repeated. Nothing is "
+            "removed then. Default: of all kinds it knows, and imported cards that no list has any more are removed.",
         )
         parser.add_argument("--remove", action="store_true", help="remove every imported card")
         super().add_arguments(parser)
 
     def handle(self, *args: Any, **options: Any) -> None:
         """Compare, show, ask, write."""
-        wanted = {} if options["remove"] else _wanted(options["provider"])
-        planned = card_import.plan(wanted)
+        kinds = options["provider"]
+        if kinds and options["remove"]:
+            raise CommandError("--remove is for all imported cards: a card does not say of which kind it is.")
+        wanted = {} if options["remove"] else _wanted(kinds)
+        planned = card_import.plan(wanted, removes=not kinds)
         if not options["json"]:
             limit = None if options["verbosity"] > 1 else _SHOWN
             for line in lines(planned, limit):
@@ -53,7 +56,7 @@ class Command(AskingCommand):
         written = 0
         if self.may_write(len(planned.changes), "cards", options):
             try:
-                written = card_import.apply(wanted, planned, actor=ACTOR)
+                written = card_import.apply(wanted, planned, removes=not kinds, actor=ACTOR)
             except card_import.CardsMovedError as exc:
                 raise CommandError(str(exc)) from exc
         if options["json"]:
@@ -62,16 +65,20 @@ class Command(AskingCommand):
             self.tell_written(written, "cards", of=len(planned.changes))
 
 
-def _wanted(kinds: Iterable[str]) -> dict[str, Listed]:
-    """Our list and the package's, as one."""
+def _wanted(kinds: Sequence[str]) -> dict[str, Listed]:
+    """Our list and the package's, as one; of the package's, what these kinds have (all kinds where none is named)."""
     from providers import card_package  # only here: the package is large, and no server needs it
 
     known = card_package.PROVIDERS
     for kind in kinds:
         if kind not in known:
             raise CommandError(f"The list has no kind '{kind}'. It has {', '.join(sorted(known))}.")
-    package_ids = [known[kind] for kind in dict.fromkeys(kinds or known)]
-    return card_list.merged(card_list.read_file(), card_package.read(package_ids))
+    ours = card_list.read_file()
+    found = card_list.merged(ours, card_package.read(known.values()))  # a name may be known to other kinds as well
+    if not kinds:
+        return found
+    asked = {each.pattern for each in (*ours, *card_package.read(known[kind] for kind in dict.fromkeys(kinds)))}
+    return {pattern: listed for pattern, listed in found.items() if pattern in asked}
 
 
 def lines(planned: Plan, limit: int | None) -> Iterator[str]:
