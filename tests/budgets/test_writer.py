@@ -59,7 +59,8 @@ class ThreadTests(LedgerCase):
         writer.grant("w0", *TOKENS, 0, 1, lambda *_told: settled.append(Usage.objects.count()))
         go_on.set()
         done.result(10)
-        assert settled == [1]
+        (rows,) = settled
+        assert 1 <= rows < 10
         assert Usage.objects.count() == 10
 
     def test_workers_that_end_while_others_are_settled_are_settled_once(self) -> None:
