@@ -42,6 +42,12 @@ def ask(http: httpx.Client, model: str = "ok", *, stream: bool = False) -> httpx
     return reply
 
 
+def is_priced(http: httpx.Client) -> bool:
+    """Whether the worker knows the route and the price."""
+    reply = http.get("/v1/models/ok")
+    return reply.status_code == 200 and reply.json()["pricing"]["state"] == "known"
+
+
 def purses(gateway: Gateway) -> list[dict[str, Any]]:
     """What every pool has used, by the ledger."""
     return gateway.rows("SELECT pool_id, unit, window_start, committed FROM budgets_poolwindow ORDER BY pool_id, unit")
@@ -57,6 +63,7 @@ def test_a_kept_answer_is_in_the_books_with_nothing_and_costs_no_pool(
     gateway = start_gateway(providers=[ProviderEntry(upstream_process.base_url)], extra_toml=CACHE)
     gateway.manage("shell", "-c", _PRICE)
     with client(gateway) as http:
+        children.wait_for(lambda: is_priced(http), "the worker to know the model and its price", log=gateway.log)
         first = ask(http)
         called = gateway.wait_settled(request_id(first.headers))
         before = purses(gateway)
@@ -88,7 +95,8 @@ def test_a_kept_answer_is_in_the_books_with_nothing_and_costs_no_pool(
         )
         assert (stats["enabled"], stats["ttl_secs"], stats["entries"], stats["misses"]) == (True, 600, 1, 1)
         assert stats["saved_tokens"] == 2 * called["tokens"]
-        assert "hoosh_cache_total" in http.get("/metrics").text
+        counted = 'hoosh_cache_total{result="hit"} 2.0'
+        children.wait_for(lambda: counted in http.get("/metrics").text, "the counter")
         assert http.post("/v1/cache/purge").json() == {"purged": True, "workers": 1}
         assert ask(http).headers["x-hoosh-cache"] == "miss"
 
@@ -98,6 +106,11 @@ def test_each_worker_keeps_its_own_and_a_killed_one_loses_it_and_nothing_else(
 ) -> None:
     gateway = start_gateway(providers=[ProviderEntry(upstream_process.base_url)], workers=2, extra_toml=CACHE)
     made = []
+    model = f"{gateway.base_url}/v1/models/ok"
+    children.wait_for(
+        lambda: all(httpx.get(model, headers=gateway.auth, trust_env=False).is_success for _ in range(8)),
+        "both workers to know the model",
+    )
     # Connections go to either worker: both have to call, and afterwards neither has to.
     while calls(upstream_process) < 2:
         with client(gateway) as http:
