@@ -1,7 +1,7 @@
-"""What routing and policies cost: the worker's CPU time per request beside a gateway that has none of them.
+"""What routing and policies cost: the worker's CPU time per request beside what it was without any of them.
 
-Two gateways before the same mock, measured in turn in one run. The large one has 10,000 routes and 10,000 keys; each
-case is a key or a model there that uses one thing more. `edited` is the latency at a fixed rate while an operator's
+One gateway, measured with one route and one key, and then with 10,000 of each; every other case is a key or a model
+there that uses one thing more. `edited` is the latency at a fixed rate while an operator's
 program changes one route and one key a second, beside that without.
 """
 
@@ -143,30 +143,29 @@ class PoliciesSetup(Setup):
 
 def measure(directory: Path, *, runs: int, seconds: float) -> dict[str, Any]:
     """The samples by case; `added_us` where there is one to compare with."""
-    with PoliciesSetup(directory / "small") as small, PoliciesSetup(directory / "large") as large:
-        keys = large.grow()
+    with PoliciesSetup(directory / "policies") as setup:
+        target = setup.gateway_target()
+        plain = dataclasses.replace(target, name=PLAIN)
+        figures: dict[str, Any] = dict(
+            scenarios.in_turn([plain], runs, lambda one: _load(one, {"MODEL": UNARY_MODEL}, seconds))
+        )
+        keys = setup.grow()
         time.sleep(2)
-        little, big = small.gateway_target(), large.gateway_target()
         cases = _cases(directory, keys)
-        figures: dict[str, Any] = {}
-        chosen = [dataclasses.replace(little, name=PLAIN)]
-        chosen += [dataclasses.replace(big, name=name, key=key) for name, (key, _, _) in cases.items()]
-
-        def load(target: Target) -> Sample:
-            environment = {"MODEL": UNARY_MODEL} if target.name == PLAIN else cases[target.name][1]
-            return scenarios.closed_loop(
-                target, target.unary_port, environment, connections=CONNECTIONS, seconds=seconds
-            )
-
-        figures = dict(scenarios.in_turn(chosen, runs, load))
+        chosen = [dataclasses.replace(target, name=name, key=key) for name, (key, _, _) in cases.items()]
+        figures |= scenarios.in_turn(chosen, runs, lambda one: _load(one, cases[one.name][1], seconds))
         for name, (_, _, beside) in cases.items():
             if beside:
                 figures[name]["added_us"] = round(figures[name]["cpu_us"] - figures[beside]["cpu_us"], 2)
-        quiet = scenarios.at_rate(dataclasses.replace(big, key=keys["plain"]), RATE, seconds)
-        with large.edited(seconds + 4):
-            busy = scenarios.at_rate(dataclasses.replace(big, key=keys["plain"]), RATE, seconds)
+        quiet = scenarios.at_rate(dataclasses.replace(target, key=keys["plain"]), RATE, seconds)
+        with setup.edited(seconds + 4):
+            busy = scenarios.at_rate(dataclasses.replace(target, key=keys["plain"]), RATE, seconds)
         figures["edited"] = {"quiet_p99_us": quiet["p99_us"], "edited_p99_us": busy["p99_us"]}
     return figures
+
+
+def _load(target: Target, environment: dict[str, str], seconds: float) -> Sample:
+    return scenarios.closed_loop(target, target.unary_port, environment, connections=CONNECTIONS, seconds=seconds)
 
 
 def _cases(directory: Path, keys: dict[str, str]) -> dict[str, tuple[str, dict[str, str], str]]:
