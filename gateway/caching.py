@@ -78,7 +78,7 @@ class Keeping:
             return
         # Whose limit an answer ended at: with more in the pool, or under other settings, ours would be another.
         shortened = attempt.shortened or call.limit is None or (attempt.limit or 0) < call.limit
-        wanted = ttl_s > 0 and bool(body) and not attempt.step.reason.startswith("fallback")
+        wanted = ttl_s > 0 and bool(body) and not attempt.step.fallback
         wanted = wanted and self._purges == job.runtime.cache.purges
         if not wanted or not is_keepable(body, call.endpoint, native=native, shortened=shortened):
             seat.land(None)

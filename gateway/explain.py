@@ -18,7 +18,7 @@ from gateway import pipeline, screening
 from gateway.admission import credential, find_key
 from gateway.choosing import choose, plan_for, wants_of
 from gateway.endpoints import INFERENCE, Endpoint
-from gateway.errors import BadRequestError, GatewayError, GatewayUnavailableError, ModelNotFoundError
+from gateway.errors import BadRequestError, GatewayError, ModelNotFoundError
 from gateway.exchange import Exchange, Headers
 from gateway.holding import usd as usd_of
 from gateway.snapshot import Candidate, Key, Snapshot
@@ -44,7 +44,7 @@ _encode = msgspec.json.Encoder().encode
 async def serve(runtime: Runtime, exchange: Exchange) -> None:
     """Answer one question. Never raises but for the server's own cancellation."""
     try:
-        snapshot = snapshot_of(runtime)
+        snapshot = pipeline.snapshot_of(runtime)
         key = find_key(snapshot.keys, credential(exchange.headers))
         body = await exchange.read_body(BODY_MAX, snapshot.settings.body_timeout_s)
         answer = told(runtime, snapshot, question(body), exchange.headers, key)
@@ -67,19 +67,12 @@ def answer(runtime: Runtime, body: bytes) -> bytes:
     try:
         asked = question(body)
         headers = [(b"x-hoosh-tags", str(tags).encode())] if (tags := asked.pop("tags", "")) else []
-        return _encode(told(runtime, snapshot_of(runtime), asked, headers, None))
+        return _encode(told(runtime, pipeline.snapshot_of(runtime), asked, headers, None))
     except GatewayError as error:
         return _encode({"error": error.message})
     except Exception:
         log.exception("a question could not be answered")
         return _encode({"error": "The question could not be answered; the worker's log says why."})
-
-
-def snapshot_of(runtime: Runtime) -> Snapshot:
-    """The configuration in use. Raises `GatewayUnavailableError` before there is one."""
-    if runtime.snapshot is None:
-        raise GatewayUnavailableError("The gateway has no configuration yet.", retry_after_s=1)
-    return runtime.snapshot
 
 
 def question(body: bytes) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from gateway import model_cards, pipeline
 from gateway.admission import credential, find_key
 from gateway.dialects import anthropic, gemini, mistral_models, ollama, ollama_models, openai
 from gateway.dialects.base import Dialect
-from gateway.errors import ForbiddenError, GatewayError, GatewayUnavailableError, ModelNotFoundError
+from gateway.errors import ForbiddenError, GatewayError, ModelNotFoundError
 from gateway.exchange import Exchange
 from gateway.snapshot import Key, Snapshot
 from providers.globs import is_valid
@@ -65,9 +65,7 @@ async def serve(runtime: Runtime, exchange: Exchange) -> None:
     """Answer the list or one model, in the caller's API."""
     dialect = dialect_of(exchange)
     try:
-        snapshot = runtime.snapshot
-        if snapshot is None:
-            raise GatewayUnavailableError("The gateway has no configuration yet.", retry_after_s=1)
+        snapshot = pipeline.snapshot_of(runtime)
         key = find_key(snapshot.keys, credential(exchange.headers))
         if "inference" not in key.record.scopes and not key.is_operator:
             raise ForbiddenError("This API key may not list models.")

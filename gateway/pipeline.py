@@ -242,13 +242,18 @@ def job_snapshot(job: Job) -> Snapshot:
     return job.snapshot
 
 
+def snapshot_of(runtime: Runtime) -> Snapshot:
+    """The configuration in use. Raises `GatewayUnavailableError` before there is one."""
+    if runtime.snapshot is None:
+        raise GatewayUnavailableError("The gateway has no configuration yet.", retry_after_s=1)
+    return runtime.snapshot
+
+
 def admit(job: Job) -> None:
     """Path and method are settled; now the key, its scope, the declared size and whether we can book at all."""
     runtime = job.runtime
-    snapshot = job.snapshot = runtime.snapshot
     job.client_id = client_request_id(job.exchange.headers)
-    if snapshot is None:
-        raise GatewayUnavailableError("The gateway has no configuration yet.", retry_after_s=1)
+    snapshot = job.snapshot = snapshot_of(runtime)
     head = job.head = Head(job.exchange.headers)
     key = job.key = find_key(snapshot.keys, head.secret)
     if "inference" not in key.record.scopes:

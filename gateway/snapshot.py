@@ -35,6 +35,7 @@ MODEL_PLACE = b"{model}"
 TUNED = "tunedModels/"
 CHAT, COMPLETIONS = "chat", "completions"
 RESPONSES, RESPONSES_ONLY = "responses", "responses-only"
+COMPLETIONS_BY_RESPONSES = "completions-by-responses"  # of models that answer nothing else
 _SAME = frozenset({("gemini", "google")})  # a dialect and the adapter that speaks it under another name
 LOCAL_CLASSES = frozenset({"loopback", "private", "unix"})
 IDLE_MAX = 4096  # per upstream; fewer than are in use at a peak means closing and dialling again all the time
@@ -118,7 +119,7 @@ class Candidate:
             if RESPONSES_ONLY in target.labels and RESPONSES in self.adapters:
                 return self.adapters[RESPONSES]
         elif call.endpoint == COMPLETIONS and RESPONSES_ONLY in target.labels and RESPONSES in self.adapters:
-            return OverChat(self.adapters[RESPONSES])
+            return self.adapters[COMPLETIONS_BY_RESPONSES]
         return self.adapters.get(call.endpoint, self.adapter)
 
     def speaks(self, dialect: str) -> bool:
@@ -278,6 +279,8 @@ class Builder:
         if CHAT in serves and COMPLETIONS not in serves:
             others[COMPLETIONS] = OverChat(others.get(CHAT, adapter))
             serves |= {COMPLETIONS}
+        if RESPONSES in others:
+            others[COMPLETIONS_BY_RESPONSES] = OverChat(others[RESPONSES])
         return Candidate(
             route=route,
             provider=provider,

@@ -41,6 +41,7 @@ class Step(msgspec.Struct, frozen=True):
     route: RouteDoc
     model: str  # upstream model
     reason: str
+    fallback: bool = False  # it is asked for another model than the request names
 
 
 class Plan(msgspec.Struct, frozen=True):
@@ -121,7 +122,7 @@ class RouteTable:
             found: list[Step] = []
             for route in self.routes_for(wanted):
                 why = f"priority {route.priority}" if wanted == model else f"fallback {wanted}"
-                step = Step(route=route, model=route.upstream_model or wanted, reason=why)
+                step = Step(route, route.upstream_model or wanted, why, fallback=wanted != model)
                 reason = self._static_reason(route, policy) or (judge(step) if judge is not None else "")
                 if reason:
                     rejected.append((route.name, reason))

@@ -1,6 +1,6 @@
 """The answer cache of a worker as the request path uses it: look up, wait for others, keep.
 
-found = cache.find(key, control, stream=call.stream) or cache.find_similar(...)
+found = cache.find(key, control, stream=call.stream)
 if found is None:
     with await cache.join(key, control, wait_s) as seat:
         found = cache.joined(seat, stream=call.stream)
@@ -13,60 +13,33 @@ if found is None:
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable
 
 from gateway.cache.control import Control
 from gateway.cache.flights import Flights, Seat
-from gateway.cache.semantic import SemanticIndex
 from gateway.cache.store import ENTRY_MAX_BYTES, MAX_BYTES, Entry, Store
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
-    Vector = Sequence[float] | NDArray[np.float32]
-
-_TRIES = 3  # similar questions whose answers turn out to be gone or too old, before it counts as none
 
 
 class AnswerCache:
-    """`store` has the answers, `flights` the calls under way, `semantic` the vectors of questions (None = not used)."""
+    """`store` has the answers, `flights` the calls under way."""
 
     def __init__(
         self,
         max_bytes: int = MAX_BYTES,
         *,
         entry_max_bytes: int = ENTRY_MAX_BYTES,
-        semantic: SemanticIndex | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.store = Store(max_bytes, entry_max_bytes=entry_max_bytes, on_drop=self._dropped, clock=clock)
+        self.store = Store(max_bytes, entry_max_bytes=entry_max_bytes, clock=clock)
         self.flights = Flights()
-        self.semantic = semantic
         self.purges = 0  # how often all was dropped
-        self._similar = self._misses = 0
+        self._misses = 0
 
     def find(self, key: bytes, control: Control, *, stream: bool) -> Entry | None:
         """The kept answer to exactly this request, if there is one and the caller wants one that old."""
         if not control.read:
             return None
         return self.store.get(key, max_age_s=control.max_age_s, stream=stream)
-
-    def find_similar(self, bucket: bytes, vector: Vector, control: Control, *, stream: bool) -> Entry | None:
-        """The kept answer to the most similar question; to be asked after `find` found none."""
-        store, index = self.store, self.semantic
-        if index is None or not control.read:
-            return None
-        for _ in range(_TRIES):
-            key = index.find(bucket, vector)
-            if key is None:
-                return None
-            entry = store.get(key, max_age_s=control.max_age_s, stream=stream)
-            if entry is not None:
-                self._similar += 1
-                return entry
-        return None
 
     async def join(self, key: bytes, control: Control, wait_s: float) -> Seat:
         """A seat among equal requests (see `Flights.join`). Who wants a new answer, or none kept, waits for nobody."""
@@ -86,23 +59,9 @@ class AnswerCache:
         self.store.hit(entry)
         return entry
 
-    def keep(
-        self,
-        key: bytes,
-        entry: Entry,
-        ttl_s: float,
-        seat: Seat | None = None,
-        *,
-        bucket: bytes | None = None,
-        vector: Vector | None = None,
-    ) -> bool:
-        """Keep an answer, and hand it to those that wait for it; False when it is not kept.
-
-        With `bucket` and `vector` it answers similar questions, too.
-        """
+    def keep(self, key: bytes, entry: Entry, ttl_s: float, seat: Seat | None = None) -> bool:
+        """Keep an answer, and hand it to those that wait for it; False when it is not kept."""
         kept = self.store.put(key, entry, ttl_s)
-        if kept and self.semantic is not None and bucket is not None and vector is not None:
-            self.semantic.add(bucket, key, vector)
         if seat is not None:
             seat.land(entry)
         return kept
@@ -124,7 +83,6 @@ class AnswerCache:
             "bytes": store.bytes,
             "max_bytes": store.max_bytes,
             "hits": store.hits,
-            "semantic_hits": self._similar,
             "joined": self.flights.joined,
             "misses": self._misses,
             "stored": store.stored,
@@ -132,12 +90,6 @@ class AnswerCache:
             "evictions": store.evicted,
             "expired": store.expired,
             "purged": store.purged,
-            "vectors": len(self.semantic) if self.semantic is not None else 0,
-            "vector_bytes": self.semantic.nbytes if self.semantic is not None else 0,
             "saved_tokens": store.saved_tokens,
             "saved_pico": store.saved_pico,
         }
-
-    def _dropped(self, key: bytes) -> None:
-        if self.semantic is not None:
-            self.semantic.forget(key)

@@ -14,7 +14,6 @@ COUNTERS = (
     "bytes",
     "max_bytes",
     "hits",
-    "semantic_hits",
     "joined",
     "misses",
     "stored",
@@ -22,8 +21,6 @@ COUNTERS = (
     "evictions",
     "expired",
     "purged",
-    "vectors",
-    "vector_bytes",
     "saved_tokens",
     "saved_pico",
 )
@@ -41,9 +38,8 @@ def added(reports: Iterable[Mapping[str, int]]) -> dict[str, int]:
 def told(counts: Mapping[str, int], *, enabled: bool, ttl_s: float) -> dict[str, Any]:
     """The answer of the endpoint.
 
-    `hits` are all answers told without a call: from an exact entry, those of `semantic_hits` from a similar question's,
-    those of `joined` from a call that was under way. `hit_rate` is their share of all look-ups, to three decimals.
-    Tokens and US dollars `saved` are what these answers cost the first time.
+    `hits` are all answers told without a call, those of `joined` from a call that was under way. `hit_rate` is their
+    share of all look-ups, to three decimals. Tokens and US dollars `saved` are what these answers cost the first time.
     """
     numbers = {name: counts.get(name, 0) for name in COUNTERS if name != "saved_pico"}
     looked_up = numbers["hits"] + numbers["misses"]
