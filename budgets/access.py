@@ -22,7 +22,7 @@ from budgets import validation
 from budgets.limits import PoolLimits
 from budgets.models.access import Agent, ApiKey, Pool, Price, Sequence, Team
 from budgets.prices import IMPORT_SOURCE, PICO_PER_USD
-from budgets.records import KeyRecord, Limited, PoolRecord, PriceRecord, Unit
+from budgets.records import QUEUE_CLASSES, KeyRecord, Limited, PoolRecord, PriceRecord, Unit
 
 log = logging.getLogger("hoosh.prices")
 
@@ -214,6 +214,7 @@ def key_record(key: ApiKey) -> KeyRecord:
         agent_limits=_limits(agent),
         team_limits=_limits(team),
         privacy_policy_id=team.privacy_policy_id or 0,
+        queue_class=QUEUE_CLASSES.index(key.queue_class),
     )
 
 

@@ -184,6 +184,7 @@ class ApiKeyAdmin(LiveAdmin[ApiKey]):
             (None, {"fields": ("name", "agent", "scopes", "models_allowed", "expires_at", *state)}),
             ("Budgets", {"fields": self._pools}),
             LIMITS,
+            ("Where requests wait", {"fields": ("queue_class",)}),
         )
 
     def get_urls(self) -> list[URLPattern]:
@@ -262,6 +263,7 @@ class ApiKeyAdmin(LiveAdmin[ApiKey]):
             own_pool=obj.own_pool,
             pools_allowed=validation.split(obj.pools_allowed),
             limits=obj.limits,
+            queue_class=obj.queue_class,
         )
         obj.pk, obj.prefix = made.pk, made.prefix
         request._hoosh_key_text = text  # type: ignore[attr-defined]

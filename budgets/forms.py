@@ -58,7 +58,7 @@ class ApiKeyForm(RowForm[ApiKey]):
         model = ApiKey
         fields = (
             *("name", "agent", "pool", "own_pool", "pools_allowed", "scopes", "models_allowed", "expires_at"),
-            *("requests_per_minute", "tokens_per_minute", "concurrent_requests"),
+            *("requests_per_minute", "tokens_per_minute", "concurrent_requests", "queue_class"),
         )
         help_texts = {
             "models_allowed": "Model names, comma-separated; * stands for any text. Blank = every model.",

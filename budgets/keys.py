@@ -43,13 +43,14 @@ def create_key(
     pools_allowed: Iterable[str] = (),
     expires_at: dt.datetime | None = None,
     limits: tuple[int | None, int | None, int | None] = (None, None, None),
+    queue_class: str = "interactive",
     managed_by: str = "",
 ) -> tuple[ApiKey, str]:
     """Make a key that draws on `pool` where a request names none, and always on `own_pool` and the budgets above it.
 
     `pools_allowed` are globs over names of further pools a request may name; `limits` are requests per minute, tokens
-    per minute and requests at once. Returns the row and the text, which
-    exists nowhere else: show it once.
+    per minute and requests at once; `queue_class` is one of `budgets.records.QUEUE_CLASSES`. Returns the row and the
+    text, which exists nowhere else: show it once.
     """
     if expires_at is not None and expires_at <= timezone.now():
         raise ValidationError({"expires_at": "The key would already be expired."})
@@ -69,6 +70,7 @@ def create_key(
         requests_per_minute=requests_per_minute,
         tokens_per_minute=tokens_per_minute,
         concurrent_requests=concurrent_requests,
+        queue_class=queue_class,
         managed_by=managed_by,
     )
     return access.write(key, what="key", actor=actor), text

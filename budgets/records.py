@@ -46,6 +46,9 @@ class Basis(enum.IntEnum):
     NONE = 4  # nothing was consumed (refused by the provider, never sent)
 
 
+# Whose requests go first where they wait.
+QUEUE_CLASSES = ("interactive", "agent", "batch")
+
 # Requests per minute, tokens per minute, requests at once; 0 = no limit.
 Limited = tuple[int, int, int]
 
@@ -70,6 +73,7 @@ class KeyRecord(msgspec.Struct, frozen=True, array_like=True):
     agent_limits: Limited = (0, 0, 0)
     team_limits: Limited = (0, 0, 0)
     privacy_policy_id: int = 0  # of the team; 0 = the gateway's
+    queue_class: int = 0  # the place in `QUEUE_CLASSES` of what it sends
 
 
 class PoolRecord(msgspec.Struct, frozen=True, array_like=True):

@@ -78,6 +78,7 @@ class GatewaySettingsAdmin(PublishingAdmin):
                 "fields": (
                     ("body_limit_bytes", "body_timeout_s"),
                     ("default_output_cap", "hold_wait_s"),
+                    ("queue_wait_s", "queue_size"),
                     "unsupported_params",
                     "cors_origins",
                 )
@@ -85,7 +86,7 @@ class GatewaySettingsAdmin(PublishingAdmin):
         ),
         ("Privacy", {"fields": ("privacy_policy",)}),
         ("Money", {"fields": ("unknown_price",)}),
-        ("Answers kept", {"fields": ("cache_mb",)}),
+        ("Answers kept", {"fields": ("cache_mb", "embedding_model")}),
         (
             "Upstream times (seconds)",
             {

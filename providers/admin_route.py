@@ -77,7 +77,8 @@ class RouteAdmin(PublishingAdmin):
                 ),
             },
         ),
-        ("Answers kept", {"classes": ("collapse",), "fields": ("cache_s",)}),
+        ("Answers kept", {"classes": ("collapse",), "fields": ("cache_s", "semantic_threshold")}),
+        ("Long prompts", {"classes": ("collapse",), "fields": ("compact_percent", "compress")}),
         ("Labels", {"classes": ("collapse",), "fields": ("tags", "capabilities")}),
     )
 

@@ -78,6 +78,9 @@ class RouteDoc(msgspec.Struct, frozen=True):
     requests_per_minute: int | None = None
     tokens_per_minute: int | None = None
     concurrent_requests: int | None = None
+    semantic_threshold: float = 0.0  # cosine from which on two questions are the same to the cache; 0 = never
+    compact_percent: int = 0  # of the model's context: longer conversations are shortened; 0 = never
+    compress: bool = False  # white space in prompts
 
 
 class PolicyDoc(msgspec.Struct, frozen=True):
@@ -114,6 +117,9 @@ class SettingsDoc(msgspec.Struct, frozen=True):
     cors_origins: tuple[str, ...] = ("*",)
     unsupported_params: str = "strict"  # | "lenient": what a provider cannot honour is dropped, also where it matters
     cache_mb: int = 64  # memory for kept answers, per worker
+    embedding_model: str = ""  # embeds questions for the cache; "" = the model on this host
+    queue_wait_s: float = 10.0  # for a place where requests at once are limited; 0 = refused at once
+    queue_size: int = 1000  # waiting requests per worker
     privacy_policy_id: int = 0  # of teams that have none of their own; 0 = nothing is looked at
     unknown_price: str = "refuse"  # "refuse" | "observe": a model without a price, where money is limited
 

@@ -47,6 +47,9 @@ ROUTE_FIELDS = (
     "duplicates_allowed",
     *LIMIT_FIELDS,
     "cache_s",
+    "semantic_threshold",
+    "compact_percent",
+    "compress",
     "enabled",
 )
 POLICY_FIELDS = ("name", "pattern", "strategy", "fallbacks", "tags", "position", "enabled")

@@ -189,6 +189,9 @@ class RouteForm(RowForm[Route]):
             "duplicates_allowed",
             *LIMIT_FIELDS,
             "cache_s",
+            "semantic_threshold",
+            "compact_percent",
+            "compress",
         )
         help_texts = {"pattern": PATTERN_HELP}
 

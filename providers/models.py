@@ -267,6 +267,23 @@ class Route(models.Model):
         validators=(MaxValueValidator(7 * 86_400),),
         help_text="The same request of the same team gets the same answer again, for nothing. 0 = never.",
     )
+    semantic_threshold = models.FloatField(
+        "tell them to similar questions from",
+        default=0.0,
+        validators=(validation.threshold,),
+        help_text="Cosine of the questions' vectors from which on they count as the same, 0.5 to 1. 0 = never.",
+    )
+    compact_percent = models.PositiveIntegerField(
+        "shorten conversations above (% of the context)",
+        default=0,
+        validators=(MaxValueValidator(100),),
+        help_text="Older turns of longer conversations are left out, and a header says so. 0 = never.",
+    )
+    compress = models.BooleanField(
+        "compress prompts",
+        default=False,
+        help_text="Runs of white space become one, but in code blocks and tool arguments; a header says so.",
+    )
     enabled = models.BooleanField(default=True)
     managed_by = models.CharField(max_length=64, blank=True, editable=False)
     created_at = models.DateTimeField(auto_now_add=True)
@@ -519,6 +536,21 @@ class GatewaySettings(models.Model):
     )
     cache_mb = models.PositiveIntegerField(
         "memory for kept answers (MiB)", default=64, validators=(MinValueValidator(1), MaxValueValidator(65_536))
+    )
+    embedding_model = models.CharField(
+        "model that embeds questions",
+        max_length=256,
+        blank=True,
+        validators=(validation.model_name,),
+        help_text="As clients would name it, for routes that tell answers to similar questions. Blank = the model in "
+        "the folder HOOSH_EMBEDDER names.",
+    )
+    queue_wait_s = _default_seconds("wait for a free place", 10.0, 0, most=600)
+    queue_size = models.PositiveIntegerField(
+        "requests waiting",
+        default=1000,
+        validators=(MaxValueValidator(100_000),),
+        help_text="At most, per worker, for a place at a route or provider that limits its requests at once.",
     )
     privacy_policy = models.ForeignKey(
         PrivacyPolicy,

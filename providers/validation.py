@@ -77,6 +77,12 @@ def finite(value: float) -> None:
         raise ValidationError("This must be a plain number.", code="finite")
 
 
+def threshold(value: float) -> None:
+    """A cosine from which on two texts count as the same; 0 = none."""
+    if not (value == 0 or 0.5 <= value <= 1):  # what is below is hardly related; NaN is neither
+        raise ValidationError("This must be 0, or from 0.5 to 1.", code="threshold")
+
+
 def times_problem(connect_s: float | None, first_byte_s: float | None, total_s: float | None) -> str:
     """What is wrong with the deadlines of a call; None = the gateway's default, which is compared with nothing."""
     if total_s is not None and total_s < max(connect_s or 0, first_byte_s or 0):

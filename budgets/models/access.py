@@ -192,6 +192,14 @@ class Pool(models.Model):
         return self.capacity_tokens, None if self.capacity_usd is None else pico(self.capacity_usd)
 
 
+class QueueClass(models.TextChoices):
+    """Which requests go first where they wait for a place (`budgets.records.QUEUE_CLASSES`)."""
+
+    INTERACTIVE = "interactive", "interactive"
+    AGENT = "agent", "agent"
+    BATCH = "batch", "batch"
+
+
 class ApiKey(models.Model):
     """A key of an agent. Only the SHA-256 digest is stored; the text is shown once, at creation."""
 
@@ -230,6 +238,13 @@ class ApiKey(models.Model):
         blank=True,
         validators=(validation.patterns,),
         help_text="Comma-separated globs; blank = every model.",
+    )
+    queue_class = models.CharField(
+        "class",
+        max_length=16,
+        choices=QueueClass.choices,
+        default=QueueClass.INTERACTIVE,
+        help_text="Whose requests go first where they wait for a place; a request may name a lower class.",
     )
     expires_at = models.DateTimeField(null=True, blank=True)
     revoked_at = models.DateTimeField(null=True, blank=True)
