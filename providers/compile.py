@@ -168,7 +168,7 @@ def _settings_problems(settings: SettingsDoc) -> Iterator[Problem]:
         yield Problem(row, "unsupported parameters", f"choose one of {', '.join(UnsupportedParams.values)}.")
     if settings.unknown_price not in UnknownPrice.values:
         yield Problem(row, "unknown price", f"choose one of {', '.join(UnknownPrice.values)}.")
-    may_be_zero = ("hold_wait_s", "probe_interval_s", "ping_interval_s", "retry_percent")
+    may_be_zero = ("hold_wait_s", "probe_interval_s", "ping_interval_s", "retry_percent", "queue_wait_s", "queue_size")
     for name in SETTINGS_FIELDS:
         value = getattr(settings, name)
         if isinstance(value, str):
@@ -218,6 +218,9 @@ def _route_problems(route: RouteDoc, providers: set[int]) -> Iterator[Problem]:
         yield Problem(row, "on disconnect", f"choose one of {', '.join(DisconnectPolicy.values)}.")
     if route.disconnect_cap < 1:
         yield Problem(row, "tokens read on", "enter a number above zero.")
+    if route.compact_percent > 100:
+        yield Problem(row, "shorten conversations above", "enter a number from 0 to 100.")
+    yield from _check(row, "tell them to similar questions from", validation.threshold, route.semantic_threshold)
     yield from _limit_problems(row, route)
     for name in ("connect_timeout_s", "first_byte_timeout_s", "gap_timeout_s", "total_timeout_s", "output_cap"):
         value = getattr(route, name)
@@ -233,7 +236,7 @@ def _limit_problems(row: str, limited: ProviderDoc | RouteDoc) -> Iterator[Probl
             yield Problem(row, name.replace("_", " "), remedy)
 
 
-def _check(row: str, field: str, check: object, value: str) -> Iterator[Problem]:
+def _check(row: str, field: str, check: object, value: object) -> Iterator[Problem]:
     assert callable(check)
     try:
         check(value)
