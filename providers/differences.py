@@ -65,3 +65,87 @@ def _places(lines: list[str]) -> list[str]:
             name = line[14:].rstrip(",").strip('"')
         found.append(f"{section}, {name}" if name else section)
     return found
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """What became of one row: `what` is "added", "removed" or "changed"; `fields` are (name, before, after) as text."""
+
+    section: str
+    name: str
+    what: str
+    fields: tuple[tuple[str, str, str], ...] = ()
+
+
+_SECTIONS = (
+    ("providers", "Provider"),
+    ("routes", "Route"),
+    ("policies", "Routing policy"),
+    ("patterns", "Data pattern"),
+    ("privacy", "Privacy policy"),
+)
+_TEXT_LIMIT = 120
+
+
+def described(old: ConfigDocument, new: ConfigDocument) -> list[Change]:
+    """What differs, row by row. A row is the same one while its id is, whatever its name; providers are told by name
+    where routes mention them."""
+    found: list[Change] = []
+    if fields := _fields(old.settings, new.settings, {}, {}):
+        found.append(Change("Gateway settings", "", "changed", fields))
+    providers = {row.id: row.name for row in old.providers}, {row.id: row.name for row in new.providers}
+    for attribute, section in _SECTIONS:
+        before = {row.id: row for row in getattr(old, attribute)}
+        after = {row.id: row for row in getattr(new, attribute)}
+        for number, row in before.items():
+            if number not in after:
+                found.append(Change(section, row.name, "removed"))
+        for number, row in after.items():
+            if number not in before:
+                found.append(Change(section, row.name, "added", _fields(None, row, *providers)))
+            elif fields := _fields(before[number], row, *providers):
+                found.append(Change(section, row.name, "changed", fields))
+    return found
+
+
+def _fields(
+    old: msgspec.Struct | None, new: msgspec.Struct, providers_before: dict[int, str], providers_after: dict[int, str]
+) -> tuple[tuple[str, str, str], ...]:
+    """The fields that differ; of a new row those that are not as they are by default."""
+    found = []
+    names, values = new.__struct_fields__[::-1], type(new).__struct_defaults__[::-1]
+    defaults: dict[str, object] = dict(zip(names, values, strict=False))
+    for name in new.__struct_fields__:
+        if name in ("id", "name") and (old is None or getattr(old, name) == getattr(new, name)):
+            continue
+        before = defaults.get(name) if old is None else getattr(old, name)
+        after = getattr(new, name)
+        if before == after:
+            continue
+        if name == "provider_id":
+            told = "" if old is None else providers_before.get(int(str(before)), str(before))
+            found.append(("provider", told, providers_after.get(after, str(after))))
+        else:
+            found.append((name, "" if old is None else _shown(before), _shown(after)))
+    return tuple(found)
+
+
+def _shown(value: object) -> str:
+    if value is None or value == "" or value == ():
+        return "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, tuple):
+        text = ", ".join(getattr(each, "name", str(each)) + _revision(each) for each in value)
+    else:
+        text = str(value)
+    text = text.replace("\n", " ")
+    return text if len(text) <= _TEXT_LIMIT else text[: _TEXT_LIMIT - 1] + "…"
+
+
+def _revision(value: object) -> str:
+    """A credential whose secret was replaced is told apart by its revision."""
+    revision, enabled = getattr(value, "revision", None), getattr(value, "enabled", True)
+    if revision is None:
+        return ""
+    return f" (revision {revision})" if enabled else f" (revision {revision}, off)"
