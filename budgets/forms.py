@@ -67,6 +67,8 @@ class ApiKeyForm(RowForm[ApiKey]):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        if "queue_class" in self.fields:  # readers get none
+            self.fields["queue_class"].required = False  # left out it is as by default
         if not self.instance._state.adding:
             self.initial["scopes"] = list(validation.split(self.instance.scopes))
 

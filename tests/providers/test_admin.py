@@ -58,6 +58,8 @@ def route_form(provider, name="all", pattern="*", **more):
         "on_disconnect": "cancel",
         "disconnect_cap": 1024,
         "cache_s": 0,
+        "semantic_threshold": 0,
+        "compact_percent": 0,
         **more,
     }
 

@@ -58,7 +58,15 @@ class Case(AdminTestCase):
             ),
             (
                 "providers_route",
-                of_route | {"enabled": "on", "on_disconnect": "cancel", "disconnect_cap": 1024, "cache_s": 0},
+                of_route
+                | {
+                    "enabled": "on",
+                    "on_disconnect": "cancel",
+                    "disconnect_cap": 1024,
+                    "cache_s": 0,
+                    "semantic_threshold": 0,
+                    "compact_percent": 0,
+                },
                 self.route,
             ),
         ]
