@@ -132,15 +132,23 @@ class HooshAdminSite(AdminSite):
     def get_urls(self) -> list[Any]:
         """The pages of models, and the page of costs, which has none."""
         from budgets.admin_reports import costs_view, period_view
+        from hoosh_site.draft_page import disable_view, draft_view, revert_view
         from hoosh_site.explain_page import explain_view
         from hoosh_site.limits_page import limits_view
 
         page = _Page(self)
+
+        def of(view: Callable[..., Any]) -> Any:
+            return self.admin_view(functools.partial(view, page))
+
         return [
-            path("explain/", self.admin_view(functools.partial(explain_view, page)), name="explain"),
-            path("limits/", self.admin_view(functools.partial(limits_view, page)), name="limits"),
-            path("costs/", self.admin_view(functools.partial(costs_view, page)), name="costs"),
-            path("costs/period/", self.admin_view(functools.partial(period_view, page)), name="costs_period"),
+            path("draft/", of(draft_view), name="draft"),
+            path("versions/<int:number>/revert/", of(revert_view), name="version_revert"),
+            path("providers/<int:provider_id>/off/", of(disable_view), name="provider_off"),
+            path("explain/", of(explain_view), name="explain"),
+            path("limits/", of(limits_view), name="limits"),
+            path("costs/", of(costs_view), name="costs"),
+            path("costs/period/", of(period_view), name="costs_period"),
             *super().get_urls(),
         ]
 

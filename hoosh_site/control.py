@@ -122,6 +122,16 @@ class EventsLike(Protocol):
         """End the thread."""
 
 
+class Startable(Protocol):
+    """What the plane needs of `hoosh_site.clockwork.Clockwork`."""
+
+    def start(self) -> None:
+        """Begin."""
+
+    def stop(self) -> None:
+        """End the thread."""
+
+
 class ControlPlane:
     """Writer, feed, line to the workers and probes. `start` and `stop` belong to one loop; the rest to any thread."""
 
@@ -134,8 +144,9 @@ class ControlPlane:
         idempotency: RepliesStore,
         probe: Callable[[], Any] | None = None,
         events: EventsLike | None = None,
+        clockwork: Startable | None = None,
     ) -> None:
-        """`probe` is a coroutine function that runs until it is cancelled; None: no probes. So with `events`."""
+        """`probe` is a coroutine function that runs until it is cancelled; None: no probes. So with the others."""
         self.writer = writer
         self.link = LinkServer(
             link_path,
@@ -148,7 +159,7 @@ class ControlPlane:
         )
         self._idempotency = idempotency
         self.feed = Feed(source, self.link.broadcast_threadsafe, sync_windows=writer.sync_windows)
-        self._probe, self._events = probe, events
+        self._probe, self._events, self._clockwork = probe, events, clockwork
         self._running: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
@@ -162,6 +173,8 @@ class ControlPlane:
         if self._events is not None:
             self._events.start()
             self._running.append(loop.create_task(self._events.run()))
+        if self._clockwork is not None:
+            self._clockwork.start()
         registry.current = self
 
     async def stop(self) -> None:
@@ -181,6 +194,8 @@ class ControlPlane:
         registry.current = None
         self.feed.stop()
         self.feed.join(5)
+        if self._clockwork is not None:
+            self._clockwork.stop()
         if self._events is not None:
             self._events.stop()
         self.writer.stop()
@@ -245,7 +260,9 @@ def build_plane() -> ControlPlane:
     from budgets.idempotency import IdempotencyStore
     from budgets.settle import Writer
     from gateway import probes
+    from hoosh_site.clockwork import Clockwork
     from hoosh_site.event_plane import EventPlane
+    from providers import drafts
 
     async def probe() -> None:
         await probes.run_forever(lambda: built.wake())
@@ -258,6 +275,7 @@ def build_plane() -> ControlPlane:
         idempotency=IdempotencyStore(writer),
         probe=probe,
         events=EventPlane(),
+        clockwork=Clockwork([("scheduled publications", drafts.publish_due)]),
     )
     return built
 

@@ -64,6 +64,7 @@ class GatewaySettingsAdmin(PublishingAdmin):
             "Routing",
             {
                 "fields": (
+                    "review",
                     "strategy",
                     "max_attempts",
                     "retry_percent",
@@ -98,6 +99,10 @@ class GatewaySettingsAdmin(PublishingAdmin):
             },
         ),
     )
+
+    def get_readonly_fields(self, request: HttpRequest, obj: GatewaySettings | None = None) -> tuple[str, ...]:
+        """What may leave the house is decided by who may change privacy policies."""
+        return () if request.user.has_perm("providers.change_privacypolicy") else ("privacy_policy",)
 
     def has_add_permission(self, request: HttpRequest) -> bool:
         """There is exactly one row."""

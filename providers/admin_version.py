@@ -15,8 +15,11 @@ from django.utils.safestring import SafeString
 from django.views.decorators.http import require_POST
 
 from audit.admin_tools import KeysetAdmin, live_site, operator
-from providers import config, differences, publish
+from providers import config, differences, drafts, publish
 from providers.models import ConfigVersion
+
+
+CHANGES_SHOWN = 200
 
 
 @admin.register(ConfigVersion)
@@ -56,8 +59,8 @@ class ConfigVersionAdmin(KeysetAdmin[ConfigVersion]):
         if not request.user.has_perm("providers.change_gatewaysettings"):
             raise PermissionDenied
         try:
-            version = publish.publish(operator(request), "published by hand")
-        except publish.PublishError as exc:
+            version = drafts.approve(operator(request))
+        except (publish.PublishError, drafts.DraftError) as exc:
             self.message_user(request, f"Not published. {exc}", messages.ERROR)
         else:
             live_site(self).wake()
@@ -69,7 +72,8 @@ def _version_context(version: ConfigVersion) -> dict[str, Any]:
     numbers = ConfigVersion.objects.order_by("number").values_list("number", flat=True)
     older = ConfigVersion.objects.filter(number__lt=version.number).order_by("-number").first()
     document = config.unpack(bytes(version.document))
-    lines = differences.difference(config.unpack(bytes(older.document)), document) if older else []
+    before = config.unpack(bytes(older.document)) if older else None
+    lines = differences.difference(before, document) if before is not None else []
     newer = numbers.filter(number__gt=version.number).first()
     return {
         "older": older.number if older else None,
@@ -77,6 +81,7 @@ def _version_context(version: ConfigVersion) -> dict[str, Any]:
         "is_live": newer is None,
         "document": differences.pretty(document),
         "difference": lines,
+        "changes": differences.described(before, document)[:CHANGES_SHOWN] if before is not None else [],
         "is_cut": len(lines) >= differences.LINE_LIMIT,
         "title": f"Configuration version {version.number}",
         "subtitle": None,

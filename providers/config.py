@@ -121,6 +121,7 @@ class SettingsDoc(msgspec.Struct, frozen=True):
     queue_wait_s: float = 10.0  # for a place where requests at once are limited; 0 = refused at once
     queue_size: int = 1000  # waiting requests per worker
     privacy_policy_id: int = 0  # of teams that have none of their own; 0 = nothing is looked at
+    review: bool = False  # what is saved waits until somebody else publishes it
     unknown_price: str = "refuse"  # "refuse" | "observe": a model without a price, where money is limited
 
 

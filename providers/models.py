@@ -560,6 +560,11 @@ class GatewaySettings(models.Model):
         related_name="+",
         help_text="For teams that have none of their own. Blank = nothing is looked at.",
     )
+    review = models.BooleanField(
+        "review before publishing",
+        default=False,
+        help_text="What is saved waits as a draft until somebody else than its authors publishes it.",
+    )
     unknown_price = models.CharField(
         "unknown price",
         max_length=16,
@@ -598,6 +603,46 @@ class ConfigVersion(models.Model):
 
     def __str__(self) -> str:
         return f"Version {self.number}"
+
+
+class DraftChange(models.Model):
+    """A change that waits for somebody else to publish it, where the gateway settings ask for that."""
+
+    at = models.DateTimeField(auto_now_add=True)
+    author = models.CharField(max_length=150)
+    what = models.CharField(max_length=200, blank=True)
+
+    class Meta:
+        ordering = ("id",)
+
+    def __str__(self) -> str:
+        return f"{self.author}: {self.what}"
+
+
+class ScheduledPublication(models.Model):
+    """A draft that is to be published at a moment, unless it changed by then."""
+
+    class State(models.TextChoices):
+        """What became of it."""
+
+        WAITING = "waiting", "waiting"
+        DONE = "done", "published"
+        FAILED = "failed", "not published"
+        CANCELLED = "cancelled", "cancelled"
+
+    at = models.DateTimeField("publish at", db_index=True)
+    author = models.CharField(max_length=150)
+    note = models.CharField(max_length=500, blank=True)
+    digest = models.CharField(max_length=64, help_text="Of the draft as it was when this was decided.")
+    state = models.CharField(max_length=16, choices=State.choices, default=State.WAITING)
+    result = models.CharField(max_length=500, blank=True)
+    created_at = models.DateTimeField(auto_now_add=True)
+
+    class Meta:
+        ordering = ("-id",)
+
+    def __str__(self) -> str:
+        return f"{self.at:%Y-%m-%d %H:%M} UTC by {self.author}"
 
 
 class ProviderProbe(models.Model):

@@ -1,0 +1,260 @@
+"""What a configuration would have done with the last requests: which would go elsewhere, what that costs, what is
+refused. Nobody is called.
+
+Recorded requests are weighed by what a configuration alone says: a strategy that chooses among several candidates
+counts each with its share, one that goes by latency with the routes' means of the last day. Prices are those of today.
+What a record does not keep (images, tools, tags a request asked for, circuits) is left out of account.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from django.conf import settings
+from django.db.models import Sum
+
+from budgets import access
+from budgets.models import Usage, UsageRollup
+from budgets.prices import PriceBook, cost
+from providers.catalog import CATALOG
+from providers.config import ConfigDocument, ProviderDoc
+from providers.routing import (
+    DIRECT,
+    LEAST_BUSY,
+    LEAST_COST,
+    LOCAL_CLASSES,
+    LOWEST_LATENCY,
+    ROUND_ROBIN,
+    WEIGHTED,
+    RouteTable,
+    Step,
+)
+
+MOST = 10_000  # recorded requests
+MOVES_SHOWN = 50
+_DAY_S = 86_400
+
+
+class Recorded(NamedTuple):
+    """What is known of a request that was answered, or not."""
+
+    model: str
+    endpoint: str  # by its name in `gateway.endpoints`
+    input: int
+    cached: int
+    cache_write: int
+    output: int
+    reasoning: int
+
+
+@dataclass
+class Outcome:
+    """What one configuration does with all requests. Costs in USD; `ms` is the mean over `timed` of them."""
+
+    answered: float = 0.0
+    refused: int = 0
+    usd: float = 0.0
+    unpriced: int = 0
+    ms: float = 0.0
+    timed: float = 0.0
+
+    @property
+    def mean_ms(self) -> float | None:
+        """Milliseconds of a request; None where nothing is known of any route."""
+        return self.ms / self.timed if self.timed else None
+
+
+@dataclass
+class Move:
+    """Requests for one model that go elsewhere: `before` and `after` are routes, "" = refused."""
+
+    model: str
+    before: str
+    after: str
+    requests: float = 0.0
+    usd: float = 0.0  # more (or less) than before
+
+
+@dataclass
+class DryRun:
+    """The two configurations side by side."""
+
+    requests: int
+    before: Outcome
+    after: Outcome
+    moved: float = 0.0
+    moves: list[Move] = field(default_factory=list)
+    newly_refused: dict[str, int] = field(default_factory=dict)  # by model
+    newly_answered: dict[str, int] = field(default_factory=dict)
+    seconds: float = 0.0
+
+    @property
+    def usd_more(self) -> float:
+        """What the second costs more than the first, in USD."""
+        return self.after.usd - self.before.usd
+
+
+def dry_run(before: ConfigDocument, after: ConfigDocument, *, requests: int = 1000) -> DryRun:
+    """Weigh two configurations by the last `requests` recorded ones, at most `MOST`."""
+    began = time.monotonic()
+    rows = list(recorded(max(1, min(MOST, requests))))
+    prices, latencies = PriceBook.build(access.prices()), mean_latencies()
+    one, two = _Weigher(before, prices, latencies), _Weigher(after, prices, latencies)
+    found = DryRun(len(rows), one.outcome, two.outcome)
+    moves: dict[tuple[str, str, str], Move] = {}
+    refused: dict[str, int] = defaultdict(int)
+    answered: dict[str, int] = defaultdict(int)
+    for row in rows:
+        was, now = one.weigh(row), two.weigh(row)
+        if was and not now:
+            refused[row.model] += 1
+        elif now and not was:
+            answered[row.model] += 1
+        _add_moves(found, moves, row, was, now)
+    found.moves = sorted(moves.values(), key=lambda move: -move.requests)[:MOVES_SHOWN]
+    found.newly_refused, found.newly_answered = dict(refused), dict(answered)
+    found.seconds = time.monotonic() - began
+    return found
+
+
+class _Share(NamedTuple):
+    """How much of a request goes to a route, and what it would cost there (USD)."""
+
+    route: str
+    part: float
+    usd: float
+
+
+def _add_moves(
+    found: DryRun, moves: dict[tuple[str, str, str], Move], row: Recorded, was: list[_Share], now: list[_Share]
+) -> None:
+    """What leaves each route goes to those that get more, in proportion."""
+    parts: dict[str, float] = defaultdict(float)
+    usd: dict[str, float] = {}
+    for share in was or [_Share("", 1.0, 0.0)]:
+        parts[share.route] -= share.part
+        usd.setdefault(share.route, share.usd)
+    for share in now or [_Share("", 1.0, 0.0)]:
+        parts[share.route] += share.part
+        usd[share.route] = share.usd
+    losers = {name: -part for name, part in parts.items() if part < -1e-9}
+    winners = {name: part for name, part in parts.items() if part > 1e-9}
+    total = sum(winners.values())
+    for loser, lost in losers.items():
+        for winner, won in winners.items():
+            part = lost * won / total
+            move = moves.setdefault((row.model, loser, winner), Move(row.model, loser, winner))
+            move.requests += part
+            move.usd += part * (usd[winner] - usd[loser])
+            found.moved += part
+
+
+class _Weigher:
+    """One configuration and what it made of the requests so far."""
+
+    def __init__(self, document: ConfigDocument, prices: PriceBook, latencies: Mapping[int, float]) -> None:
+        self.outcome = Outcome()
+        self._providers = {provider.id: provider for provider in document.providers}
+        self._table = RouteTable(document.routes, self._providers, document.policies, document.settings)
+        self._prices, self._latencies, self._now = prices, latencies, time.time()
+
+    def weigh(self, row: Recorded) -> list[_Share]:
+        """Where the request goes; empty = it is refused."""
+
+        def judge(step: Step) -> str:
+            return "" if self._serves(self._providers[step.route.provider_id], row.endpoint) else "does not serve it"
+
+        plan = self._table.plan(row.model, row.endpoint, judge)
+        if not plan.steps:
+            self.outcome.refused += 1
+            return []
+        first = [plan.steps[i] for i in plan.ranks[0]]
+        costs = [self._usd(step, row) for step in first]
+        parts = self._parts(plan.strategy, first, costs)
+        shares = []
+        for step, usd, part in zip(first, costs, parts, strict=True):
+            if part:
+                self._count(step, usd, part)
+                shares.append(_Share(step.route.name, part, usd or 0.0))
+        self.outcome.unpriced += any(part and usd is None for usd, part in zip(costs, parts, strict=True))
+        return shares
+
+    def _count(self, step: Step, usd: float | None, part: float) -> None:
+        outcome, ms = self.outcome, self._latencies.get(step.route.id)
+        outcome.answered += part
+        outcome.usd += part * (usd or 0.0)
+        if ms is not None:
+            outcome.ms += part * ms
+            outcome.timed += part
+
+    def _parts(self, strategy: str, steps: Sequence[Step], costs: Sequence[float | None]) -> list[float]:
+        """The share of each candidate of the first rank; together 1."""
+        if strategy in (WEIGHTED, LEAST_BUSY) and (total := sum(step.route.weight for step in steps)):
+            return [step.route.weight / total for step in steps]
+        if strategy == ROUND_ROBIN:
+            return [1 / len(steps)] * len(steps)
+        best = 0
+        if strategy == LOWEST_LATENCY:
+            best = _lowest([self._latencies.get(step.route.id) for step in steps])
+        elif strategy == LEAST_COST:
+            best = _lowest(costs)
+        assert strategy != DIRECT or best == 0
+        return [1.0 if i == best else 0.0 for i in range(len(steps))]
+
+    def _usd(self, step: Step, row: Recorded) -> float | None:
+        provider = self._providers[step.route.provider_id]
+        price = self._prices.find(
+            provider.name, provider.kind, step.model, self._now, route=step.route.name, input_tokens=row.input
+        )
+        if price is None:
+            kind = CATALOG.get(provider.kind)
+            free = kind is not None and kind.local and provider.address_class in LOCAL_CLASSES
+            return 0.0 if free else None
+        pico = cost(
+            price,
+            input=row.input,
+            cached=row.cached,
+            cache_write=row.cache_write,
+            output=row.output,
+            reasoning=row.reasoning,
+        )
+        return pico / 1e12
+
+    @staticmethod
+    def _serves(provider: ProviderDoc, endpoint: str) -> bool:
+        kind = CATALOG.get(provider.kind)
+        if kind is None:
+            return False
+        wanted = "embeddings" if "embed" in endpoint else "completions" if endpoint == "completions" else "chat"
+        return wanted in kind.serves or (wanted == "completions" and "chat" in kind.serves)
+
+
+def _lowest(values: Sequence[float | None]) -> int:
+    """The index of the lowest known value; the first where none is known."""
+    known = [(value, index) for index, value in enumerate(values) if value is not None]
+    return min(known)[1] if known else 0
+
+
+def recorded(count: int) -> Iterable[Recorded]:
+    """The last requests, newest first: the call that answered each, or the last that failed."""
+    names = ("model", "endpoint", "input_tokens", "cached_tokens", "cache_write_tokens", "output_tokens")
+    rows = Usage.objects.using(settings.HOOSH_LEDGER_DB).order_by("-id")
+    seen: set[str] = set()
+    for rid, *values in rows.values_list("rid", *names, "reasoning_tokens")[: 3 * count].iterator(chunk_size=2000):
+        if rid not in seen:
+            seen.add(rid)
+            yield Recorded(*values)
+            if len(seen) == count:
+                return
+
+
+def mean_latencies() -> dict[int, float]:
+    """Mean milliseconds of a call by route id, over the last day."""
+    since = int(time.time()) - _DAY_S
+    rollups = UsageRollup.objects.using(settings.HOOSH_LEDGER_DB).filter(start__gte=since, route_id__gt=0)
+    sums = rollups.order_by().values_list("route_id").annotate(us=Sum("latency_us"), calls=Sum("attempts"))
+    return {route_id: us / calls / 1000 for route_id, us, calls in sums if calls}
