@@ -215,6 +215,8 @@ def key_record(key: ApiKey) -> KeyRecord:
         team_limits=_limits(team),
         privacy_policy_id=team.privacy_policy_id or 0,
         queue_class=QUEUE_CLASSES.index(key.queue_class),
+        endpoints=validation.split(key.endpoints_allowed),
+        addresses=validation.split(key.addresses_allowed),
     )
 
 

@@ -53,7 +53,7 @@ LIMITS: Any = (
         "description": "Exact over all workers of this host; a request above one is refused with 429.",
     },
 )
-GIVE_OPERATOR = "providers.change_gatewaysettings"  # the permission behind the scope "operator"
+GIVE_OPERATOR = "budgets.give_operator_scope"  # the permission behind the scope "operator"
 _SENT_BEFORE = "its key was created and shown then. Find it in the list."
 
 
@@ -69,6 +69,10 @@ class TeamAdmin(LiveAdmin[Team]):
     list_select_related = ("pool",)
     autocomplete_fields = ("pool",)
     fieldsets = ((None, {"fields": ("name", "enabled", "pool", "privacy_policy", "note")}), LIMITS)
+
+    def get_readonly_fields(self, request: HttpRequest, obj: Team | None = None) -> tuple[str, ...]:
+        """What may leave the house is decided by who may change privacy policies."""
+        return () if request.user.has_perm("providers.change_privacypolicy") else ("privacy_policy",)
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Team]:
         """With the number of agents."""
@@ -168,7 +172,7 @@ class ApiKeyAdmin(LiveAdmin[ApiKey]):
     autocomplete_fields = ("agent", "pool", "own_pool")
     actions = ("revoke",)
     change_form_template = "admin/budgets/apikey/change_form.html"
-    readonly_fields = ("visible_prefix", "state", "created_at")
+    readonly_fields = ("visible_prefix", "state", "last_used", "rotation", "created_at")
     _pools = ("pool", "own_pool", "pools_allowed")
 
     def get_form(self, request: HttpRequest, obj: ApiKey | None = None, change: bool = False, **kwargs: Any) -> Any:
@@ -179,10 +183,11 @@ class ApiKeyAdmin(LiveAdmin[ApiKey]):
 
     def get_fieldsets(self, request: HttpRequest, obj: ApiKey | None = None) -> Any:
         """A new key has no state yet."""
-        state = ("visible_prefix", "state", "created_at") if obj else ()
+        state = ("visible_prefix", "state", "last_used", "rotation", "created_at") if obj else ()
         return (
             (None, {"fields": ("name", "agent", "scopes", "models_allowed", "expires_at", *state)}),
             ("Budgets", {"fields": self._pools}),
+            ("Where it may be used", {"fields": ("endpoints_allowed", "addresses_allowed")}),
             LIMITS,
             ("Where requests wait", {"fields": ("queue_class",)}),
         )
@@ -228,6 +233,26 @@ class ApiKeyAdmin(LiveAdmin[ApiKey]):
             return badge("expired", "warn")
         return badge("active", "good")
 
+    @admin.display(description="last used")
+    def last_used(self, key: ApiKey) -> SafeString | str:
+        """When it was last used, as far as usage rows are kept."""
+        return _used(key)
+
+    @admin.display(description="rotation")
+    def rotation(self, key: ApiKey) -> SafeString:
+        """The key it replaces, or that replaces it, and whether the old one is still in use."""
+        url = "admin:budgets_apikey_change"
+        if (old := key.rotated_from) is not None:
+            return format_html(
+                'replaces <a href="{}">{}…</a>, last used {}', reverse(url, args=(old.pk,)), old.prefix, _used(old)
+            )
+        new = key.rotated_to.order_by("-pk").first()
+        return (
+            quiet("-")
+            if new is None
+            else format_html('<a href="{}">{}…</a> replaces it', reverse(url, args=(new.pk,)), new.prefix)
+        )
+
     def add_view(
         self, request: HttpRequest, form_url: str = "", extra_context: dict[str, Any] | None = None
     ) -> HttpResponse:
@@ -264,6 +289,8 @@ class ApiKeyAdmin(LiveAdmin[ApiKey]):
             pools_allowed=validation.split(obj.pools_allowed),
             limits=obj.limits,
             queue_class=obj.queue_class,
+            endpoints=validation.split(obj.endpoints_allowed),
+            addresses=validation.split(obj.addresses_allowed),
         )
         obj.pk, obj.prefix = made.pk, made.prefix
         request._hoosh_key_text = text  # type: ignore[attr-defined]
@@ -280,6 +307,7 @@ class ApiKeyAdmin(LiveAdmin[ApiKey]):
             "opts": self.opts,
             "key": key,
             "text": text,
+            "last_used": keys.last_used(key.rotated_from) if key.rotated_from else None,
             "base_url": request.build_absolute_uri("/").rstrip("/"),
         }
         return TemplateResponse(request, "admin/budgets/apikey/created.html", context)
@@ -342,6 +370,11 @@ class ApiKeyAdmin(LiveAdmin[ApiKey]):
         if key is None:
             raise Http404("No such key.")
         return key
+
+
+def _used(key: ApiKey) -> SafeString | str:
+    at = keys.last_used(key)
+    return f"{at:%Y-%m-%d %H:%M} UTC" if at is not None else quiet("not as far as usage rows are kept")
 
 
 def _may_rotate(request: HttpRequest, key: ApiKey) -> bool:

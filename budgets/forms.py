@@ -16,12 +16,13 @@ from audit.generics import RowForm
 from budgets import amounts, validation, windows
 from budgets.models import ApiKey, Pool, Price
 from budgets.prices import IMPORT_SOURCE
-from budgets.records import Unit
+from budgets.records import ENDPOINTS, Unit
 
 SUBMISSION = "submission"  # names one showing of a form, so that sending it twice does its work once
 _SUBMISSION_KEPT_S = 86_400
 _SCOPE_LABELS = {
     "inference": "inference: call models and read the caller's own requests",
+    "routes": "routes: also choose the route of a request (header x-hoosh-route)",
     "operator": "operator: also reload, provider details, metrics and every request",
 }
 _UNITS = [(Unit.TOKENS.value, "tokens"), (Unit.PICO_USD.value, "USD")]
@@ -42,8 +43,8 @@ def plain(value: object) -> object:
 class ApiKeyForm(RowForm[ApiKey]):
     """What a key may do. Its text is made by `budgets.keys` and is no part of any form.
 
-    The page sets `may_give_operator` for who may change the gateway settings: nobody else makes or saves a key that
-    can do more than they can themselves.
+    The page sets `may_give_operator` for who has that permission: nobody else makes or saves a key that can do more
+    than they can themselves.
     """
 
     may_give_operator = False
@@ -54,10 +55,19 @@ class ApiKeyForm(RowForm[ApiKey]):
         error_messages={"required": "Choose at least one scope."},
     )
 
+    endpoints_allowed = forms.MultipleChoiceField(
+        label="Endpoints",
+        choices=[(name, name) for name in ENDPOINTS],
+        widget=forms.CheckboxSelectMultiple,
+        required=False,
+        help_text="None chosen = every endpoint.",
+    )
+
     class Meta:
         model = ApiKey
         fields = (
             *("name", "agent", "pool", "own_pool", "pools_allowed", "scopes", "models_allowed", "expires_at"),
+            *("endpoints_allowed", "addresses_allowed"),
             *("requests_per_minute", "tokens_per_minute", "concurrent_requests", "queue_class"),
         )
         help_texts = {
@@ -71,12 +81,17 @@ class ApiKeyForm(RowForm[ApiKey]):
             self.fields["queue_class"].required = False  # left out it is as by default
         if not self.instance._state.adding:
             self.initial["scopes"] = list(validation.split(self.instance.scopes))
+            self.initial["endpoints_allowed"] = list(validation.split(self.instance.endpoints_allowed))
 
     def clean_scopes(self) -> str:
         """The chosen scopes in their stored form."""
         if "operator" in self.cleaned_data["scopes"] and not self.may_give_operator:
-            raise ValidationError("Only users who may change the gateway settings can give a key the scope “operator”.")
+            raise ValidationError("You may not give a key the scope “operator”, nor change one that has it.")
         return ",".join(self.cleaned_data["scopes"])
+
+    def clean_endpoints_allowed(self) -> str:
+        """The chosen endpoints in their stored form."""
+        return ",".join(self.cleaned_data["endpoints_allowed"])
 
     def clean_expires_at(self) -> Any:
         """A new key must be usable; an old one may be ended by a date that has passed."""

@@ -13,6 +13,7 @@ from django.utils import timezone
 
 from budgets import access
 from budgets.models.access import Agent, ApiKey, Pool
+from budgets.models.ledger import Usage
 
 KEY_PREFIX = "hk-"
 _KEY_BYTES = 32
@@ -44,13 +45,17 @@ def create_key(
     expires_at: dt.datetime | None = None,
     limits: tuple[int | None, int | None, int | None] = (None, None, None),
     queue_class: str = "interactive",
+    endpoints: Iterable[str] = (),
+    addresses: Iterable[str] = (),
+    rotated_from: ApiKey | None = None,
     managed_by: str = "",
 ) -> tuple[ApiKey, str]:
     """Make a key that draws on `pool` where a request names none, and always on `own_pool` and the budgets above it.
 
     `pools_allowed` are globs over names of further pools a request may name; `limits` are requests per minute, tokens
-    per minute and requests at once; `queue_class` is one of `budgets.records.QUEUE_CLASSES`. Returns the row and the
-    text, which exists nowhere else: show it once.
+    per minute and requests at once; `queue_class` is one of `budgets.records.QUEUE_CLASSES`; `endpoints` are of
+    `budgets.records.ENDPOINTS` and `addresses` the networks a client must come from, both without limit when empty.
+    Returns the row and the text, which exists nowhere else: show it once.
     """
     if expires_at is not None and expires_at <= timezone.now():
         raise ValidationError({"expires_at": "The key would already be expired."})
@@ -71,6 +76,9 @@ def create_key(
         tokens_per_minute=tokens_per_minute,
         concurrent_requests=concurrent_requests,
         queue_class=queue_class,
+        endpoints_allowed=",".join(endpoints),
+        addresses_allowed=",".join(addresses),
+        rotated_from=rotated_from,
         managed_by=managed_by,
     )
     return access.write(key, what="key", actor=actor), text
@@ -111,7 +119,7 @@ def _foreign_prefix(text: str) -> str:
 
 
 def update_key(key: ApiKey, *, actor: str) -> ApiKey:
-    """Change a key's name, agent, pools, scopes, models, expiry or limits."""
+    """Change a key's name, agent, pools, scopes, models, endpoints, addresses, expiry or limits."""
     return access.write(key, what="key", actor=actor)
 
 
@@ -140,8 +148,20 @@ def rotate_key(key: ApiKey, *, actor: str, overlap: dt.timedelta = dt.timedelta(
             pools_allowed=[key.pools_allowed] if key.pools_allowed else (),
             expires_at=key.expires_at,
             limits=key.limits,
+            queue_class=key.queue_class,
+            endpoints=[key.endpoints_allowed] if key.endpoints_allowed else (),
+            addresses=[key.addresses_allowed] if key.addresses_allowed else (),
+            rotated_from=key,
         )
         if key.expires_at is None or key.expires_at > until:
             key.expires_at = until
             access.write(key, what="key", actor=actor, action="rotated")
     return made, text
+
+
+def last_used(key: ApiKey) -> dt.datetime | None:
+    """When the last request that the ledger still has was made with a key; it keeps them `HOOSH_USAGE_DAYS`.
+
+    A request is in the ledger a moment after its end. Revoked keys have theirs too.
+    """
+    return Usage.objects.filter(key_id=key.pk).order_by("-at").values_list("at", flat=True).first()

@@ -49,6 +49,12 @@ class Basis(enum.IntEnum):
 # Whose requests go first where they wait.
 QUEUE_CLASSES = ("interactive", "agent", "batch")
 
+# The names of the inference endpoints, as usage rows and keys have them.
+ENDPOINTS = (
+    *("chat", "completions", "embeddings", "responses", "messages", "generate", "embed"),
+    *("ollama_chat", "ollama_generate", "ollama_embed", "ollama_embeddings", "count_tokens"),
+)
+
 # Requests per minute, tokens per minute, requests at once; 0 = no limit.
 Limited = tuple[int, int, int]
 
@@ -74,6 +80,8 @@ class KeyRecord(msgspec.Struct, frozen=True, array_like=True):
     team_limits: Limited = (0, 0, 0)
     privacy_policy_id: int = 0  # of the team; 0 = the gateway's
     queue_class: int = 0  # the place in `QUEUE_CLASSES` of what it sends
+    endpoints: tuple[str, ...] = ()  # of `ENDPOINTS`; () = all
+    addresses: tuple[str, ...] = ()  # networks a client must come from; () = anywhere
 
 
 class PoolRecord(msgspec.Struct, frozen=True, array_like=True):

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import ipaddress
 import re
 
 from django.core.exceptions import ValidationError
 
 from budgets import windows
+from budgets.records import ENDPOINTS
 
-SCOPES = ("inference", "operator")
+SCOPES = ("inference", "routes", "operator")
 CAPACITY_LIMIT = 10**15  # tokens; sums of many pools stay far inside 64 bits
 CAPACITY_LIMIT_USD = 4_000_000  # a limit and as much again carried over stay inside 64 bits of pico-USD
 PRICE_LIMIT_USD = 1_000_000  # per million tokens, or per request
@@ -63,3 +65,21 @@ def scopes(value: str) -> None:
     unknown = [entry for entry in entries if entry not in SCOPES]
     if unknown or not entries:
         raise ValidationError(f"Scopes are {' and '.join(SCOPES)}, comma-separated.", code="scopes")
+
+
+def endpoints(value: str) -> None:
+    """A comma-separated list of names of inference endpoints."""
+    unknown = [entry for entry in split(value) if entry not in ENDPOINTS]
+    if unknown:
+        raise ValidationError(f"Endpoints are {', '.join(ENDPOINTS)}, comma-separated.", code="endpoints")
+
+
+def addresses(value: str) -> None:
+    """A comma-separated list of addresses and networks in CIDR notation."""
+    for entry in split(value):
+        try:
+            ipaddress.ip_network(entry)
+        except ValueError as exc:
+            raise ValidationError(
+                f"“{entry[:64]}” is neither an address nor a network such as 10.0.0.0/8.", code="addresses"
+            ) from exc

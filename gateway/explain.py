@@ -46,6 +46,8 @@ async def serve(runtime: Runtime, exchange: Exchange) -> None:
     try:
         snapshot = pipeline.snapshot_of(runtime)
         key = find_key(snapshot.keys, credential(exchange.headers))
+        if key.reach is not None:
+            key.reach.check("", exchange.client)
         body = await exchange.read_body(BODY_MAX, snapshot.settings.body_timeout_s)
         answer = told(runtime, snapshot, question(body), exchange.headers, key)
     except GatewayError as error:

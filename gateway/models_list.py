@@ -69,6 +69,8 @@ async def serve(runtime: Runtime, exchange: Exchange) -> None:
         key = find_key(snapshot.keys, credential(exchange.headers))
         if "inference" not in key.record.scopes and not key.is_operator:
             raise ForbiddenError("This API key may not list models.")
+        if key.reach is not None:
+            key.reach.check("", exchange.client)
         if dialect is ollama.CHAT:
             body = await of_ollama(runtime, snapshot, key, exchange)
         else:

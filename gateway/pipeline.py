@@ -258,6 +258,8 @@ def admit(job: Job) -> None:
     key = job.key = find_key(snapshot.keys, head.secret)
     if "inference" not in key.record.scopes:
         raise ForbiddenError("This API key may not call models (it lacks the scope 'inference').")
+    if key.reach is not None:
+        key.reach.check(job.endpoint.name, job.exchange.client)
     if head.length > snapshot.settings.body_limit_bytes:
         raise PayloadTooLargeError(snapshot.settings.body_limit_bytes)
     if head.coding and head.coding.strip().lower() != b"identity":

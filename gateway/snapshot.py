@@ -14,6 +14,7 @@ from budgets.prices import PriceBook
 from budgets.records import KeyRecord, PoolRecord
 from gateway import limiting
 from gateway.limits.limiter import Subjects
+from gateway.reach import Reach, reach_of
 from gateway.screening import Screens
 from providers import adapters
 from providers.adapters import Adapter
@@ -137,6 +138,7 @@ class Key:
     pool_ids: tuple[int, ...]  # what it draws on where a request names no pool, ascending
     is_operator: bool
     limited: Subjects | None = None  # what counts its requests; None = nothing does
+    reach: Reach | None = None  # where it may be used; None = anywhere
 
 
 @dataclass(slots=True, frozen=True)
@@ -348,6 +350,7 @@ def make_key(record: KeyRecord) -> Key:
         pool_ids=tuple(sorted({*record.budget_ids, record.pool_id})),
         is_operator="operator" in record.scopes,
         limited=limiting.of_key(record),
+        reach=reach_of(record),
     )
 
 

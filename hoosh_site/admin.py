@@ -7,18 +7,23 @@ from __future__ import annotations
 
 from typing import Any, TypeVar
 
-from django.contrib import admin
+from django.contrib import admin, messages
 from django.contrib.auth.admin import GroupAdmin, UserAdmin
 from django.contrib.auth.models import Group, Permission, User
+from django.core.exceptions import PermissionDenied
 from django.db import models, transaction
-from django.db.models import QuerySet
-from django.http import HttpRequest, HttpResponse
+from django.db.models import Q, QuerySet
+from django.http import Http404, HttpRequest, HttpResponse, HttpResponseRedirect
+from django.template.response import TemplateResponse
+from django.urls import URLPattern, path, reverse
 
-from audit.admin_tools import operator
+from audit.admin_tools import number, operator
 from audit.changes import changed_fields, recordable
 from audit.generics import Page
 from audit.record import record
 from hoosh_site.admin_webhooks import WebhookAdmin
+from hoosh_site.people import factors, roles
+from hoosh_site.people.models import SecondFactor
 
 __all__ = ["RecordedAdmin", "RecordedGroupAdmin", "RecordedUserAdmin", "WebhookAdmin"]
 
@@ -88,9 +93,83 @@ admin.site.unregister(Group)
 
 @admin.register(User)
 class RecordedUserAdmin(RecordedAdmin[User], UserAdmin):  # type: ignore[type-arg]  # not subscriptable when run
-    """People who may sign in to admin."""
+    """People who may sign in to admin.
+
+    Only administrators (`roles.MANAGE_ADMINS`) change administrators, make them, or give single permissions: whoever
+    else manages people cannot make themselves one.
+    """
 
     memberships = ("groups", "user_permissions")
+    list_display = ("username", "email", "is_staff", "is_superuser", "is_active", "last_login", "signs_in_with")
+    list_select_related = ("second_factor", "external_identity")
+    change_form_template = "admin/auth/user/change_form.html"
+
+    def get_urls(self) -> list[URLPattern]:
+        """The button that resets a second factor."""
+        view = self.admin_site.admin_view(self.reset_factor_view)
+        return [path("<int:user_id>/second-factor/", view, name="auth_user_second_factor"), *super().get_urls()]
+
+    @admin.display(description="signs in with")
+    def signs_in_with(self, user: User) -> str:
+        """What besides the name is asked for."""
+        if getattr(user, "external_identity", None) is not None:
+            return "identity provider"
+        factor = getattr(user, "second_factor", None)
+        return "password and code" if factor is not None and factor.confirmed_at else "password"
+
+    def has_change_permission(self, request: HttpRequest, obj: User | None = None) -> bool:
+        """Whoever has the permission, but for administrators."""
+        return super().has_change_permission(request, obj) and may_touch(request, obj)
+
+    def has_delete_permission(self, request: HttpRequest, obj: User | None = None) -> bool:
+        """Whoever has the permission, but for administrators."""
+        return super().has_delete_permission(request, obj) and may_touch(request, obj)
+
+    def get_readonly_fields(self, request: HttpRequest, obj: User | None = None) -> tuple[str, ...]:
+        """Rights that would make somebody an administrator are an administrator's to give."""
+        fixed = tuple(super().get_readonly_fields(request, obj))
+        if request.user.is_superuser:
+            return fixed
+        return (*fixed, "is_superuser") if _is_admin(request) else (*fixed, "is_superuser", "user_permissions")
+
+    def formfield_for_manytomany(self, db_field: Any, request: HttpRequest, **kwargs: Any) -> Any:
+        """Groups that make administrators are not offered to others."""
+        field = super().formfield_for_manytomany(db_field, request, **kwargs)
+        if db_field.name == "groups" and field is not None and not _is_admin(request):
+            field.queryset = Group.objects.exclude(pk__in=_admin_groups())
+        return field
+
+    def change_view(
+        self, request: HttpRequest, object_id: str, form_url: str = "", extra_context: dict[str, Any] | None = None
+    ) -> HttpResponse:
+        """The form, which knows whether there is a second factor to reset."""
+        user_id = number(object_id)
+        factor = SecondFactor.objects.filter(user_id=user_id).first() if user_id is not None else None
+        context = {"factor": factor if factor is not None and self._may_reset(request, factor.user) else None}
+        return super().change_view(request, object_id, form_url, {**context, **(extra_context or {})})
+
+    def reset_factor_view(self, request: HttpRequest, user_id: int) -> HttpResponse:
+        """Ask, then take somebody's second factor away, so that they can set up another."""
+        user = User.objects.filter(pk=user_id).first()
+        if not self._may_reset(request, user):
+            raise PermissionDenied
+        factor = SecondFactor.objects.filter(user=user).first()
+        if user is None or factor is None:
+            raise Http404("No such second factor.")
+        if request.method != "POST":
+            context = {
+                **self.admin_site.each_context(request),
+                "title": f"Reset the second factor of {user}?",
+                "opts": self.opts,
+                "words": {"text": _RESET, "button": "Reset"},
+            }
+            return TemplateResponse(request, "admin/hoosh/question.html", context)
+        factors.remove(factor, actor=operator(request))
+        self.message_user(request, f"{user} signs in without a second factor until they set one up.", messages.SUCCESS)
+        return HttpResponseRedirect(reverse("admin:auth_user_change", args=(user.pk,)))
+
+    def _may_reset(self, request: HttpRequest, user: User | None) -> bool:
+        return bool(request.user.has_perm("people.delete_secondfactor")) and may_touch(request, user)
 
     def user_change_password(self, request: HttpRequest, id: str, form_url: str = "") -> HttpResponse:
         """The form for somebody's password; a change of it is recorded, the password is not."""
@@ -101,6 +180,36 @@ class RecordedUserAdmin(RecordedAdmin[User], UserAdmin):  # type: ignore[type-ar
             if before is not None and after is not None and after.password != before.password:
                 self.note(request, after, "password_set", {"usable": after.has_usable_password()})
         return response
+
+
+_RESET = (
+    "Their authenticator app and their recovery codes open nothing any more. Do this when both are lost, and only for "
+    "somebody whom you have recognised."
+)
+
+
+def _is_admin(request: HttpRequest) -> bool:
+    return bool(request.user.has_perm(roles.MANAGE_ADMINS))
+
+
+def may_touch(request: HttpRequest, user: User | None) -> bool:
+    """Whether the asking user may change this one: administrators are changed by administrators only, superusers by
+    superusers."""
+    if user is None or request.user.is_superuser or request.user.pk == user.pk:
+        return True
+    if user.is_superuser:
+        return False
+    return _is_admin(request) or not (
+        user.groups.filter(pk__in=_admin_groups()).exists()
+        or user.user_permissions.filter(content_type__app_label="people", codename="manage_admins").exists()
+    )
+
+
+def _admin_groups() -> QuerySet[Group]:
+    """The groups whose members are administrators: they manage administrators, or what groups may do."""
+    makes = Q(content_type__app_label="people", codename="manage_admins")
+    makes |= Q(content_type__app_label="auth", codename="change_group")
+    return Group.objects.filter(permissions__in=Permission.objects.filter(makes)).distinct()
 
 
 @admin.register(Group)

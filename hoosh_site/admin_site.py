@@ -14,10 +14,10 @@ from typing import Any
 from django.contrib.admin import AdminSite
 from django.contrib.admin.apps import AdminConfig
 from django.contrib.admin.helpers import ACTION_CHECKBOX_NAME
-from django.core.exceptions import BadRequest
+from django.core.exceptions import NON_FIELD_ERRORS, BadRequest
 from django.db import transaction
 from django.db.models import Field
-from django.http import HttpRequest
+from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.template.response import TemplateResponse
 from django.urls import path, reverse
 
@@ -26,7 +26,7 @@ from audit.admin_tools import ProbeOutcome, number
 log = logging.getLogger(__name__)
 _ROW_OF_A_LIST = re.compile(r"form-\d+-id")
 
-_APPS = ("providers", "budgets", "events", "audit", "auth")
+_APPS = ("providers", "budgets", "events", "audit", "auth", "people")
 _MODELS = (
     "Provider",
     "Route",
@@ -35,7 +35,9 @@ _MODELS = (
     "DataPattern",
     "ModelCard",
     "GatewaySettings",
+    "Draft",
     "ConfigVersion",
+    "Playground",
     "Team",
     "Agent",
     "ApiKey",
@@ -64,6 +66,8 @@ _YEAR = re.compile(r"0*[1-9]\d{0,3}")
 _PAGE = {"model": None, "perms": {"view": True}, "view_only": True, "add_url": None}
 _COSTS = {"name": "Costs", "object_name": "Costs", **_PAGE}
 _LIMITS = {"name": "Limits", "object_name": "Limits", **_PAGE}
+_DRAFT = {"name": "Draft", "object_name": "Draft", **_PAGE}
+_PLAYGROUND = {"name": "Playground", "object_name": "Playground", **_PAGE}
 
 
 def _place(name: str, order: tuple[str, ...]) -> tuple[int, str]:
@@ -118,10 +122,15 @@ class HooshAdminSite(AdminSite):
     def get_app_list(self, request: HttpRequest, app_label: str | None = None) -> list[Any]:
         """Applications and models in the order an operator meets them, not by alphabet."""
         from hoosh_site.limits_page import may_see
+        from hoosh_site.playground import may_play
 
         apps: list[Any] = list(self._build_app_dict(request, app_label).values())
         apps.sort(key=lambda app: _place(app["app_label"], _APPS))
         for app in apps:
+            if app["app_label"] == "providers" and request.user.has_perm("providers.view_configversion"):
+                app["models"].append(_DRAFT | {"admin_url": reverse("admin:draft", current_app=self.name)})
+            if app["app_label"] == "providers" and may_play(request.user):
+                app["models"].append(_PLAYGROUND | {"admin_url": reverse("admin:playground", current_app=self.name)})
             if app["app_label"] == "budgets" and request.user.has_perm("budgets.view_usage"):
                 app["models"].append(_COSTS | {"admin_url": reverse("admin:costs", current_app=self.name)})
             if app["app_label"] == "budgets" and may_see(request.user):
@@ -135,6 +144,7 @@ class HooshAdminSite(AdminSite):
         from hoosh_site.draft_page import disable_view, draft_view, revert_view
         from hoosh_site.explain_page import explain_view
         from hoosh_site.limits_page import limits_view
+        from hoosh_site.playground import playground_key_view, playground_view
 
         page = _Page(self)
 
@@ -143,6 +153,8 @@ class HooshAdminSite(AdminSite):
 
         return [
             path("draft/", of(draft_view), name="draft"),
+            path("playground/", of(playground_view), name="playground"),
+            path("playground/key/", of(playground_key_view), name="playground_key"),
             path("versions/<int:number>/revert/", of(revert_view), name="version_revert"),
             path("providers/<int:provider_id>/off/", of(disable_view), name="provider_off"),
             path("explain/", of(explain_view), name="explain"),
@@ -167,6 +179,22 @@ class HooshAdminSite(AdminSite):
         from hoosh_site.overview import overview
 
         return super().index(request, {"overview": overview(request.user), **(extra_context or {})})
+
+    def login(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> HttpResponse:
+        """The form, which also asks for a code; 429 while too many sign-ins failed. Team leads go to their page."""
+        from hoosh_site.people import oidc
+        from hoosh_site.people.signing_in import LOCKED, SignInForm, leads
+
+        self.login_form = SignInForm
+        user: Any = request.user
+        if request.method == "GET" and user.is_authenticated and not self.has_permission(request) and leads(user):
+            return HttpResponseRedirect(reverse("people:team"))
+        context = {"provider_name": oidc.name() if oidc.is_on() else "", **(extra_context or {})}
+        response = super().login(request, context)
+        form: Any = (getattr(response, "context_data", None) or {}).get("form")
+        if form is not None and form.is_bound and form.has_error(NON_FIELD_ERRORS, LOCKED):
+            response.status_code = 429
+        return response
 
     def password_change(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> TemplateResponse:
         """The form for one's own password; a change of it is recorded."""

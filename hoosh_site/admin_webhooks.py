@@ -77,9 +77,21 @@ class WebhookAdmin(LiveAdmin[Webhook]):
     readonly_fields = ("state", "waiting", "last_result", "address_class", "delivered", "failing_since", "next_try_at")
 
     def get_fieldsets(self, request: HttpRequest, obj: Webhook | None = None) -> Any:
-        """A new one has no state yet."""
-        form = (None, {"fields": ("name", "url", "internal", "topics", "enabled", "note")})
+        """A new one has no state yet. Readers see no more of the URL than its host."""
+        address = ("url", "internal") if self._may_read_url(request) else ("host",)
+        form = (None, {"fields": ("name", *address, "topics", "enabled", "note")})
         return (form, ("Delivery", {"fields": self.readonly_fields})) if obj else (form,)
+
+    def get_search_fields(self, request: HttpRequest) -> tuple[str, ...]:
+        """Nobody finds out piece by piece what they are not shown."""
+        return self.search_fields if self._may_read_url(request) else ("name",)
+
+    def lookup_allowed(self, lookup: str, value: str, request: HttpRequest | None = None) -> bool:
+        """Nor by comparing with it."""
+        return not lookup.startswith(("url", "secret")) and super().lookup_allowed(lookup, value, request)  # type: ignore[arg-type]
+
+    def _may_read_url(self, request: HttpRequest) -> bool:
+        return self.has_change_permission(request) or self.has_add_permission(request)
 
     def get_urls(self) -> list[URLPattern]:
         """The buttons of the form."""

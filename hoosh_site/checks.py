@@ -56,6 +56,19 @@ def _static_findings() -> Iterator[Finding]:
     if settings.HOOSH_JOURNAL_SYNC not in JOURNAL_SYNCS:
         yield "E006", f"HOOSH_JOURNAL_SYNC is {settings.HOOSH_JOURNAL_SYNC!r}. Use “process” or “host”."
     yield from database_findings(settings.DATABASES)
+    yield from _identity_provider()
+
+
+def _identity_provider() -> Iterator[Finding]:
+    issuer = settings.HOOSH_OIDC_ISSUER
+    if not issuer and not settings.HOOSH_OIDC_CLIENT_ID:
+        return
+    from hoosh_site.people import oidc  # only then: it brings an HTTP client
+
+    if issuer and not oidc.is_safe(issuer):
+        yield "E011", f"HOOSH_OIDC_ISSUER is {issuer!r}. Write the issuer's https:// address as the provider writes it."
+    if bool(issuer) != bool(settings.HOOSH_OIDC_CLIENT_ID):
+        yield "E011", "Of HOOSH_OIDC_ISSUER and HOOSH_OIDC_CLIENT_ID only one is set. Set both, or neither."
 
 
 def _exposure() -> Iterator[Finding]:

@@ -20,6 +20,7 @@ from csp.constants import NONE, SELF
 from django.core.exceptions import ImproperlyConfigured
 
 from hoosh_site import __version__, env
+from hoosh_site.people.roles import ROLES
 
 BASE_DIR = env.PROJECT_DIR
 HOOSH_VERSION = __version__
@@ -122,6 +123,7 @@ INSTALLED_APPS = [
     "providers.apps.ProvidersConfig",
     "budgets.apps.BudgetsConfig",
     "gateway.apps.GatewayConfig",
+    "hoosh_site.people.apps.PeopleConfig",
 ]
 MIDDLEWARE = [
     "gateway.page_metrics.BeforeMiddleware",
@@ -133,6 +135,7 @@ MIDDLEWARE = [
     "django.middleware.csrf.CsrfViewMiddleware",
     "django.contrib.auth.middleware.AuthenticationMiddleware",
     "django.contrib.messages.middleware.MessageMiddleware",
+    "hoosh_site.people.middleware.SecondFactorMiddleware",
     "django.middleware.clickjacking.XFrameOptionsMiddleware",
     "gateway.page_metrics.AfterMiddleware",
 ]
@@ -229,6 +232,31 @@ AUTH_PASSWORD_VALIDATORS = [
     )
 ]
 LOGIN_URL = "admin:login"
+HOOSH_REQUIRE_SECOND_FACTOR = env.boolean("HOOSH_REQUIRE_SECOND_FACTOR", default=False)
+HOOSH_SIGN_IN_ATTEMPTS = env.integer("HOOSH_SIGN_IN_ATTEMPTS", 5, minimum=0, maximum=1000)  # 0: never locked out
+HOOSH_SIGN_IN_LOCK_MINUTES = env.integer("HOOSH_SIGN_IN_LOCK_MINUTES", 15, minimum=1, maximum=1440)
+HOOSH_OIDC_ISSUER = env.text("HOOSH_OIDC_ISSUER")
+HOOSH_OIDC_CLIENT_ID = env.text("HOOSH_OIDC_CLIENT_ID")
+HOOSH_OIDC_CLIENT_SECRET = env.text("HOOSH_OIDC_CLIENT_SECRET")
+HOOSH_OIDC_NAME = env.text("HOOSH_OIDC_NAME")
+HOOSH_OIDC_SCOPES = env.items("HOOSH_OIDC_SCOPES", "email,profile")
+HOOSH_OIDC_DOMAINS = env.items("HOOSH_OIDC_DOMAINS")
+HOOSH_OIDC_GROUPS_CLAIM = env.text("HOOSH_OIDC_GROUPS_CLAIM", "groups")
+
+
+def _oidc_groups() -> list[tuple[str, str]]:
+    """(role, group of the identity provider)."""
+    found = []
+    for entry in env.items("HOOSH_OIDC_GROUPS"):
+        role, equals, group = entry.partition("=")
+        if not (equals and group.strip() and role.strip() in ROLES):
+            form = "role=group, comma-separated, with the roles " + ", ".join(ROLES)
+            raise ImproperlyConfigured(f"HOOSH_OIDC_GROUPS contains {entry!r}. Write {form}.")
+        found.append((role.strip(), group.strip()))
+    return found
+
+
+HOOSH_OIDC_GROUPS = _oidc_groups()
 _HTTPS = HOOSH_PUBLIC_URL.startswith("https://")
 SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = _HTTPS
 SESSION_COOKIE_HTTPONLY = True

@@ -8,6 +8,7 @@ from django.contrib.auth.signals import user_logged_in, user_logged_out, user_lo
 from django.http import HttpRequest
 
 from audit.record import record
+from hoosh_site.people.session import EXTERNAL, FACTOR
 
 _NAME_LIMIT = 150  # as long as a user name may be; what is typed there can be anything
 
@@ -29,8 +30,14 @@ def _data(request: HttpRequest | None) -> dict[str, str]:
 
 
 def signed_in(sender: type, request: HttpRequest | None, user: Any, **kwargs: Any) -> None:
-    """An operator signed in."""
-    record("operator.signed_in", actor=user.get_username(), target=user.get_username(), data=_data(request))
+    """An operator signed in; the session keeps by what."""
+    factor = getattr(user, "hoosh_factor", None)
+    if request is not None and factor is not None:
+        request.session[FACTOR] = factor
+    data = _data(request)
+    if factor is not None:  # besides or instead of a password
+        data["with"] = "identity provider" if factor == EXTERNAL else "code"
+    record("operator.signed_in", actor=user.get_username(), target=user.get_username(), data=data)
 
 
 def signed_out(sender: type, request: HttpRequest | None, user: Any, **kwargs: Any) -> None:

@@ -246,6 +246,23 @@ class ApiKey(models.Model):
         default=QueueClass.INTERACTIVE,
         help_text="Whose requests go first where they wait for a place; a request may name a lower class.",
     )
+    endpoints_allowed = models.CharField(
+        "endpoints",
+        max_length=200,
+        blank=True,
+        validators=(validation.endpoints,),
+        help_text="Comma-separated names of inference endpoints; blank = every endpoint.",
+    )
+    addresses_allowed = models.CharField(
+        "addresses",
+        max_length=1024,
+        blank=True,
+        validators=(validation.addresses,),
+        help_text="Comma-separated addresses or networks (10.0.0.0/8) a client must come from; blank = anywhere.",
+    )
+    rotated_from = models.ForeignKey(
+        "self", on_delete=models.SET_NULL, related_name="rotated_to", null=True, blank=True, editable=False
+    )
     expires_at = models.DateTimeField(null=True, blank=True)
     revoked_at = models.DateTimeField(null=True, blank=True)
     managed_by = models.CharField(max_length=64, blank=True, editable=False)
@@ -255,6 +272,7 @@ class ApiKey(models.Model):
     class Meta:
         ordering = ("-id",)
         verbose_name = "API key"
+        permissions = (("give_operator_scope", "Can give keys the scope operator"),)
 
     def __str__(self) -> str:
         return f"{self.name} ({self.prefix}…)"

@@ -18,8 +18,10 @@ from rest_framework.permissions import BasePermission
 from rest_framework.request import Request
 
 from budgets.models import ApiKey
+from budgets.validation import split
 from gateway.admission import CARRIERS, credential
 from gateway.errors import UnauthorizedError
+from gateway.reach import Reach
 
 OPERATOR_SCOPE = "operator"
 MAX_KEY_BYTES = 512  # nothing longer is hashed
@@ -93,6 +95,8 @@ class ApiKeyAuthentication(BaseAuthentication):
         secret = presented_key(request)
         if secret is not None:
             key = find_key(secret)
+            if key.addresses_allowed:
+                Reach((), split(key.addresses_allowed)).check("", request.META.get("REMOTE_ADDR") or "")
             return Caller(key=key), key
         user = getattr(request._request, "user", None)
         if user is None or not user.is_active or not user.is_staff:

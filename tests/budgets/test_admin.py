@@ -184,7 +184,7 @@ class KeyPagesTest(BudgetCase):
             results = self.client.get(self.url("autocomplete"), query).json()["results"]
             assert [row["text"] for row in results] == [found]
 
-    def test_only_who_may_change_the_gateway_settings_gives_the_scope_operator(self):
+    def test_only_who_may_give_the_scope_operator_does(self):
         self.add(scopes=["inference", "operator"])
         old = ApiKey.objects.get()
         mine = ["view_apikey", "add_apikey", "change_apikey", "view_agent", "view_pool"]
@@ -193,12 +193,12 @@ class KeyPagesTest(BudgetCase):
             self.add(scopes=["operator"], submission="s2"),
             self.post("budgets_apikey_change", key_form(self.agent, self.pool, scopes=["operator"]), old.pk),
         ):
-            assert "may change the gateway settings" in self.errors(response)
+            assert "may not give a key the scope “operator”" in self.errors(response)
         assert ">Rotate<" not in self.page("budgets_apikey_change", old.pk)
         assert self.post("budgets_apikey_rotate", {"submission": "r1"}, old.pk).status_code == 403
         assert ApiKey.objects.count() == 1
         assert KEY.search(self.clean_html(self.add(submission="s3")))
-        self.allow(self.bob, *mine, "change_gatewaysettings")
+        self.allow(self.bob, *mine, "give_operator_scope")
         assert KEY.search(self.clean_html(self.add(scopes=["operator"], submission="s4")))
         assert ">Rotate<" in self.page("budgets_apikey_change", old.pk)
         assert KEY.search(self.clean_html(self.post("budgets_apikey_rotate", {"submission": "r2"}, old.pk)))

@@ -76,7 +76,7 @@ class PeopleTest(AdminTestCase):
         permissions = Permission.objects.filter(codename__in=("view_pool", "view_usage"))
         form = {"name": "readers", "permissions": [each.pk for each in permissions]}
         assert self.post("auth_group_add", form).status_code == 302
-        group = Group.objects.get()
+        group = Group.objects.get(name="readers")
         assert self.post("auth_group_change", {"name": "lookers"}, group.pk).status_code == 302
         self.act("auth_group_changelist", "delete_selected", [group], post="yes")
         created, changed, deleted = self.entries("group.")

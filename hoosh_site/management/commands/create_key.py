@@ -45,6 +45,10 @@ class Command(BaseCommand):
             help=f"comma-separated: {', '.join(SCOPES)} (default: inference)",
         )
         parser.add_argument("--models", default="", help="comma-separated globs the key may use (default: all)")
+        parser.add_argument("--endpoints", default="", help="comma-separated inference endpoints (default: all)")
+        parser.add_argument(
+            "--addresses", default="", help="comma-separated networks it works from (default: anywhere)"
+        )
         parser.add_argument("--expires-days", type=float, help="days until the key expires (default: never)")
         for name, what in _LIMITS.items():
             parser.add_argument(f"--{name}", type=int, help=f"{what}, at most (default: no limit)")
@@ -66,6 +70,8 @@ class Command(BaseCommand):
                     models_allowed=split(options["models"]),
                     own_pool=own_pool,
                     pools_allowed=split(options["pools"]),
+                    endpoints=split(options["endpoints"]),
+                    addresses=split(options["addresses"]),
                     expires_at=_expiry(options["expires_days"]),
                     limits=tuple(options[name.replace("-", "_")] for name in _LIMITS),
                 )
