@@ -22,6 +22,7 @@ SUBMISSION = "submission"  # names one showing of a form, so that sending it twi
 _SUBMISSION_KEPT_S = 86_400
 _SCOPE_LABELS = {
     "inference": "inference: call models and read the caller's own requests",
+    "routes": "routes: also choose the route of a request (header x-hoosh-route)",
     "operator": "operator: also reload, provider details, metrics and every request",
 }
 _UNITS = [(Unit.TOKENS.value, "tokens"), (Unit.PICO_USD.value, "USD")]

@@ -8,7 +8,7 @@ from django.core.exceptions import ValidationError
 
 from budgets import windows
 
-SCOPES = ("inference", "operator")
+SCOPES = ("inference", "routes", "operator")
 CAPACITY_LIMIT = 10**15  # tokens; sums of many pools stay far inside 64 bits
 CAPACITY_LIMIT_USD = 4_000_000  # a limit and as much again carried over stay inside 64 bits of pico-USD
 PRICE_LIMIT_USD = 1_000_000  # per million tokens, or per request

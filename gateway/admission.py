@@ -22,12 +22,14 @@ REQUEST_ID = re.compile(rb"[A-Za-z0-9._:/+=@-]{1,128}\Z")
 class Head:
     """What the gateway reads of a request's headers, in one pass."""
 
-    __slots__ = ("cache_control", "coding", "explain", "idempotency", "length", "pool", "secret", "session", "tags")
+    __slots__ = (
+        *("cache_control", "coding", "explain", "idempotency", "length", "pool", "route", "secret", "session", "tags"),
+    )
 
     def __init__(self, headers: Headers) -> None:
         """Raises UnauthorizedError without a credential, BadRequestError when two of them or of the keys differ."""
         secret: bytes | None = None
-        self.cache_control = self.coding = self.pool = self.session = self.tags = b""
+        self.cache_control = self.coding = self.pool = self.route = self.session = self.tags = b""
         self.explain = False
         self.idempotency: bytes | None = None
         self.length = -1
@@ -64,6 +66,8 @@ class Head:
             self.pool = value
         elif name == b"x-hoosh-tags":
             self.tags = value if not self.tags else b"%b,%b" % (self.tags, value)
+        elif name == b"x-hoosh-route":
+            self.route = value.strip()
         elif name == b"x-hoosh-session":
             self.session = value[:SESSION_BYTES]
         elif name == b"x-hoosh-explain":

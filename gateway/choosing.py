@@ -19,7 +19,7 @@ import msgspec
 from budgets.bound import output_limit
 from budgets.prices import PriceBound
 from gateway import screening
-from gateway.errors import BadRequestError, GatewayError, ModelNotFoundError
+from gateway.errors import BadRequestError, ForbiddenError, GatewayError, ModelNotFoundError
 from gateway.snapshot import Candidate, Key, Snapshot
 from providers import routing
 from providers.canonical import MAX_TOKENS, Call
@@ -57,11 +57,13 @@ class Wants(NamedTuple):
     tags: tuple[str, ...] = ()
     dialect: str = ""  # the API a provider must speak, where the request cannot be translated
     local: bool = False  # only providers at addresses of one's own
+    route: str = ""  # the name of the one route that may answer; "" = any
 
 
 class Hints(Protocol):
-    """What of the request's head has a say in where it goes: `x-hoosh-tags` and `x-hoosh-session`."""
+    """What of the request's head has a say in where it goes: `x-hoosh-tags`, `x-hoosh-session`, `x-hoosh-route`."""
 
+    route: bytes
     tags: bytes
     session: bytes
 
@@ -136,6 +138,8 @@ def choose(
 ) -> Decision:
     """The ordered candidates of a request and their explanation. Raises where no route can answer it at all."""
     wants = wants_of(call, head)
+    if head is not None and head.route:
+        wants = wants._replace(route=asked_route(head.route, key))
     if verdict is not None and verdict.local:
         wants = wants._replace(local=True)
     plan = plan_for(snapshot, call.model, wants)
@@ -168,6 +172,15 @@ def choose(
     return table.decide(plan, scores=scores, shown=shown, unavailable=unavailable, privacy=privacy)
 
 
+def asked_route(name: bytes, key: Key | None) -> str:
+    """The one route a request may go to, by its `x-hoosh-route`. Raises `ForbiddenError` for a key that may not choose
+    (None: an operator asks)."""
+    if key is not None and "routes" not in key.record.scopes:
+        text = "This API key may not choose a route (it lacks the scope 'routes')."
+        raise ForbiddenError(text, param="x-hoosh-route")
+    return name.decode("utf-8", "replace")
+
+
 def plan_for(snapshot: Snapshot, model: str, wants: Wants) -> Plan:
     """The plan for a model. What a candidate lacks of the softer needs counts only while another has it."""
 
@@ -186,6 +199,8 @@ def _lacking(snapshot: Snapshot, step: Step, wants: Wants) -> str:
     candidate = snapshot.candidates.get(step.route.id)
     if candidate is None:
         return "not usable"
+    if wants.route and step.route.name != wants.route:
+        return "is not the route that was asked for"
     if wants.endpoint not in candidate.serves:
         return f"does not serve {wants.endpoint}"
     if missing := set(wants.tags).difference(step.route.tags):

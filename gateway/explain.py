@@ -129,12 +129,14 @@ class _Asked:
     """The headers of a question that say something about the request it is about."""
 
     def __init__(self, headers: Headers) -> None:
-        self.tags = self.session = b""
+        self.route = self.tags = self.session = b""
         for name, value in headers:
             if name == b"x-hoosh-tags":
                 self.tags = value
             elif name == b"x-hoosh-session":
                 self.session = value
+            elif name == b"x-hoosh-route":
+                self.route = value.strip()
 
 
 def _rejected(snapshot: Snapshot, call: Call | None, headers: Headers) -> list[dict[str, str]]:

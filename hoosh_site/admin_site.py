@@ -35,7 +35,9 @@ _MODELS = (
     "DataPattern",
     "ModelCard",
     "GatewaySettings",
+    "Draft",
     "ConfigVersion",
+    "Playground",
     "Team",
     "Agent",
     "ApiKey",
@@ -64,6 +66,8 @@ _YEAR = re.compile(r"0*[1-9]\d{0,3}")
 _PAGE = {"model": None, "perms": {"view": True}, "view_only": True, "add_url": None}
 _COSTS = {"name": "Costs", "object_name": "Costs", **_PAGE}
 _LIMITS = {"name": "Limits", "object_name": "Limits", **_PAGE}
+_DRAFT = {"name": "Draft", "object_name": "Draft", **_PAGE}
+_PLAYGROUND = {"name": "Playground", "object_name": "Playground", **_PAGE}
 
 
 def _place(name: str, order: tuple[str, ...]) -> tuple[int, str]:
@@ -118,10 +122,15 @@ class HooshAdminSite(AdminSite):
     def get_app_list(self, request: HttpRequest, app_label: str | None = None) -> list[Any]:
         """Applications and models in the order an operator meets them, not by alphabet."""
         from hoosh_site.limits_page import may_see
+        from hoosh_site.playground import may_play
 
         apps: list[Any] = list(self._build_app_dict(request, app_label).values())
         apps.sort(key=lambda app: _place(app["app_label"], _APPS))
         for app in apps:
+            if app["app_label"] == "providers" and request.user.has_perm("providers.view_configversion"):
+                app["models"].append(_DRAFT | {"admin_url": reverse("admin:draft", current_app=self.name)})
+            if app["app_label"] == "providers" and may_play(request.user):
+                app["models"].append(_PLAYGROUND | {"admin_url": reverse("admin:playground", current_app=self.name)})
             if app["app_label"] == "budgets" and request.user.has_perm("budgets.view_usage"):
                 app["models"].append(_COSTS | {"admin_url": reverse("admin:costs", current_app=self.name)})
             if app["app_label"] == "budgets" and may_see(request.user):
@@ -135,6 +144,7 @@ class HooshAdminSite(AdminSite):
         from hoosh_site.draft_page import disable_view, draft_view, revert_view
         from hoosh_site.explain_page import explain_view
         from hoosh_site.limits_page import limits_view
+        from hoosh_site.playground import playground_key_view, playground_view
 
         page = _Page(self)
 
@@ -143,6 +153,8 @@ class HooshAdminSite(AdminSite):
 
         return [
             path("draft/", of(draft_view), name="draft"),
+            path("playground/", of(playground_view), name="playground"),
+            path("playground/key/", of(playground_key_view), name="playground_key"),
             path("versions/<int:number>/revert/", of(revert_view), name="version_revert"),
             path("providers/<int:provider_id>/off/", of(disable_view), name="provider_off"),
             path("explain/", of(explain_view), name="explain"),
