@@ -50,6 +50,7 @@ _MODELS = (
     "LedgerOrder",
     "Lease",
     "Reservation",
+    "WarmQuestion",
     "Event",
     "Webhook",
 )
