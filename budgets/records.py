@@ -53,7 +53,7 @@ QUEUE_CLASSES = ("interactive", "agent", "batch")
 Limited = tuple[int, int, int]
 
 
-class KeyRecord(msgspec.Struct, frozen=True, array_like=True):
+class KeyRecord(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """An API key as workers know it. `digest` is SHA-256 of the whole key text."""
 
     id: int
@@ -74,6 +74,16 @@ class KeyRecord(msgspec.Struct, frozen=True, array_like=True):
     team_limits: Limited = (0, 0, 0)
     privacy_policy_id: int = 0  # of the team; 0 = the gateway's
     queue_class: int = 0  # the place in `QUEUE_CLASSES` of what it sends
+
+
+class WarmRecord(msgspec.Struct, frozen=True, array_like=True):
+    """A question whose answer workers keep before anybody asks it, as it is asked with this key."""
+
+    id: int
+    key_id: int
+    model: str
+    system: str  # blank = none
+    question: str
 
 
 class PoolRecord(msgspec.Struct, frozen=True, array_like=True):

@@ -52,6 +52,7 @@ _MODELS = (
     "LedgerOrder",
     "Lease",
     "Reservation",
+    "WarmQuestion",
     "Event",
     "Webhook",
 )
