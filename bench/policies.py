@@ -1,8 +1,8 @@
 """What routing and policies cost: the worker's CPU time per request beside what it was without any of them.
 
 One gateway, measured with one route and one key, and then with 10,000 of each; every other case is a key or a model
-there that uses one thing more. `edited` is the latency at a fixed rate while an operator's
-program changes one route and one key a second, beside that without.
+there that uses one thing more. `edited` is the latency at a fixed rate, and apart from that the longest stall of the
+worker's loop, while an operator's program changes one route and one key a second, beside the same without.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from tests.servers import ProviderEntry
 CONNECTIONS = 32
 RATE = 200
 ROUTES = KEYS = 10_000
+STALL_S = 10.0  # as many edits
 CANDIDATES = 20
 PLAIN = "plain"
 _WORDS = "Please summarise the following paragraph for the weekly note, and name who has to act on it by when. "
@@ -161,6 +162,9 @@ def measure(directory: Path, *, runs: int, seconds: float) -> dict[str, Any]:
         with setup.edited(seconds + 4):
             busy = scenarios.at_rate(dataclasses.replace(target, key=keys["plain"]), RATE, seconds)
         figures["edited"] = {"quiet_p99_us": quiet["p99_us"], "edited_p99_us": busy["p99_us"]}
+        figures["edited"]["quiet_stall_us"] = scenarios.loop_stall(target, STALL_S)["stall_us"]
+        with setup.edited(STALL_S + 4):
+            figures["edited"]["edited_stall_us"] = scenarios.loop_stall(target, STALL_S)["stall_us"]
     return figures
 
 

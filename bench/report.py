@@ -32,6 +32,7 @@ def gates(figures: Figures) -> list[Gate]:
         *_budget_gates(figures.get("budgets", {})),
         *_translation_gates(figures.get("translation", {})),
         *_policy_gates(figures.get("policies", {})),
+        *_overload_gates(figures.get("overload", {})),
     ]
 
 
@@ -100,6 +101,31 @@ def _policy_gates(policies: Figures) -> list[Gate]:
     return [*found, Gate("policies: failed requests", float(errors), 0.0)]
 
 
+def _overload_gates(overload: Figures) -> list[Gate]:
+    if not overload:
+        return []
+    fair, load = overload["fair"], overload["open_loop"]
+    return [
+        Gate("p99 of other agents while one floods / without", fair["ratio"], 1.5),
+        Gate("most there is / answered at four times that", 1 / load["goodput"], 1 / 0.9),
+        Gate("overload: failed requests", float(fair["failed"] + load["failed"]), 0.0),
+    ]
+
+
+def _overload_lines(overload: Figures) -> list[str]:
+    if not overload:
+        return []
+    fair, load = overload["fair"], overload["open_loop"]
+    return [
+        "",
+        f"nineteen agents beside one that floods: p99 {fair['greedy_p99_ms']:g} ms (p50 {fair['greedy_p50_ms']:g}), "
+        f"without it {fair['quiet_p99_ms']:g} ms (p50 {fair['quiet_p50_ms']:g}), ratio {fair['ratio']:.2f}",
+        f"{load['offered_per_second']:g} requests/s offered: {load['per_second']:.0f} answered (p50 "
+        f"{load['p50_ms']:.0f} ms), {load['refused_per_second']:.0f} refused, the most there is "
+        f"{load['peak_per_second']:.0f}, ratio {load['goodput']:.2f}",
+    ]
+
+
 def _policy_lines(policies: Figures) -> list[str]:
     if not policies:
         return []
@@ -110,6 +136,8 @@ def _policy_lines(policies: Figures) -> list[str]:
             lines.append(f"  {name:42}{sample['cpu_us']:>10g}{added:>10}")
     edited = policies["edited"]
     lines.append(f"  p99 µs at a fixed rate: {edited['quiet_p99_us']:g}, while edited {edited['edited_p99_us']:g}")
+    stalls = f"{edited['quiet_stall_us']:g}, while edited {edited['edited_stall_us']:g}"
+    lines.append(f"  longest stall of the loop, µs of its own work: {stalls}")
     return lines
 
 
@@ -153,6 +181,7 @@ def table(figures: Figures) -> str:
     lines += _budget_lines(figures.get("budgets", {}))
     lines += _translation_lines(figures.get("translation", {}))
     lines += _policy_lines(figures.get("policies", {}))
+    lines += _overload_lines(figures.get("overload", {}))
     lines += ["", *(_verdict(gate) for gate in gates(figures))]
     return "\n".join(lines)
 

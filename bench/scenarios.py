@@ -137,6 +137,12 @@ def at_rate(target: Target, rate: int, seconds: float) -> Sample:
     return _python_load(target, targets.UNARY_MODEL, "bench.load.rate", str(target.unary_port), str(rate), str(seconds))
 
 
+def loop_stall(target: Target, seconds: float) -> Sample:
+    """The longest time for which the target's processes kept a question waiting that is answered from memory."""
+    pids = [str(pid) for pid in target.pids]
+    return _python_load(target, "", "bench.load.stall", str(target.unary_port), str(seconds), *pids)
+
+
 def _python_load(target: Target, model: str, module: str, *arguments: str) -> Sample:
     environment = {"KEY": target.key, "MODEL": model}
     return _parse(_run([sys.executable, "-m", module, *arguments], environment))

@@ -28,6 +28,7 @@ from budgets.admin_orders import LedgerOrderAdmin
 from budgets.admin_pools import PoolAdmin
 from budgets.admin_prices import PriceAdmin
 from budgets.admin_usage import UsageAdmin
+from budgets.admin_warming import WarmQuestionAdmin
 from budgets.forms import SUBMISSION, ApiKeyForm, claim_submission
 from budgets.models import Agent, ApiKey, Team
 
@@ -44,6 +45,7 @@ __all__ = [
     "ReservationAdmin",
     "TeamAdmin",
     "UsageAdmin",
+    "WarmQuestionAdmin",
 ]
 
 LIMITS: Any = (

@@ -89,7 +89,7 @@ def read(pool: Pool, user: AbstractBaseUser | AnonymousUser) -> PoolState:
         for name in ("usage", "poolalert", "ledgerentry", "lease")
         if user.has_perm(f"budgets.view_{name}")  # type: ignore[union-attr]
     )
-    state.forecasts = [_outlook(pool, balance, purse, now) for purse in balance.limited]
+    state.forecasts = [outlook(pool, balance, purse, now) for purse in balance.limited]
     _drawers(state, pool)
     if "usage" in state.sections:
         _spenders(state, pool)
@@ -111,7 +111,8 @@ def _until(balance: PoolBalance, now: float) -> str:
     return f"{left_s} seconds" if balance.end else ""
 
 
-def _outlook(pool: Pool, balance: PoolBalance, purse: Balance, now: float) -> Outlook:
+def outlook(pool: Pool, balance: PoolBalance, purse: Balance, now: float) -> Outlook:
+    """When a purse of a pool is spent, in words."""
     window = PoolWindow(
         pool_id=pool.pk,
         unit=purse.unit,

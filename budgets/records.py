@@ -59,7 +59,7 @@ ENDPOINTS = (
 Limited = tuple[int, int, int]
 
 
-class KeyRecord(msgspec.Struct, frozen=True, array_like=True):
+class KeyRecord(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """An API key as workers know it. `digest` is SHA-256 of the whole key text."""
 
     id: int
@@ -82,6 +82,16 @@ class KeyRecord(msgspec.Struct, frozen=True, array_like=True):
     queue_class: int = 0  # the place in `QUEUE_CLASSES` of what it sends
     endpoints: tuple[str, ...] = ()  # of `ENDPOINTS`; () = all
     addresses: tuple[str, ...] = ()  # networks a client must come from; () = anywhere
+
+
+class WarmRecord(msgspec.Struct, frozen=True, array_like=True):
+    """A question whose answer workers keep before anybody asks it, as it is asked with this key."""
+
+    id: int
+    key_id: int
+    model: str
+    system: str  # blank = none
+    question: str
 
 
 class PoolRecord(msgspec.Struct, frozen=True, array_like=True):

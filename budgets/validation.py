@@ -16,7 +16,10 @@ CAPACITY_LIMIT_USD = 4_000_000  # a limit and as much again carried over stay in
 PRICE_LIMIT_USD = 1_000_000  # per million tokens, or per request
 PERCENT_LIMIT = 1000
 RATE_LIMIT = 10**9  # requests or tokens per minute, requests at once: as far as the workers' counters go
+SYSTEM_LIMIT = 32_000  # characters of a question asked ahead
+QUESTION_LIMIT = 8_000
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+_UNSENDABLE = re.compile(r"[\x00\ud800-\udfff]")
 
 
 def split(text: str) -> tuple[str, ...]:
@@ -34,6 +37,19 @@ def pattern(value: str) -> None:
     """A glob over model names: 1 to 256 characters, `*` the only wildcard."""
     if not 1 <= len(value) <= 256 or value != value.strip() or _CONTROL.search(value):
         raise ValidationError("A pattern has 1 to 256 characters, none of them control characters.", code="pattern")
+
+
+def model(value: str) -> None:
+    """The name of one model, as a request may carry it."""
+    pattern(value)
+    if "*" in value:
+        raise ValidationError("Name one model; a request cannot carry a pattern.", code="model")
+
+
+def text(value: str) -> None:
+    """What a request may carry as a message: something other than white space, and no half characters."""
+    if not value.strip() or _UNSENDABLE.search(value):
+        raise ValidationError("Write a text.", code="text")
 
 
 def patterns(value: str) -> None:

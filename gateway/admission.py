@@ -7,6 +7,7 @@ import re
 import time
 from collections.abc import Mapping
 
+from budgets.records import QUEUE_CLASSES
 from gateway.errors import BadRequestError, UnauthorizedError
 from gateway.exchange import Headers
 from gateway.snapshot import Key
@@ -15,6 +16,7 @@ from gateway.snapshot import Key
 CARRIERS = frozenset({b"authorization", b"x-api-key", b"api-key", b"x-goog-api-key"})
 _READ = CARRIERS | {b"content-length", b"content-encoding", b"idempotency-key", b"cache-control"}
 _OURS = b"x-hoosh-"
+_CLASSES = {name.encode(): rank for rank, name in enumerate(QUEUE_CLASSES)}
 SESSION_BYTES = 256
 REQUEST_ID = re.compile(rb"[A-Za-z0-9._:/+=@-]{1,128}\Z")
 
@@ -22,13 +24,17 @@ REQUEST_ID = re.compile(rb"[A-Za-z0-9._:/+=@-]{1,128}\Z")
 class Head:
     """What the gateway reads of a request's headers, in one pass."""
 
-    __slots__ = ("cache_control", "coding", "explain", "idempotency", "length", "pool", "secret", "session", "tags")
+    __slots__ = (
+        *("cache_control", "coding", "explain", "idempotency", "length", "pool", "priority", "route", "secret"),
+        *("session", "tags"),
+    )
 
     def __init__(self, headers: Headers) -> None:
         """Raises UnauthorizedError without a credential, BadRequestError when two of them or of the keys differ."""
         secret: bytes | None = None
-        self.cache_control = self.coding = self.pool = self.session = self.tags = b""
+        self.cache_control = self.coding = self.pool = self.route = self.session = self.tags = b""
         self.explain = False
+        self.priority = 0  # the class it asks for, a place in `QUEUE_CLASSES`
         self.idempotency: bytes | None = None
         self.length = -1
         for name, value in headers:
@@ -56,6 +62,11 @@ class Head:
             raise UnauthorizedError()
         self.secret = secret
 
+    @classmethod
+    def inner(cls, *headers: tuple[bytes, bytes]) -> Head:
+        """The head of a request that the gateway makes itself. Its key is known: what stands for one is not read."""
+        return cls([(b"x-api-key", b"-"), *headers])
+
     def _read_ours(self, name: bytes, value: bytes) -> None:
         """The gateway's own headers; others of that prefix are left alone."""
         if name == b"x-hoosh-pool":
@@ -64,10 +75,23 @@ class Head:
             self.pool = value
         elif name == b"x-hoosh-tags":
             self.tags = value if not self.tags else b"%b,%b" % (self.tags, value)
+        elif name == b"x-hoosh-route":
+            self.route = value.strip()
         elif name == b"x-hoosh-session":
             self.session = value[:SESSION_BYTES]
         elif name == b"x-hoosh-explain":
             self.explain = value.strip().lower() in (b"1", b"true", b"yes")
+        elif name == b"x-hoosh-priority":
+            self.priority = max(self.priority, _class_of(value))
+
+
+def _class_of(value: bytes) -> int:
+    rank = _CLASSES.get(value.strip().lower())
+    if rank is None:
+        raise BadRequestError(
+            f"The header 'x-hoosh-priority' must be one of {', '.join(QUEUE_CLASSES)}.", param="x-hoosh-priority"
+        )
+    return rank
 
 
 def credential(headers: Headers) -> bytes:

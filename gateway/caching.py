@@ -3,6 +3,8 @@
 A request is looked up when its key, limits and privacy policy have been asked and its route is known, so that a hit
 skips none of them. It costs nothing and is booked as an attempt that used nothing. What is kept is the canonical answer
 as the provider gave it; privacy policies look at it again each time it is told.
+
+Where the route asked first says so, what was not found is looked for once more, by the meaning of its question.
 """
 
 from __future__ import annotations
@@ -15,13 +17,16 @@ from typing import TYPE_CHECKING
 from budgets.journal import JournalError
 from budgets.records import PRICE_NONE, Basis, UsageRecord
 from gateway import limiting
+from gateway.cache.answers import Place
 from gateway.cache.collecting import Collector
 from gateway.cache.control import Control, control_of, not_cached
 from gateway.cache.flights import Seat
 from gateway.cache.keeping import is_keepable
 from gateway.cache.key import key_of
 from gateway.cache.replaying import gathered, replay
+from gateway.cache.semantic import Question, question_of
 from gateway.cache.store import Entry
+from gateway.context import shaping
 from gateway.holding import chain_of
 from gateway.relay import journal_error
 from gateway.through import AnswerRefusedError
@@ -34,17 +39,20 @@ if TYPE_CHECKING:
     from gateway.pipeline import Job
     from gateway.snapshot import Snapshot
 
-HIT, MISS, BYPASS = b"hit", b"miss", b"bypass"
+HIT, MISS, BYPASS, SIMILAR = b"hit", b"miss", b"bypass", b"similar"
 
 
 class Keeping:
     """What becomes of the answer of a request that was not found: kept, and handed to those that wait for the same."""
 
-    __slots__ = ("_collector", "_key", "_purges", "_seat")
+    __slots__ = ("_collector", "_key", "_place", "_purges", "_seat")
 
-    def __init__(self, key: bytes, seat: Seat | None, endpoint: str, *, stream: bool, purges: int) -> None:
-        """`seat` is None where the caller does not want the answer kept. `purges` is the cache's count of them."""
-        self._key, self._seat, self._purges = key, seat, purges
+    def __init__(
+        self, key: bytes, seat: Seat | None, endpoint: str, *, stream: bool, purges: int, place: Place | None = None
+    ) -> None:
+        """`seat` is None where the caller does not want the answer kept. `purges` is the cache's count of them. `place`
+        is where similar questions look for the answer."""
+        self._key, self._seat, self._purges, self._place = key, seat, purges, place
         self._collector = Collector(endpoint) if stream and seat is not None else None
 
     def hear(self, data: bytes) -> None:
@@ -93,8 +101,10 @@ class Keeping:
             cost_pico=attempt.cost_pico,
             native=native,
             dropped=attempt.dropped,
+            context=shaping.announced(job),
         )
-        job.runtime.cache.keep(self._key, entry, ttl_s, seat)
+        place = self._place if candidate.route.semantic_threshold else None
+        job.runtime.cache.keep(self._key, entry, ttl_s, seat, place)
 
 
 async def through(job: Job, call_on: Callable[[Job], Awaitable[None]]) -> None:
@@ -111,7 +121,8 @@ async def through(job: Job, call_on: Callable[[Job], Awaitable[None]]) -> None:
             raise not_cached()
         await call_on(job)
         return
-    key = key_of(call, b"%d" % job.key.record.team_id, scope) if control.read or control.write else None
+    tenant = b"%d" % job.key.record.team_id
+    key = key_of(call, tenant, scope) if control.read or control.write else None
     job.cache = MISS if control.read and key is not None else BYPASS
     if key is None:
         if control.only_cached:
@@ -121,15 +132,51 @@ async def through(job: Job, call_on: Callable[[Job], Awaitable[None]]) -> None:
     cache = job.runtime.cache
     stream = call.stream or job.through.changes  # what is not canonical can neither be streamed nor looked at
     entry = cache.find(key, control, stream=stream)
-    if entry is None:
-        if control.only_cached:
-            raise not_cached()
-        with await cache.join(key, control, _patience_s(job)) as seat:
-            entry = cache.joined(seat, stream=stream)
-            if entry is None:
-                await _call(job, call_on, key, seat, control)
-                return
-    await tell(job, entry)
+    if entry is not None:
+        await tell(job, entry)
+        return
+    question = _question(job, tenant, scope)
+    if control.only_cached and (question is None or not control.read):
+        raise not_cached()
+    with await cache.join(key, control, _patience_s(job)) as seat:
+        entry, place = cache.joined(seat, control, stream=stream), None
+        if entry is None and question is not None:
+            entry, place = await _similar(job, question, key, control, stream=stream)
+            if entry is not None:
+                seat.land(entry)
+        if entry is None:
+            if control.only_cached:
+                raise not_cached()
+            await _call(job, call_on, key, seat, control, place)
+            return
+    await tell(job, entry, SIMILAR if entry.similarity else HIT)
+
+
+def _question(job: Job, tenant: bytes, scope: bytes) -> Question | None:
+    """What a request asks, where the answer to a similar question will do."""
+    assert job.decision is not None
+    assert job.call is not None
+    if not job.decision.steps[0].route.semantic_threshold or job.is_private:
+        return None  # what is private is not even embedded
+    return question_of(job.call, tenant, scope) if job.decision.steps[0].route.cache_s else None
+
+
+async def _similar(
+    job: Job, question: Question, key: bytes, control: Control, *, stream: bool
+) -> tuple[Entry | None, Place | None]:
+    """The kept answer to a similar question, and where to keep a new one for such."""
+    assert job.decision is not None
+    cache = job.runtime.cache
+    if not control.read and key in cache.similar:
+        return None, None  # only its answer is to be another
+    embedded = await job.runtime.embedder.embed(job, question.text)
+    if embedded is None:
+        return None, None
+    place = Place(question.bucket + embedded.source, embedded.vector)
+    if not control.read:
+        return None, place
+    threshold = job.decision.steps[0].route.semantic_threshold
+    return cache.find_similar(place, threshold, control, stream=stream), place
 
 
 def _patience_s(job: Job) -> float:
@@ -139,7 +186,14 @@ def _patience_s(job: Job) -> float:
     return max(0.0, job.deadline - time.monotonic()) / 2 if job.decision.steps[0].route.cache_s else 0.0
 
 
-async def _call(job: Job, call_on: Callable[[Job], Awaitable[None]], key: bytes, seat: Seat, control: Control) -> None:
+async def _call(
+    job: Job,
+    call_on: Callable[[Job], Awaitable[None]],
+    key: bytes,
+    seat: Seat,
+    control: Control,
+    place: Place | None,
+) -> None:
     assert job.call is not None
     cache = job.runtime.cache
     if control.read:
@@ -150,9 +204,19 @@ async def _call(job: Job, call_on: Callable[[Job], Awaitable[None]], key: bytes,
         job.call.endpoint,
         stream=job.call.stream,
         purges=cache.purges,
+        place=place,
     )
     job.through.listen(job.keeping.hear)
     await call_on(job)
+
+
+def key_for(job: Job) -> bytes | None:
+    """The key an answer to a request whose route is known would be kept by; None where none is kept."""
+    assert job.snapshot is not None
+    assert job.call is not None
+    assert job.key is not None
+    scope = scope_of(job, job.snapshot)
+    return key_of(job.call, b"%d" % job.key.record.team_id, scope) if scope else None
 
 
 def scope_of(job: Job, snapshot: Snapshot) -> bytes:
@@ -173,11 +237,14 @@ def scope_of(job: Job, snapshot: Snapshot) -> bytes:
 
 def _told_of(step: Step, snapshot: Snapshot) -> str:
     route, provider = step.route, snapshot.candidates[step.route.id].provider
-    return repr((route.id, step.model, route.output_cap, route.cache_s, provider.id, provider.kind, provider.base_url))
+    shapes = route.compact_percent, route.compress
+    return repr(
+        (route.id, step.model, route.output_cap, route.cache_s, provider.id, provider.kind, provider.base_url, shapes)
+    )
 
 
-async def tell(job: Job, entry: Entry) -> None:
-    """Answer with what is kept, in the caller's dialect, and book that nothing was used.
+async def tell(job: Job, entry: Entry, how: bytes = HIT) -> None:
+    """Answer with what is kept, in the caller's dialect, and book that nothing was used. `how` it was found.
 
     Raises the 503 where that cannot be booked, the 403 of a disabled pool, and that of an answer which holds what the
     privacy policy does not let through.
@@ -185,7 +252,7 @@ async def tell(job: Job, entry: Entry) -> None:
     call, runtime = job.call, job.runtime
     assert call is not None
     chain = chain_of(job)
-    job.cache, job.told = HIT, entry
+    job.cache, job.told = how, entry
     try:
         pieces = _streamed(job, call, entry) if call.stream else [_whole(job, call, entry)]
     except AnswerRefusedError as error:

@@ -12,6 +12,7 @@ import json
 import random
 import time
 from collections.abc import Sequence
+from math import inf, log10
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import msgspec
@@ -19,14 +20,17 @@ import msgspec
 from budgets.bound import output_limit
 from budgets.prices import PriceBound
 from gateway import screening
-from gateway.errors import BadRequestError, GatewayError, ModelNotFoundError
+from gateway.context import room
+from gateway.errors import BadRequestError, ForbiddenError, GatewayError, ModelNotFoundError
 from gateway.snapshot import Candidate, Key, Snapshot
 from providers import routing
 from providers.canonical import MAX_TOKENS, Call
 from providers.card_labels import capabilities
 from providers.config import CardDoc
+from providers.health import Circuit
+from providers.pace import FADING_PER_S, UNKNOWN, Pace
 from providers.privacy.verdict import Verdict
-from providers.routing import Decision, Plan, Step
+from providers.routing import STEPS, Decision, Plan, Said, Step
 
 if TYPE_CHECKING:
     from gateway.attempt import Attempt
@@ -46,7 +50,9 @@ _WORDS = {
 }
 TAGS_MAX = 8
 HEADER_MAX = 6000  # bytes: clients commonly take headers of 8 KiB
-_PICO = 1e12
+_PICO = 12  # powers of ten
+_LAST = inf  # as a score
+_MS, _USD = Said("{} ms"), Said("at most {} USD")
 
 
 class Wants(NamedTuple):
@@ -57,11 +63,13 @@ class Wants(NamedTuple):
     tags: tuple[str, ...] = ()
     dialect: str = ""  # the API a provider must speak, where the request cannot be translated
     local: bool = False  # only providers at addresses of one's own
+    route: str = ""  # the name of the one route that may answer; "" = any
 
 
 class Hints(Protocol):
-    """What of the request's head has a say in where it goes: `x-hoosh-tags` and `x-hoosh-session`."""
+    """What of the request's head has a say in where it goes: `x-hoosh-tags`, `x-hoosh-session`, `x-hoosh-route`."""
 
+    route: bytes
     tags: bytes
     session: bytes
 
@@ -136,6 +144,8 @@ def choose(
 ) -> Decision:
     """The ordered candidates of a request and their explanation. Raises where no route can answer it at all."""
     wants = wants_of(call, head)
+    if head is not None and head.route:
+        wants = wants._replace(route=asked_route(head.route, key))
     if verdict is not None and verdict.local:
         wants = wants._replace(local=True)
     plan = plan_for(snapshot, call.model, wants)
@@ -147,6 +157,8 @@ def choose(
     privacy = screening.said(verdict)
     now = time.monotonic()
     unavailable = _unavailable(snapshot, plan, now)
+    if len(call.body) > room.SMALL_BYTES:
+        unavailable = room.left_out(snapshot, plan, call, unavailable)
     strategy, table = plan.strategy, snapshot.table
     if plan.sticky and (conversation := conversation_of(call, head, key)):
         scores, shown = _sticky(plan, conversation)
@@ -156,8 +168,7 @@ def choose(
     if strategy == routing.ROUND_ROBIN:
         return table.decide(plan, turn=runtime.next_turn(call.model), unavailable=unavailable, privacy=privacy)
     if strategy == routing.WEIGHTED:
-        scores = routing.draw([step.route.weight for step in plan.steps], random.random)
-        return table.decide(plan, scores=scores, one_first=True, unavailable=unavailable, privacy=privacy)
+        return table.decide(plan, rand=random.random, unavailable=unavailable, privacy=privacy)
     if strategy == routing.LEAST_BUSY:
         scores, shown = _busy(snapshot, plan, unavailable)
         return table.decide(plan, scores=scores, shown=shown, one_first=True, unavailable=unavailable, privacy=privacy)
@@ -166,6 +177,15 @@ def choose(
     else:
         scores, shown = _cost(snapshot, plan, endpoint, call)
     return table.decide(plan, scores=scores, shown=shown, unavailable=unavailable, privacy=privacy)
+
+
+def asked_route(name: bytes, key: Key | None) -> str:
+    """The one route a request may go to, by its `x-hoosh-route`. Raises `ForbiddenError` for a key that may not choose
+    (None: an operator asks)."""
+    if key is not None and "routes" not in key.record.scopes:
+        text = "This API key may not choose a route (it lacks the scope 'routes')."
+        raise ForbiddenError(text, param="x-hoosh-route")
+    return name.decode("utf-8", "replace")
 
 
 def plan_for(snapshot: Snapshot, model: str, wants: Wants) -> Plan:
@@ -186,6 +206,8 @@ def _lacking(snapshot: Snapshot, step: Step, wants: Wants) -> str:
     candidate = snapshot.candidates.get(step.route.id)
     if candidate is None:
         return "not usable"
+    if wants.route and step.route.name != wants.route:
+        return "is not the route that was asked for"
     if wants.endpoint not in candidate.serves:
         return f"does not serve {wants.endpoint}"
     if missing := set(wants.tags).difference(step.route.tags):
@@ -221,14 +243,36 @@ def refusal(plan: Plan, call: Call, wants: Wants) -> GatewayError:
     )
 
 
+class _Crew(NamedTuple):
+    """The candidates of a plan in the order of its steps, and what is asked of them for each request."""
+
+    candidates: tuple[Candidate, ...]
+    circuits: tuple[Circuit, ...]  # of their first lines, each once
+    providers: frozenset[int]
+
+
+def _crew(snapshot: Snapshot, plan: Plan) -> _Crew:
+    """Plans and candidates are built together, so a plan can keep its own."""
+    crew: _Crew | None = plan.kept.get("crew")
+    if crew is None:
+        candidates = tuple(snapshot.candidates[step.route.id] for step in plan.steps)
+        circuits = {id(circuit): circuit for circuit in (candidate.lines[0].circuit for candidate in candidates)}
+        providers = frozenset(candidate.provider.id for candidate in candidates)
+        crew = plan.kept["crew"] = _Crew(candidates, tuple(circuits.values()), providers)
+    return crew
+
+
 def _unavailable(snapshot: Snapshot, plan: Plan, now: float) -> dict[int, str] | None:
     """The candidates that should be left out of this request for now, with the reason."""
+    crew, down = _crew(snapshot, plan), snapshot.down
+    for circuit in crew.circuits:
+        if circuit.open_until or circuit.cooldown_until:
+            break
+    else:
+        if not down or down.isdisjoint(crew.providers):
+            return None
     found: dict[int, str] | None = None
-    candidates, down = snapshot.candidates, snapshot.down
-    for step in plan.steps:
-        candidate = candidates[step.route.id]
-        if candidate.lines[0].circuit.quiet and candidate.provider.id not in down:
-            continue
+    for step, candidate in zip(plan.steps, crew.candidates, strict=True):
         reason = candidate.unavailable(now)
         if not reason and candidate.provider.id in down:
             reason = "health probes fail"
@@ -238,14 +282,16 @@ def _unavailable(snapshot: Snapshot, plan: Plan, now: float) -> dict[int, str] |
     return found
 
 
-def as_header(decision: Decision, failed: Sequence[Attempt], answered: str) -> bytes:
-    """The value of `x-hoosh-decision`: the decision and the calls that failed, as ASCII JSON; shortened where it is too
-    long."""
+def as_header(decision: Decision, failed: Sequence[Attempt], answered: str, queued_us: int = 0) -> bytes:
+    """The value of `x-hoosh-decision`: the decision, the calls that failed and the wait for a place, as ASCII JSON;
+    shortened where it is too long."""
     told = msgspec.json.decode(decision.shape.payload)
     told["attempts"] = [
         {"route": attempt.candidate.route.name, "status": attempt.status, "error": attempt.error} for attempt in failed
     ]
     told["answered"] = answered
+    if queued_us:
+        told["queued_ms"] = queued_us // 1000
     made = json.dumps(told, separators=(",", ":")).encode("ascii")
     while len(made) > HEADER_MAX and (told["rejected"] or told["candidates"]):
         (told["rejected"] or told["candidates"]).pop()
@@ -284,70 +330,83 @@ def conversation_of(call: Call, head: Hints | None, key: Key | None) -> bytes:
 
 def _sticky(plan: Plan, conversation: bytes) -> tuple[list[float], tuple[str, ...]]:
     chosen = routing.rendezvous(conversation, {s.route.id: s.route.weight for s in plan.steps if s.route.sticky})
-    scores = [chosen.get(step.route.id, float("inf")) for step in plan.steps]
+    scores = [chosen.get(step.route.id, _LAST) for step in plan.steps]
     return scores, tuple("sticky" if step.route.sticky else "" for step in plan.steps)
 
 
 def _busy(snapshot: Snapshot, plan: Plan, unavailable: dict[int, str] | None) -> tuple[list[float], tuple[str, ...]]:
     """Calls under way per weight; only the first one's are told, as the others' differ from request to request."""
     scores = []
-    for step in plan.steps:
-        busy, weight = snapshot.candidates[step.route.id].load.busy, step.route.weight
-        scores.append(busy / weight if weight else float("inf"))
+    for step, candidate in zip(plan.steps, _crew(snapshot, plan).candidates, strict=True):
+        weight = step.route.weight
+        scores.append(candidate.load.busy / weight if weight else _LAST)
     left = [i for i, step in enumerate(plan.steps) if not unavailable or step.route.id not in unavailable]
     first = min(left or range(len(scores)), key=scores.__getitem__)
-    busy = snapshot.candidates[plan.steps[first].route.id].load.busy
-    return scores, tuple(f"{busy} under way" if i == first else "" for i in range(len(scores)))
+    shown = [""] * len(scores)
+    shown[first] = f"{_crew(snapshot, plan).candidates[first].load.busy} under way"
+    return scores, tuple(shown)
+
+
+def _paces(snapshot: Snapshot, plan: Plan, now: float) -> list[Pace]:
+    """The paces of a plan's candidates. Looked up again each second: who has many models forgets some."""
+    second = int(now)
+    known = plan.kept.get("paces")
+    if known is None or known[0] != second:
+        crew = zip(plan.steps, _crew(snapshot, plan).candidates, strict=True)
+        known = plan.kept["paces"] = second, [candidate.load.pace(step.model) for step, candidate in crew]
+    paces: list[Pace] = known[1]
+    return paces
 
 
 def _latency(snapshot: Snapshot, plan: Plan, call: Call, now: float) -> tuple[list[float], tuple[str, ...]]:
-    """Seconds of late. Whoever nothing is known of goes first, but not with a second call before the first has told."""
-    scores, shown = [], []
-    for step in plan.steps:
-        pace = snapshot.candidates[step.route.id].load.pace(step.model)
-        seconds = pace.of(stream=call.stream).at(now)
-        if seconds is None:
-            scores.append(float("inf") if pace.exploring else -1.0)
-            shown.append("unexplored")
-        else:
-            scores.append(seconds)
-            shown.append(f"{routing.rounded(seconds * 1000)} ms")
+    """Seconds of late, as powers of ten. Whoever nothing is known of goes first, but not with a second call before the
+    first has told."""
+    paces = _paces(snapshot, plan, now)
+    levels = [pace.streams.level for pace in paces] if call.stream else [pace.whole.level for pace in paces]
+    ms = 3 - now * FADING_PER_S
+    if UNKNOWN not in levels:
+        return levels, tuple([_MS[round(STEPS * (level + ms))] for level in levels])
+    shown = ["unexplored" if level == UNKNOWN else _MS[round(STEPS * (level + ms))] for level in levels]
+    scores = [
+        _LAST if level == UNKNOWN and pace.exploring else level for level, pace in zip(levels, paces, strict=True)
+    ]
     return scores, tuple(shown)
 
 
 class _Tariff(NamedTuple):
-    """What a candidate's price and card say, for a second: prices are dated."""
+    """What price and card say of candidates that cost the same, for a second: prices are dated."""
 
-    free: bool
-    price: PriceBound | None  # None: unknown, or it depends on the size of the request
-    by_size: bool
-    min_bytes_per_token: float
-    card: CardDoc
+    price: PriceBound | None  # None: nobody knows, or it depends on the size of the request
+    free: bool  # without a price it costs nothing
     output_limit: int  # for a request that asks for none
     output_cap: int | None
+    card: CardDoc
+    by_size: int | None  # the step for which the price has to be asked again, by size
 
 
-def _tariffs(snapshot: Snapshot, plan: Plan) -> list[_Tariff]:
+def _tariffs(snapshot: Snapshot, plan: Plan) -> tuple[list[_Tariff], list[int]]:
+    """The tariffs of a plan, and by step which of them it is."""
     now = int(time.time())
     known = plan.kept.get("tariffs")
-    if known is not None and known[0] == now:
-        tariffs: list[_Tariff] = known[1]
-        return tariffs
-    tariffs = []
-    for step in plan.steps:
-        candidate, card = snapshot.candidates[step.route.id], snapshot.cards.find(step.model)
-        small, large = (_price(snapshot, candidate, step, now, size) for size in (0, MAX_TOKENS))
-        cap = step.route.output_cap
-        limit = output_limit(
-            asked=None,
-            card_max=card.max_output_tokens,
-            default_cap=snapshot.settings.default_output_cap,
-            route_cap=cap,
-        )
-        by_size = small != large
-        price = None if by_size else small
-        tariffs.append(_Tariff(candidate.free, price, by_size, card.min_bytes_per_token, card, limit, cap))
-    plan.kept["tariffs"] = now, tariffs
+    if known is None or known[0] != now:
+        places: dict[_Tariff, int] = {}
+        which = []
+        for number, (step, candidate) in enumerate(zip(plan.steps, _crew(snapshot, plan).candidates, strict=True)):
+            card = snapshot.cards.find(step.model)
+            small, large = (_price(snapshot, candidate, step, now, size) for size in (0, MAX_TOKENS))
+            cap = step.route.output_cap
+            limit = output_limit(
+                asked=None,
+                card_max=card.max_output_tokens,
+                default_cap=snapshot.settings.default_output_cap,
+                route_cap=cap,
+            )
+            by_size = number if small != large else None
+            price = small._replace(price_id=0) if small is not None and by_size is None else None
+            tariff = _Tariff(price, candidate.free, limit, cap, card, by_size)
+            which.append(places.setdefault(tariff, len(places)))
+        known = plan.kept["tariffs"] = now, (list(places), which)
+    tariffs: tuple[list[_Tariff], list[int]] = known[1]
     return tariffs
 
 
@@ -357,26 +416,27 @@ def _price(snapshot: Snapshot, candidate: Candidate, step: Step, at: float, size
 
 
 def _cost(snapshot: Snapshot, plan: Plan, endpoint: Endpoint, call: Call) -> tuple[list[float], tuple[str, ...]]:
-    """The most the request can cost, in USD, by the bound that would be held for it. Unknown prices come last."""
-    scores, shown = [], []
+    """The most the request can cost, in pico-USD, by the bound that would be held for it. Unknown prices come last."""
+    scores: list[float] = []
+    shown = []
     bounds: dict[float, int] = {}
-    outputs, generates, asked = max(1, call.n), endpoint.generates, call.limit
-    for step, tariff in zip(plan.steps, _tariffs(snapshot, plan), strict=True):
-        given = bounds.get(tariff.min_bytes_per_token)
+    outputs, asked = max(1, call.n) if endpoint.generates else 0, call.limit
+    tariffs, which = _tariffs(snapshot, plan)
+    for price, free, limit, cap, card, by_size in tariffs:
+        given = bounds.get(card.min_bytes_per_token)
         if given is None:
-            given = bounds[tariff.min_bytes_per_token] = endpoint.bound(call, tariff.card)
-        price = tariff.price
-        if tariff.by_size:
-            price = _price(snapshot, snapshot.candidates[step.route.id], step, time.time(), given)
+            given = bounds[card.min_bytes_per_token] = endpoint.bound(call, card)
+        if by_size is not None:
+            candidate, step = _crew(snapshot, plan).candidates[by_size], plan.steps[by_size]
+            price = _price(snapshot, candidate, step, time.time(), given)
         if price is None:
-            scores.append(0.0 if tariff.free else float("inf"))
-            shown.append("free" if tariff.free else "no price known")
+            scores.append(0.0 if free else _LAST)
+            shown.append("free" if free else "no price known")
             continue
-        limit = tariff.output_limit
         if asked is not None:
-            limit = asked if tariff.output_cap is None else min(asked, tariff.output_cap)
-        output = limit * outputs if generates else 0
-        usd = (price.request_pico + given * price.input_pico + output * price.output_pico) / _PICO
-        scores.append(usd)
-        shown.append(f"at most {routing.rounded(usd)} USD")
-    return scores, tuple(shown)
+            limit = asked if cap is None else min(asked, cap)
+        _, per_input, per_output, per_request = price
+        pico = per_request + given * per_input + limit * outputs * per_output
+        scores.append(pico)
+        shown.append(_USD[round(STEPS * (log10(pico) - _PICO))] if pico > 0 else _USD.of(0))
+    return [scores[place] for place in which], tuple([shown[place] for place in which])

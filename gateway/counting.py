@@ -1,8 +1,8 @@
 """How many tokens a prompt has, before it is sent: the counting endpoints of the APIs that have one.
 
-The provider's own counter is asked where it has one. Where it has none, or does not answer, the number is the estimate
-that bills are made by when a provider reports nothing, and the answer says so in `x-hoosh-estimated`. Counting costs
-nothing and is not held in any pool.
+The provider's own counter is asked where it has one. Where it has none, or does not answer, the number is an estimate
+(`providers.estimates`), and the answer says so in `x-hoosh-estimated`. Counting costs nothing and is not held in any
+pool.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import msgspec
 
-from budgets.bound import media_tokens
 from gateway import pipeline
 from gateway.dialects import anthropic, gemini, responses
 from gateway.endpoints import Endpoint, text_bound
 from gateway.errors import GatewayError
 from gateway.exchange import Exchange
 from gateway.screening import has_policy, screen
+from providers import estimates
 from providers.canonical import Call, Request, Target, UnsupportedParamError
 from providers.upstream import UpstreamError
 
@@ -35,6 +35,7 @@ log = logging.getLogger("hoosh.counting")
 
 COUNT = "count"  # the operation of a kind's paths
 _encode = msgspec.json.Encoder().encode
+_decode = msgspec.json.Decoder().decode
 
 
 @runtime_checkable
@@ -134,11 +135,12 @@ async def count(job: pipeline.Job) -> tuple[int, bool]:
     assert call is not None
     assert decision is not None
     step = decision.steps[0]
-    told = await ask(call, snapshot.candidates[step.route.id], step.model)
+    candidate = snapshot.candidates[step.route.id]
+    told = await ask(call, candidate, step.model)
     if told is not None:
         return told, False
-    text = job.runtime.ratios.tokens(step.model, output=False, text_bytes=len(call.body) - call.media_bytes)
-    return text + media_tokens(images=call.images, audios=call.audios, files=call.files + call.others), True
+    weights = estimates.weights_of(candidate.kind, job.runtime.ratios.learned(step.model, output=False))
+    return estimates.prompt_tokens(_decode(call.body), weights), True
 
 
 async def ask(call: Call, candidate: Candidate, model: str) -> int | None:

@@ -15,12 +15,15 @@
     ├── LimitError                     the caller waits, or an operator raises the limit
     │   ├── BudgetExceededError        429  insufficient_quota; a retry is told not to help
     │   └── RateLimitedError           429
+    │       └── BusyError              429  all places of a route or provider are taken: one may come free
     ├── UpstreamFailureError           the provider, or the operator who set it up
     │   ├── UpstreamRefusedError       the provider's own 4xx or 429, passed on
     │   ├── UpstreamCredentialError    502  the provider refused our key: the operator acts
     │   ├── UpstreamBadReplyError      502  unreachable, failed, cut short or nonsense
     │   └── UpstreamTimeoutError       504
     └── GatewayUnavailableError        503  the gateway itself: starting, draining, overloaded, control away
+        ├── QueueFullError             503  too many wait for a place already
+        └── QueueTimeoutError          503  no place came free in time, or would
 
 All of them are told in the OpenAI API's shape; other dialects translate from the same attributes.
 """
@@ -221,6 +224,10 @@ class RateLimitedError(LimitError):
     """More requests or tokens per time than allowed."""
 
 
+class BusyError(RateLimitedError):
+    """Of a route or provider as many requests are under way as may be at once; where there is a queue, it is waited."""
+
+
 class UpstreamFailureError(GatewayError):
     """The provider did not give an answer that could be passed on."""
 
@@ -264,6 +271,20 @@ class GatewayUnavailableError(GatewayError):
     type = "server_error"
     code = "unavailable"
     message_default = "The gateway cannot serve this request now. Try again later."
+
+
+class QueueFullError(GatewayUnavailableError):
+    """As many requests wait for a place as may."""
+
+    code = "queue_full"
+    message_default = "Too many requests wait for a place already. Try again later."
+
+
+class QueueTimeoutError(GatewayUnavailableError):
+    """No route had a place for the request within the time it may wait, or would have had."""
+
+    code = "queue_timeout"
+    message_default = "No place came free in time. Try again later."
 
 
 def from_problem(problem: UpstreamProblem) -> UpstreamFailureError:

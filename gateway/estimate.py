@@ -34,6 +34,10 @@ class Ratios:
         """Whether an output ratio was learned for the model."""
         return (model, True) in self._ratios
 
+    def learned(self, model: str, *, output: bool) -> float | None:
+        """The bytes per token learned for the model; None = nothing was."""
+        return self._ratios.get((model, output))
+
     def tokens(self, model: str, *, output: bool, text_bytes: int) -> int:
         """Estimated tokens of a text, rounded up; 0 for none."""
         if text_bytes <= 0:

@@ -17,6 +17,7 @@ from budgets.bound import money_bound, output_limit
 from gateway import pipeline, screening
 from gateway.admission import credential, find_key
 from gateway.choosing import choose, plan_for, wants_of
+from gateway.context import shaping
 from gateway.endpoints import INFERENCE, Endpoint
 from gateway.errors import BadRequestError, GatewayError, ModelNotFoundError
 from gateway.exchange import Exchange, Headers
@@ -121,7 +122,7 @@ def told(
         "strategy": shape["strategy"],
         "policy": shape["policy"],
         "privacy": shape.get("privacy"),
-        "candidates": _candidates(snapshot, endpoint, call, decision, shape),
+        "candidates": _candidates(runtime, snapshot, endpoint, call, decision, shape),
         "rejected": shape["rejected"],
         "refusal": None,
     }
@@ -131,12 +132,14 @@ class _Asked:
     """The headers of a question that say something about the request it is about."""
 
     def __init__(self, headers: Headers) -> None:
-        self.tags = self.session = b""
+        self.route = self.tags = self.session = b""
         for name, value in headers:
             if name == b"x-hoosh-tags":
                 self.tags = value
             elif name == b"x-hoosh-session":
                 self.session = value
+            elif name == b"x-hoosh-route":
+                self.route = value.strip()
 
 
 def _rejected(snapshot: Snapshot, call: Call | None, headers: Headers) -> list[dict[str, str]]:
@@ -148,12 +151,16 @@ def _rejected(snapshot: Snapshot, call: Call | None, headers: Headers) -> list[d
 
 
 def _candidates(
-    snapshot: Snapshot, endpoint: Endpoint, call: Call, decision: Decision, shape: dict[str, Any]
+    runtime: Runtime, snapshot: Snapshot, endpoint: Endpoint, call: Call, decision: Decision, shape: dict[str, Any]
 ) -> list[dict[str, Any]]:
-    return [
-        {**said, "hold": _hold(snapshot, snapshot.candidates[step.route.id], step, endpoint, call)}
-        for step, said in zip(decision.steps, shape["candidates"], strict=True)
-    ]
+    told = []
+    for step, said in zip(decision.steps, shape["candidates"], strict=True):
+        candidate = snapshot.candidates[step.route.id]
+        shaped = shaping.would_be(snapshot, candidate, step, call, runtime.ratios)
+        told.append({**said, "hold": _hold(snapshot, candidate, step, endpoint, shaped.call)})
+        if shaped.changes:
+            told[-1]["context"] = shaped.words()
+    return told
 
 
 def _hold(snapshot: Snapshot, candidate: Candidate, step: Step, endpoint: Endpoint, call: Call) -> dict[str, Any]:

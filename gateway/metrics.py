@@ -21,6 +21,8 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from budgets.records import QUEUE_CLASSES
+
 if TYPE_CHECKING:
     from prometheus_client import Counter, Gauge, Histogram
 
@@ -31,10 +33,12 @@ MAX_CODES = 64
 MAX_CELLS = 4096  # combinations of endpoint, provider, route and status class held between two flushes
 
 DURATION_BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
+QUEUE_BUCKETS_S = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 TTFB_BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 
 _DURATION_US = tuple(int(bound * 1e6) for bound in DURATION_BUCKETS_S)
 _TTFB_US = tuple(int(bound * 1e6) for bound in TTFB_BUCKETS_S)
+_QUEUE_US = tuple(int(bound * 1e6) for bound in QUEUE_BUCKETS_S)
 # A cell is one flat list of integers: fixed figures first, then the buckets of both histograms (last one = +Inf).
 _COUNT, _LATENCY_SUM, _TTFB_SUM, _INPUT, _OUTPUT, _COST = range(6)
 _LATENCY_AT = 6
@@ -86,6 +90,10 @@ class WorkerFamilies:
     refusals: Counter
     attempts: Counter
     cache: Counter
+    context: Counter
+    queue: Counter
+    queue_wait: Histogram
+    waiting: Gauge
     log_dropped: Counter
     inflight: Gauge
     config_version: Gauge
@@ -127,6 +135,14 @@ def worker_families() -> WorkerFamilies:
         refusals=Counter("hoosh_refusals_total", "Requests refused by the gateway itself, by error code.", ("code",)),
         attempts=Counter("hoosh_upstream_attempts_total", "Calls to providers, by outcome.", ("provider", "outcome")),
         cache=Counter("hoosh_cache_total", "Requests on routes that keep answers, by what came of it.", ("result",)),
+        context=Counter("hoosh_context_total", "Prompts changed for a provider, by what was done.", ("change",)),
+        queue=Counter("hoosh_queue_total", "Requests that had to wait for a place, by what came of it.", ("outcome",)),
+        queue_wait=Histogram(
+            "hoosh_queue_wait_seconds", "How long requests waited for the place they got.", buckets=QUEUE_BUCKETS_S
+        ),
+        waiting=Gauge(
+            "hoosh_queue_waiting", "Requests that wait for a place now.", ("class",), multiprocess_mode="livesum"
+        ),
         log_dropped=Counter("hoosh_access_log_dropped_total", "Access log lines that could not be written."),
         inflight=Gauge("hoosh_inflight", "Inference requests being answered now.", multiprocess_mode="livesum"),
         config_version=Gauge(
@@ -183,6 +199,11 @@ class Metrics:
         self._refusals: dict[str, int] = {}
         self._attempts: dict[tuple[str, str], int] = {}
         self._cached: dict[str, int] = {}
+        self._shaped: dict[str, int] = {}
+        self._queued: dict[str, int] = {}
+        self._queue_wait = [0] * (len(_QUEUE_US) + 1)
+        self._queue_wait_us = 0
+        self.waiting = [0] * len(QUEUE_CLASSES)  # for a place now, by class; the runtime sets it
         self._providers = _Labels(MAX_PROVIDERS)
         self._routes = _Labels(MAX_ROUTES)
         self._codes = _Labels(MAX_CODES)
@@ -229,8 +250,12 @@ class Metrics:
             self._count(counts, self._codes.bound(code))
 
     def cached(self, result: str) -> None:
-        """Count one request that the answer cache was asked for: "hit", "miss" or "bypass"."""
+        """Count one request that the answer cache was asked for: "hit", "similar", "miss" or "bypass"."""
         self._count(self._cached, result)
+
+    def prompt_changed(self, change: str) -> None:
+        """Count one prompt that was "compacted" or "compressed" for a provider."""
+        self._count(self._shaped, change)
 
     def attempt(self, provider: str, outcome: str) -> None:
         """Count one upstream call; `outcome` is one of our own words: "ok", "connect", "timeout", "429", "5xx", …"""
@@ -239,6 +264,13 @@ class Metrics:
             counts[key] += 1
         else:
             self._count(counts, (self._providers.bound(provider), outcome))
+
+    def queued(self, outcome: str, waited_us: int) -> None:
+        """Count a request that had to wait for a place; `outcome` is one of `gateway.queueing.stats.OUTCOMES`."""
+        self._count(self._queued, outcome)
+        if outcome == "admitted":
+            self._queue_wait[bisect_left(_QUEUE_US, waited_us)] += 1
+            self._queue_wait_us += waited_us
 
     def log_dropped(self, total: int) -> None:
         """Tell how many access log lines were dropped since the start."""
@@ -267,13 +299,26 @@ class Metrics:
             shared.attempts.labels(provider, outcome).inc(number)
         for result, number in self._cached.items():
             shared.cache.labels(result).inc(number)
+        for change, number in self._shaped.items():
+            shared.context.labels(change).inc(number)
+        self._shaped = {}
         self._refusals, self._attempts, self._cached = {}, {}, {}
+        self._flush_queue(shared)
         if self._log_dropped:
             shared.log_dropped.inc(self._log_dropped)
             self._log_dropped = 0
         shared.inflight.set(self.inflight)
         shared.config_version.set(self.config_version)
         shared.ready.set(int(self.ready))
+
+    def _flush_queue(self, shared: WorkerFamilies) -> None:
+        for outcome, number in self._queued.items():
+            shared.queue.labels(outcome).inc(number)
+        if any(self._queue_wait):
+            _add(shared.queue_wait, self._queue_wait, self._queue_wait_us)
+        self._queued, self._queue_wait, self._queue_wait_us = {}, [0] * len(self._queue_wait), 0
+        for name, number in zip(QUEUE_CLASSES, self.waiting, strict=True):
+            shared.waiting.labels(name).set(number)
 
     def _new_cell(self, key: Key) -> list[int]:
         cells = self._cells if len(self._cells) < MAX_CELLS else self._spill

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from gateway import caching, idempotency, limiting, relay
@@ -19,11 +20,14 @@ from gateway.attempt import Attempt, AttemptFailedError
 from gateway.cache.store import Entry
 from gateway.caching import Keeping
 from gateway.choosing import as_header, choose
+from gateway.context import shaping
+from gateway.context.shaping import Shapings
 from gateway.dialects import names, openai
 from gateway.dialects.base import Dialect
 from gateway.endpoints import Endpoint
 from gateway.errors import (
     BadRequestError,
+    BusyError,
     ForbiddenError,
     GatewayError,
     GatewayUnavailableError,
@@ -38,6 +42,7 @@ from gateway.exchange import Exchange
 from gateway.holding import choose_pools, hold
 from gateway.limits.limiter import Ticket
 from gateway.logs import AccessEntry
+from gateway.queueing.room import Place
 from gateway.screening import has_policy, screen
 from gateway.snapshot import Candidate, Key, Line, Snapshot
 from gateway.through import Through
@@ -60,6 +65,7 @@ class Job:
     __slots__ = (
         "aborted",
         "attempts",
+        "beside",
         "cache",
         "call",
         "client_id",
@@ -72,12 +78,15 @@ class Job:
         "keeping",
         "key",
         "last",
+        "place",
         "pool_id",
         "pool_ids",
+        "queued_us",
         "recorder",
         "rid",
         "rid_hex",
         "runtime",
+        "shapings",
         "snapshot",
         "spoken",
         "started_at_us",
@@ -88,6 +97,7 @@ class Job:
         "told",
         "ttft_us",
         "verdict",
+        "wait_until",
     )
 
     def __init__(self, runtime: Runtime, exchange: Exchange, endpoint: Endpoint) -> None:
@@ -108,16 +118,21 @@ class Job:
         self.decision: Decision | None = None
         self.deadline = 0.0
         self.attempts = 0
+        self.beside = 0  # tokens of calls that were made for it, and are no attempts of its own
         self.last: Attempt | None = None
         self.failed: list[Attempt] = []  # calls that failed before the last one
         self.ttft_us = 0
         self.verdict: Verdict | None = None  # of the privacy policy
         self.spoken: Call | None = None  # what the client said, where `call` is what may leave of it
+        self.shapings: Shapings | None = None  # what routes made of `call`, where one that was asked wants that
         self.through = Through()
         self.cache = b""  # what the answer cache had to do with it, b"" = nothing
         self.told: Entry | None = None  # the kept answer it got
         self.keeping: Keeping | None = None  # what becomes of the answer it gets
         self.ticket: Ticket | None = None  # what its key, agent and team were counted by
+        self.place: Place | None = None  # what it waited for and has not used yet
+        self.wait_until = 0.0  # for a place; 0 = it never had to
+        self.queued_us = 0  # how long it waited for one
         self.aborted = False
         self.task = exchange.task
 
@@ -132,18 +147,26 @@ class Job:
             if self.last.shortened:
                 headers.append((b"x-hoosh-output-limit", b"%d" % (self.last.limit or 0)))
             if self.head is not None and self.head.explain and self.decision is not None:
-                told = as_header(self.decision, self.failed, self.last.candidate.route.name)
+                told = as_header(self.decision, self.failed, self.last.candidate.route.name, self.queued_us)
                 headers.append((b"x-hoosh-decision", told))
             if self.last.dropped or (self.call is not None and self.call.dropped):
                 headers.append((b"x-hoosh-dropped-params", self._dropped()))
+        if self.shapings is not None and (told := shaping.announced(self)):
+            headers.append((b"x-hoosh-context", told))
         if self.cache:
             headers.append((b"x-hoosh-cache", self.cache))
         if self.told is not None:
             headers.append((b"age", b"%d" % max(0, self.started_at_us // 1_000_000 - int(self.told.created_s))))
+            if self.told.context:
+                headers.append((b"x-hoosh-context", self.told.context))
+            if self.told.similarity:
+                headers.append((b"x-hoosh-similarity", b"%.3f" % self.told.similarity))
             if self.call is not None and (dropped := self._dropped_then(self.told, self.call)):
                 headers.append((b"x-hoosh-dropped-params", params.header(dropped)))
         if self.ticket is not None:
             headers += self.ticket.headers()
+        if self.queued_us:
+            headers.append((b"x-hoosh-queue-ms", b"%d" % (self.queued_us // 1000)))
         if id_header := self.endpoint.dialect.id_header:
             headers.append((id_header, own))
         return headers
@@ -226,14 +249,9 @@ async def serve(runtime: Runtime, exchange: Exchange, endpoint: Endpoint) -> Non
         log.exception("request failed inside the gateway", extra={"request_id": job.rid_hex})
         await refuse(job, GatewayError(code=code))
     finally:
-        runtime.jobs.discard(job)
-        finish(job, status, code)
+        end(job, status, code)
         if job.recorder is not None:
             job.recorder.close()
-        job.failed.clear()
-        job.through.listen(None)
-        job.keeping = None
-        job.last = job.task = None  # they point back to the job: without this every request is left to the collector
 
 
 def job_snapshot(job: Job) -> Snapshot:
@@ -295,16 +313,19 @@ def route(job: Job) -> None:
     job.deadline = time.monotonic() + snapshot.candidates[job.decision.steps[0].route.id].limits.total_s
 
 
-async def call_candidates(job: Job) -> None:
+async def call_candidates(job: Job, waited_for: Sequence[Step] | None = None) -> None:
     """Call candidates in order until one answers. Nothing is tried again once a byte was delivered.
 
     A candidate whose provider refuses one credential is called with the next of them before the next candidate is.
+    Where none could be called and some only lack a place, one is waited for, and then only these are called.
     """
     runtime, snapshot, decision = job.runtime, job_snapshot(job), job.decision
     assert decision is not None
-    runtime.retries.request(time.monotonic())
+    if waited_for is None:
+        runtime.retries.request(time.monotonic())
     failure: GatewayError | None = None
-    for step in decision.steps:
+    busy: Sequence[Step] = ()
+    for step in decision.steps if waited_for is None else waited_for:
         candidate = snapshot.candidates[step.route.id]
         tried: list[Line] = []
         while (line := candidate.line(time.monotonic(), tried)) is not None:
@@ -317,6 +338,8 @@ async def call_candidates(job: Job) -> None:
                 failed = await call_one(job, snapshot, candidate, step, line)
             except (PriceUnknownError, RateLimitedError) as passed_over:
                 failure = limiting.sooner(failure, passed_over)
+                if isinstance(passed_over, BusyError):
+                    busy = [*busy, step]
                 break
             if failed is None:
                 return
@@ -327,7 +350,9 @@ async def call_candidates(job: Job) -> None:
                 break
             tried.append(line)
     assert failure is not None
-    raise failure
+    if not busy or job.attempts:
+        raise failure
+    await call_candidates(job, await limiting.wait(job, busy, failure))
 
 
 def may_go_on(job: Job, snapshot: Snapshot, candidate: Candidate) -> bool:
@@ -347,12 +372,14 @@ async def call_one(
     job: Job, snapshot: Snapshot, candidate: Candidate, step: Step, line: Line
 ) -> AttemptFailedError | None:
     """One upstream call, from its hold to its settled end. None when its answer was delivered, else why not."""
+    if job.shapings is not None or candidate.route.compress or candidate.route.compact_percent:
+        await shaping.fit(job, snapshot, candidate, step)
     assert job.call is not None
     ticket = limiting.admit_call(job, candidate)
     try:
         attempt = await hold(job, snapshot, candidate, step, line)
     except BaseException:
-        limiting.leave_call(ticket, 0)
+        limiting.leave_call(job.runtime.queue, ticket, 0)
         raise
     attempt.ticket = ticket
     job.attempts += 1
@@ -370,7 +397,7 @@ async def call_one(
         pace.exploring -= unexplored
         load.busy -= 1
         attempt.close()
-        limiting.leave_call(ticket, attempt.tokens)
+        limiting.leave_call(job.runtime.queue, ticket, attempt.tokens)
     return None
 
 
@@ -396,6 +423,18 @@ async def refuse_simply(
     request_id = client_request_id(exchange.headers) or runtime.new_id(time.time_ns() // 1000).hex().encode()
     headers = [*error.headers, *((name, request_id) for name in (b"x-request-id", dialect.id_header) if name)]
     await exchange.respond(error.status, headers, dialect.error(error, request_id.decode("ascii")))
+
+
+def end(job: Job, status: int, code: str) -> None:
+    """The request is over, however it ended."""
+    job.runtime.jobs.discard(job)
+    if job.place is not None:
+        limiting.unused(job)
+    finish(job, status, code)
+    job.failed.clear()
+    job.through.listen(None)
+    job.keeping = None
+    job.last = job.task = None  # they point back to the job: without this every request is left to the collector
 
 
 def finish(job: Job, status: int, code: str) -> None:

@@ -122,9 +122,9 @@ def head_of(request: Request, target: Target) -> bytes:
 
 
 def limits_for(attempt: Attempt) -> Limits:
-    """The candidate's limits; what is not first (a further attempt, one that waited for an equal request) gets only
-    what is left of the request's deadline."""
-    if attempt.number == 0 and attempt.job.keeping is None:
+    """The candidate's limits; what is not first (a further attempt, one that waited for an equal request or a place)
+    gets only what is left of the request's deadline."""
+    if attempt.number == 0 and attempt.job.keeping is None and not attempt.job.queued_us:
         return attempt.candidate.limits
     limits = attempt.candidate.limits
     return Limits(

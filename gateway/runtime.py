@@ -19,10 +19,11 @@ from typing import Any
 from budgets.desk import Desk
 from budgets.journal import Journal, JournalError
 from budgets.prices import PriceBook
-from budgets.records import KeyRecord, PoolRecord, PriceRecord, UsageRecord
+from budgets.records import KeyRecord, PoolRecord, PriceRecord, UsageRecord, WarmRecord
 from gateway import explain
 from gateway.app import PATTERN, Asgi, GatewayApp
 from gateway.cache.answers import AnswerCache
+from gateway.embedding import Embedder
 from gateway.estimate import Ratios
 from gateway.happenings import Happenings
 from gateway.idempotency import Idempotency
@@ -31,11 +32,13 @@ from gateway.limits.slots import Slots
 from gateway.logs import AccessLog
 from gateway.metrics import Metrics
 from gateway.pipeline import Job
+from gateway.queueing.waiting import Queue
 from gateway.relay import Pinger
 from gateway.screening import Screens, scanner_of, screens_of
 from gateway.snapshot import SLICE, Builder, Candidate, Connections, Key, Snapshot, list_models, make_key
+from gateway.warming import Warmer
 from providers.cards import CardBook
-from providers.config import CardDoc, ConfigDocument, PatternDoc, unpack
+from providers.config import CardDoc, ConfigDocument, PatternDoc, unpacking
 from providers.pace import RetryBudget
 from providers.privacy.scanner import Scanner
 from providers.routing import RouteTable, Shape
@@ -62,6 +65,7 @@ class RuntimeOptions:
     journal_sync: str = "process"
     trust: Callable[[MutableMapping[str, Any]], str] | None = None
     limits_path: Path | None = None  # the table of limits of this host; None = beside the journals
+    embedder_path: Path | None = None  # the model that embeds questions here; None = there is none
 
 
 class Runtime:
@@ -81,12 +85,15 @@ class Runtime:
         self.connections = Connections()
         self.happenings = Happenings()
         self.cache = AnswerCache()
+        self.embedder = Embedder(options.embedder_path)
+        self.warmer = Warmer(self)
         self.retries = RetryBudget()
         self.jobs: set[Job] = set()
         self.pingers: set[Pinger] = set()
         self.access_log: AccessLog | None = None
         self.journal: Journal
         self.limiter: Limiter
+        self.queue: Queue
         self.app: GatewayApp | None = None
         self.build_error = ""
         self._builder = Builder(self.connections)
@@ -117,18 +124,20 @@ class Runtime:
     # --- life ---------------------------------------------------------------------------------------------------
 
     async def start(self) -> None:
-        """Open the table of limits, the journal and the access log and start the two housekeeping tasks.
+        """Open the table of limits, the journal and the access log, load the embedder and start the tasks of the house.
 
         Raises OSError, SlotsError or JournalError.
         """
         path = self.options.limits_path or self.options.journal_dir.parent / "limits"
         path.parent.mkdir(parents=True, exist_ok=True)
         self.limiter = Limiter(Slots(path))
+        self.queue = Queue(self.limiter)
         self.journal = Journal.open(self.options.journal_dir, self.options.owner, sync=self.options.journal_sync)
         if self.options.access_log != "off":
             self.access_log = AccessLog(self.options.access_log)
+        await self.embedder.load()
         loop = asyncio.get_running_loop()
-        self._tasks = [loop.create_task(self._housekeeping()), loop.create_task(self._applying())]
+        self._tasks = [loop.create_task(run()) for run in (self._housekeeping, self._applying, self.warmer.run)]
 
     async def stop(self) -> None:
         """End housekeeping, flush what is buffered, close the journal; control then buries it and takes leases back."""
@@ -208,6 +217,11 @@ class Runtime:
         self._count = (self._count + 1) & 0xFFFFFFFF
         return at_us.to_bytes(8, "big") + self._seed + self._count.to_bytes(4, "big")
 
+    def key(self, number: int) -> Key | None:
+        """An API key by its number; None where it is not known or was revoked."""
+        digest = self._keys_by_id.get(number)
+        return self._keys.get(digest) if digest is not None else None
+
     def next_turn(self, model: str) -> int:
         """The round-robin counter of a requested model."""
         turns = self._turns
@@ -261,6 +275,7 @@ class Runtime:
         if flush:
             metrics = self.metrics
             metrics.inflight = len(self.jobs)
+            metrics.waiting = self.queue.room.waiting_by_class()
             if self.access_log is not None:
                 metrics.log_dropped(self.access_log.dropped)
             metrics.config_version = self.config_version
@@ -307,6 +322,10 @@ class Runtime:
         """Providers whose active probes fail."""
         self._push("health", frozenset(down))
 
+    def on_warming(self, questions: Sequence[WarmRecord]) -> None:
+        """The questions whose answers are to be kept before anybody asks them: all of them."""
+        self.warmer.set(questions)
+
     def on_cache_purge(self, number: int) -> None:
         """Forget every kept answer, now; `status()` tells the number."""
         self.cache.purge()
@@ -337,7 +356,10 @@ class Runtime:
                 log.exception("the new configuration could not be built; the old one stays")
 
     async def _apply_config(self, version: int, blob: bytes) -> None:
-        document = unpack(blob)
+        document: ConfigDocument | None = None
+        for document in unpacking(blob, self._document):
+            if document is None:
+                await asyncio.sleep(0)
         self._document, self._document_version = document, version
         self.build_error = ""
 
@@ -384,6 +406,8 @@ class Runtime:
             return
         # Keys, pools, cards and health go on changing under the configuration that could be built last.
         document, version, candidates, table, screens = self._built
+        models, before = await self._list_models(document), self.snapshot
+        await asyncio.sleep(0)
         snapshot = Snapshot(
             version=version,
             version_header=b"%d" % version,
@@ -395,20 +419,23 @@ class Runtime:
             pools_by_name={pool.name: pool for pool in self._pools.values() if pool.enabled},
             cards=self._cards,
             prices=self._prices,
-            models=await self._list_models(document),
+            models=models,
             down=self._down,
             screens=screens,
         )
         self.snapshot = snapshot
-        self.cache.store.resize(document.settings.cache_mb << 20)
         self.desk.set_pools(snapshot.pools.values())
-        self.connections.retire_all_but(snapshot)
+        if before is None or before.candidates is not candidates:
+            similar = any(route.semantic_threshold for route in document.routes)
+            self.cache.resize(document.settings.cache_mb << 20, similar=similar)
+            self.connections.retire_all_but(snapshot)
 
     async def _build(
         self, document: ConfigDocument, version: int
     ) -> tuple[ConfigDocument, int, Mapping[int, Candidate], RouteTable, Screens | None]:
         candidates: Mapping[int, Candidate] = {}
-        for made in self._builder.candidates(document, self._open_secrets(document), self._cards):
+        secrets = self._open_secrets(document)
+        for made in self._builder.candidates(document, secrets, self._cards):
             if made is None:
                 await asyncio.sleep(0)
             else:
@@ -417,7 +444,9 @@ class Runtime:
         await asyncio.sleep(0)
         table = RouteTable(document.routes, providers, document.policies, document.settings, version=version)
         await asyncio.sleep(0)
-        return document, version, candidates, table, await self._screens(document)
+        screens = await self._screens(document)
+        self._builder.keep(candidates, document.settings, secrets, self._cards)
+        return document, version, candidates, table, screens
 
     async def _screens(self, document: ConfigDocument) -> Screens | None:
         """The privacy policies. Their scanner is made again only for other patterns, and beside the loop."""
@@ -487,6 +516,12 @@ class Runtime:
             "requests": len(self.jobs),
             "circuits": circuits,
             "idle": self.desk.idle(),
-            "cache": self.cache.counts(),
+            "cache": {
+                **self.cache.counts(),
+                "embedding_failures": self.embedder.failures,
+                "warmed": self.warmer.asked,
+                "warming_failures": self.warmer.failures,
+            },
             "cache_purge": self._cache_purge,
+            "queue": self.queue.report(),
         }

@@ -8,6 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
+from operator import attrgetter
+from typing import NamedTuple
 from urllib.parse import quote
 
 from budgets.prices import PriceBook
@@ -244,24 +247,63 @@ def _head(origin: Origin, kind: Kind, path: str, secret: str) -> bytes:
     return ("\r\n".join(lines) + "\r\n").encode("latin-1")
 
 
+class _Abilities(NamedTuple):
+    """What is equal for all providers of a kind; see `Candidate`."""
+
+    adapter: Adapter
+    adapters: Mapping[str, Adapter]
+    serves: frozenset[str]
+
+
+@cache
+def _abilities(name: str) -> _Abilities:
+    kind = CATALOG[name]
+    adapter = adapters.get(kind.adapter)
+    others = {name: adapters.get(other) for name, other in kind.adapters.items()}
+    serves = frozenset(kind.serves)
+    if CHAT in serves and COMPLETIONS not in serves:
+        others[COMPLETIONS] = OverChat(others.get(CHAT, adapter))
+        serves |= {COMPLETIONS}
+    if RESPONSES in others:
+        others[COMPLETIONS_BY_RESPONSES] = OverChat(others[RESPONSES])
+    return _Abilities(adapter, others, serves)
+
+
 class Builder:
     """Makes the routes of a document ready to call, over connections and circuits that outlive it."""
 
     def __init__(self, connections: Connections) -> None:
         self._connections = connections
         self._made: dict[int, tuple[Line, ...]] = {}  # by provider id, of the document that is being built
+        self._known: Mapping[int, Candidate] = {}
+        self._known_by: tuple[object, ...] = ()  # what these were made by
+
+    def keep(
+        self, candidates: Mapping[int, Candidate], settings: SettingsDoc, secrets: Mapping[int, str], cards: CardBook
+    ) -> None:
+        """These candidates go into use: those of which nothing changes need not be made again for the next document.
+
+        That the route and provider are the same objects counts as no change.
+        """
+        self._known, self._known_by = candidates, (settings, secrets, cards)
 
     def candidates(
         self, document: ConfigDocument, secrets: Mapping[int, str], cards: CardBook
     ) -> Iterator[dict[int, Candidate] | None]:
         """Yields None between slices and the finished mapping by route id at the end."""
         providers = {provider.id: provider for provider in document.providers}
+        kept = self._known if self._known_by == (document.settings, secrets, cards) else {}
         self._made = {}
         made: dict[int, Candidate] = {}
         for number, route in enumerate(document.routes, 1):
             provider = providers.get(route.provider_id)
             if provider is not None and provider.enabled and route.enabled:
-                made[route.id] = self._candidate(route, provider, document.settings, secrets, cards)
+                known = kept.get(route.id)
+                if known is not None and known.route is route and known.provider is provider:
+                    self._made[provider.id] = known.lines
+                else:
+                    known = self._candidate(route, provider, document.settings, secrets, cards)
+                made[route.id] = known
             if number % SLICE == 0:
                 yield None
         yield made
@@ -275,19 +317,12 @@ class Builder:
         cards: CardBook,
     ) -> Candidate:
         kind = CATALOG[provider.kind]
-        adapter = adapters.get(kind.adapter)
-        others = {name: adapters.get(other) for name, other in kind.adapters.items()}
-        serves = frozenset(kind.serves)
-        if CHAT in serves and COMPLETIONS not in serves:
-            others[COMPLETIONS] = OverChat(others.get(CHAT, adapter))
-            serves |= {COMPLETIONS}
-        if RESPONSES in others:
-            others[COMPLETIONS_BY_RESPONSES] = OverChat(others[RESPONSES])
+        able = _abilities(provider.kind)
         return Candidate(
             route=route,
             provider=provider,
             kind=kind,
-            adapter=adapter,
+            adapter=able.adapter,
             lines=self._lines(provider, kind, settings, secrets, cards),
             load=self._connections.load(provider.id),
             limits=Limits(
@@ -298,8 +333,8 @@ class Builder:
             ),
             header=header_safe(route.name),
             free=kind.local and provider.address_class in LOCAL_CLASSES,
-            adapters=others,
-            serves=serves,
+            adapters=able.adapters,
+            serves=able.serves,
             local=provider.address_class in LOCAL_CLASSES,
             limited=limiting.of_candidate(route, provider),
         )
@@ -336,6 +371,8 @@ class Builder:
 
 def header_safe(text: str) -> bytes:
     """A name as a header value: printable ASCII as it is, anything else percent-encoded."""
+    if text.isascii() and text.isprintable() and "%" not in text:
+        return text.encode()
     return b"".join(
         bytes((byte,)) if 0x20 <= byte < 0x7F and byte != 0x25 else b"%%%02X" % byte for byte in text.encode()
     )
@@ -366,13 +403,16 @@ def list_models(
     providers = {provider.id: provider for provider in document.providers if provider.enabled}
     offered: dict[str, str] = {}
     tests = 0
-    for route in sorted(document.routes, key=lambda r: (r.priority, r.id)):
+    for route in sorted(document.routes, key=attrgetter("priority", "id")):
         provider = providers.get(route.provider_id)
         if provider is None or not route.enabled:
             continue
         if "*" not in route.pattern:
             if is_valid(route.pattern):
                 offered.setdefault(route.pattern, provider.name)
+            tests += 1
+            if tests % MODEL_TESTS == 0:
+                yield None
             continue
         test = matcher(route.pattern)
         for model in discovered.get(provider.id, ()):

@@ -52,6 +52,7 @@ _MODELS = (
     "LedgerOrder",
     "Lease",
     "Reservation",
+    "WarmQuestion",
     "Event",
     "Webhook",
 )
@@ -143,6 +144,7 @@ class HooshAdminSite(AdminSite):
         from budgets.admin_reports import costs_view, period_view
         from hoosh_site.draft_page import disable_view, draft_view, revert_view
         from hoosh_site.explain_page import explain_view
+        from hoosh_site.home import live_view, stream_view
         from hoosh_site.limits_page import limits_view
         from hoosh_site.playground import playground_key_view, playground_view
 
@@ -153,6 +155,8 @@ class HooshAdminSite(AdminSite):
 
         return [
             path("draft/", of(draft_view), name="draft"),
+            path("live/", of(live_view), name="live"),
+            path("live/stream/", of(stream_view), name="live_stream"),
             path("playground/", of(playground_view), name="playground"),
             path("playground/key/", of(playground_key_view), name="playground_key"),
             path("versions/<int:number>/revert/", of(revert_view), name="version_revert"),
@@ -176,9 +180,11 @@ class HooshAdminSite(AdminSite):
 
     def index(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> TemplateResponse:
         """The first page: what runs, what is down, what needs attention, as far as this user may see it."""
+        from hoosh_site.home import live
         from hoosh_site.overview import overview
 
-        return super().index(request, {"overview": overview(request.user), **(extra_context or {})})
+        context = {"overview": overview(request.user), "live": live(request.user)}
+        return super().index(request, context | (extra_context or {}))
 
     def login(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> HttpResponse:
         """The form, which also asks for a code; 429 while too many sign-ins failed. Team leads go to their page."""

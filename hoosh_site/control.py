@@ -262,6 +262,7 @@ def build_plane() -> ControlPlane:
     from gateway import probes
     from hoosh_site.clockwork import Clockwork
     from hoosh_site.event_plane import EventPlane
+    from hoosh_site.live_figures import figures
     from providers import drafts
 
     async def probe() -> None:
@@ -275,7 +276,7 @@ def build_plane() -> ControlPlane:
         idempotency=IdempotencyStore(writer),
         probe=probe,
         events=EventPlane(),
-        clockwork=Clockwork([("scheduled publications", drafts.publish_due)]),
+        clockwork=Clockwork([("scheduled publications", drafts.publish_due), ("figures", figures.take)]),
     )
     return built
 

@@ -14,8 +14,8 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Protocol
 
 from budgets.limits import LedgerWindows, PoolLimits
-from budgets.records import KeyRecord, PoolRecord, PriceRecord
-from hoosh_site.link import AccessPush, CardsPush, ConfigPush, FromControl, HealthPush, SecretsPush
+from budgets.records import KeyRecord, PoolRecord, PriceRecord, WarmRecord
+from hoosh_site.link import AccessPush, CardsPush, ConfigPush, FromControl, HealthPush, SecretsPush, WarmPush
 from hoosh_site.pool_windows import PoolWindows, Sync
 from providers.config import CardDoc
 
@@ -29,7 +29,7 @@ class Source(Protocol):
     """Where the feed reads. Every method may raise; the feed keeps what it had and tries again."""
 
     def counters(self) -> dict[str, int]:
-        """Change counters by name: "secrets", "cards", "prices", "access" at least."""
+        """Change counters by name: "secrets", "cards", "prices", "access" at least; "warming" once there was any."""
 
     def config(self) -> tuple[int, bytes] | None:
         """Number and packed document of the configuration in force."""
@@ -51,6 +51,9 @@ class Source(Protocol):
 
     def access_since(self, seq: int) -> tuple[int, list[KeyRecord], list[PoolLimits]]:
         """The number to ask with next time, keys changed after `seq` (0 = all), and every pool there is."""
+
+    def warming(self) -> list[WarmRecord]:
+        """The questions whose answers are kept before anybody asks them."""
 
     def windows(self, pool_ids: Collection[int]) -> Mapping[int, LedgerWindows]:
         """What the ledger has of these pools; those it has nothing of may be left out."""
@@ -113,6 +116,12 @@ class DatabaseSource:
         from budgets import access
 
         return access.changes_since(seq)
+
+    def warming(self) -> list[WarmRecord]:
+        """See `Source`."""
+        from budgets import warming
+
+        return warming.records()
 
     def windows(self, pool_ids: Collection[int]) -> Mapping[int, LedgerWindows]:
         """See `Source`."""
@@ -182,7 +191,7 @@ class Feed(threading.Thread):
             if self._access_seq < 0:
                 return []
             access = AccessPush(self._access_seq, True, list(self._keys.values()), list(self._pools.values()))
-            order = (SecretsPush, CardsPush, AccessPush, ConfigPush, HealthPush)
+            order = (SecretsPush, CardsPush, AccessPush, ConfigPush, HealthPush, WarmPush)
             said = {**self._said, AccessPush: access}
         return [said[kind] for kind in order if kind in said]
 
@@ -219,6 +228,8 @@ class Feed(threading.Thread):
         known = said.get(ConfigPush)
         if published is not None and (not isinstance(known, ConfigPush) or known.version != published[0]):
             news.append(ConfigPush(*published))
+        if counters.get("warming", 0) != before.get("warming", 0):
+            news.append(WarmPush(source.warming()))
         if slow:
             health = HealthPush(source.down())
             news += [health] if said.get(HealthPush) != health else []

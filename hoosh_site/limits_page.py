@@ -14,8 +14,10 @@ from django.template.response import TemplateResponse
 from django.urls import reverse
 
 from budgets.models import Agent, ApiKey, Team
+from gateway import plane
 from gateway.limits.limiter import name_of
 from gateway.limits.status import SlotStatus, read_status
+from gateway.queueing import stats
 from providers.models import Provider, Route
 
 SHOWN = 500
@@ -56,6 +58,7 @@ class Line:
     tokens: Measure | None
     concurrent: Measure | None
     in_flight: int
+    waiting: int  # for a place, as workers told it within the last second
 
     @property
     def share(self) -> int:
@@ -77,16 +80,26 @@ def limits_view(page: Any, request: HttpRequest) -> HttpResponse:
     except OSError:  # the table belongs to the user the workers run as
         status = None
     slots = {slot.name: slot for slot in status.slots} if status is not None else {}
-    found = [line for kind in _KINDS if _may_see(request.user, kind[2]) for line in _lines(*kind, slots)]
-    found.sort(key=lambda line: (-line.share, line.kind, line.name))
+    reports = queue_reports()
+    waiting = stats.waiting_at(reports)
+    found = [line for kind in _KINDS if _may_see(request.user, kind[2]) for line in _lines(*kind, slots, waiting)]
+    found.sort(key=lambda line: (-line.waiting, -line.share, line.kind, line.name))
     context = {
         **page.admin_site.each_context(request),
         "title": "Limits",
         "lines": found[:SHOWN],
         "more": max(0, len(found) - SHOWN),
         "workers": len(status.owners) if status is not None else 0,
+        "queue": stats.told(reports, requests=0),
     }
     return TemplateResponse(request, "admin/hoosh/limits.html", context)
+
+
+def queue_reports() -> list[dict[str, Any]]:
+    """What the connected workers said last of their queues."""
+    control = plane.current
+    statuses = [entry["status"] for entry in control.workers()] if control is not None else []
+    return [status["queue"] for status in statuses if isinstance(status.get("queue"), dict)]
 
 
 def _may_see(user: Any, model: type[Model]) -> bool:
@@ -94,14 +107,20 @@ def _may_see(user: Any, model: type[Model]) -> bool:
 
 
 def _lines(
-    kind: str, label: str, model: type[Model], related: tuple[str, ...], slots: dict[str, SlotStatus]
+    kind: str,
+    label: str,
+    model: type[Model],
+    related: tuple[str, ...],
+    slots: dict[str, SlotStatus],
+    waiting: dict[str, int],
 ) -> Iterator[Line]:
     """The rows of a model that have a limit."""
     rows: Any = model._default_manager.filter(_LIMITED)
     if model is ApiKey:
         rows = rows.filter(revoked_at__isnull=True)
     for row in rows.select_related(*related) if related else rows:
-        slot = slots.get(name_of(kind, row.pk).decode())
+        name = name_of(kind, row.pk).decode()
+        slot = slots.get(name)
         in_flight = slot.in_flight if slot else 0
         yield Line(
             kind=label,
@@ -116,6 +135,7 @@ def _lines(
             ),
             concurrent=Measure(row.concurrent_requests, in_flight) if row.concurrent_requests else None,
             in_flight=in_flight,
+            waiting=waiting.get(name, 0),
         )
 
 

@@ -20,7 +20,7 @@ from typing import Any, cast
 
 import msgspec
 
-from budgets.records import KeyRecord, PoolRecord, PriceRecord
+from budgets.records import KeyRecord, PoolRecord, PriceRecord, WarmRecord
 from providers.config import CardDoc
 
 log = logging.getLogger("hoosh.link")
@@ -191,6 +191,12 @@ class Explain(msgspec.Struct, tag="explain"):
     body: bytes
 
 
+class WarmPush(msgspec.Struct, tag="warm"):
+    """Control: the questions whose answers workers keep before anybody asks them. Always the whole list."""
+
+    questions: list[WarmRecord]
+
+
 class CachePurge(msgspec.Struct, tag="cache_purge"):
     """Control: forget every kept answer. A worker's status tells the highest `number` it has followed."""
 
@@ -200,7 +206,7 @@ class CachePurge(msgspec.Struct, tag="cache_purge"):
 FromWorker = Register | Ask | Return | IdemBegin | IdemEnd | Status | Happened | Explained
 FromControl = (
     ConfigPush | SecretsPush | AccessPush | CardsPush | HealthPush
-    | Granted | Recall | IdemAnswer | Explain | CachePurge
+    | Granted | Recall | IdemAnswer | Explain | CachePurge | WarmPush
 )  # fmt: skip
 
 _encode = msgspec.msgpack.Encoder().encode

@@ -55,6 +55,7 @@ HOOSH_WORKERS = env.integer("HOOSH_WORKERS", 1, minimum=1, maximum=256)
 HOOSH_DRAIN_S = env.integer("HOOSH_DRAIN_S", 30, minimum=1, maximum=3600)  # how long running streams may take at a stop
 HOOSH_CONFIG = env.text("HOOSH_CONFIG")
 HOOSH_CONFIG_IMPORTER = "hoosh_site.importing.import_if_changed"  # for the API, which must not import this package
+HOOSH_EMBEDDER = Path(_folder) if (_folder := env.text("HOOSH_EMBEDDER")) else None  # a model2vec folder
 HOOSH_PUBLIC_URL = env.text("HOOSH_PUBLIC_URL").rstrip("/")
 HOOSH_TRUSTED_PROXIES = env.items("HOOSH_TRUSTED_PROXIES")  # addresses or networks whose X-Forwarded-* are believed
 HOOSH_ACCESS_LOG = env.text("HOOSH_ACCESS_LOG", str(HOOSH_LOG_DIR / "access.jsonl"))  # path, "-" or "off"

@@ -18,7 +18,6 @@ from audit.admin_tools import KeysetAdmin, live_site, operator
 from providers import config, differences, drafts, publish
 from providers.models import ConfigVersion
 
-
 CHANGES_SHOWN = 200
 
 

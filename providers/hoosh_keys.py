@@ -37,13 +37,13 @@ SECTIONS: Mapping[str, frozenset[str]] = MappingProxyType(
 
 _ENVIRONMENT = "set it in the environment: {}."
 _CACHE = "kept answers are bounded by memory; the gateway settings say how much."
-_WARMING = "no questions are asked ahead."
-_CONTEXT = "conversations are not shortened yet."
+_WARMING = "questions asked ahead belong to an API key: enter them in admin."
+_CONTEXT = "each route says whether long conversations are shortened: set it on its page in admin."
 _RETRY = "a failed call goes on to the next route; the gateway settings say how many calls a request may take."
 _HARDWARE = "routes are not placed by hardware yet."
 _CLIENT_CERTIFICATE = "enter the certificate and its key on the provider's page."
 _AUDIT = "every change is recorded; a signed log with its own key is not available yet."
-_SEMANTIC = "only equal requests get kept answers, not similar ones."
+_SEMANTIC = "similar questions get kept answers where a route has a threshold: set it in admin, and what embeds them."
 
 UNSUPPORTED: Mapping[str, str] = MappingProxyType(
     {
@@ -76,7 +76,7 @@ UNSUPPORTED: Mapping[str, str] = MappingProxyType(
         "semantic_cache.threshold": _SEMANTIC,
         "semantic_cache.embedding_model": _SEMANTIC,
         "semantic_cache.max_search": _SEMANTIC,
-        "compression.enabled": "prompts are not compressed yet.",
+        "compression.enabled": "each route says whether prompts are compressed: set it on its page in admin.",
         "warming.model": _WARMING,
         "warming.prompt": _WARMING,
     }

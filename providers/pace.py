@@ -7,23 +7,34 @@ again. Whole answers and streams (to their first piece) are kept apart: they are
 
 from __future__ import annotations
 
+import math
+
 OLD, NEW = 0.7, 0.3
 HALF_LIFE_S = 300.0
+FADING_PER_S = math.log10(2) / HALF_LIFE_S  # powers of ten
+UNKNOWN = -math.inf
+_LEAST_S = 1e-9
 
 
 class Average:
-    """One average, in seconds."""
+    """One average, in seconds.
 
-    __slots__ = ("seen_at", "value_s")
+    `level` tells the same as `at` without the clock, so that averages can be compared: what it counts for at `now` is
+    10 ** (level - now * FADING_PER_S). `UNKNOWN` where nothing is known.
+    """
+
+    __slots__ = ("level", "seen_at", "value_s")
 
     def __init__(self) -> None:
         self.value_s = 0.0
         self.seen_at = 0.0
+        self.level = UNKNOWN
 
     def add(self, seconds: float, now: float) -> None:
         """A sample. `now` is a monotonic clock."""
         self.value_s = OLD * self.value_s + NEW * seconds if self.seen_at else seconds
         self.seen_at = now
+        self.level = math.log10(max(self.value_s, _LEAST_S)) + now * FADING_PER_S
 
     def at(self, now: float) -> float | None:
         """What it counts for now; None where nothing is known."""

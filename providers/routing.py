@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from bisect import bisect
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from itertools import accumulate, chain
 from typing import Any
 
 import msgspec
@@ -19,7 +21,7 @@ from providers.config import PolicyDoc, ProviderDoc, RouteDoc, SettingsDoc
 from providers.globs import matcher
 
 PLANS_MAX = 4096
-SHAPES_MAX = 1024  # per plan
+DECISIONS_MAX = 1024  # per plan
 PRIORITY, ROUND_ROBIN, WEIGHTED, DIRECT = "priority", "round_robin", "weighted", "direct"
 LOWEST_LATENCY, LEAST_BUSY, LEAST_COST = "lowest_latency", "least_busy", "least_cost"
 FIXED = frozenset({PRIORITY, DIRECT, LEAST_COST})  # strategies that leave nothing to a conversation
@@ -44,6 +46,9 @@ class Step(msgspec.Struct, frozen=True):
     fallback: bool = False  # it is asked for another model than the request names
 
 
+Ranks = tuple[tuple[int, ...], ...]
+
+
 class Plan(msgspec.Struct, frozen=True):
     """All that the configuration says about one requested model and what its requests need."""
 
@@ -51,10 +56,11 @@ class Plan(msgspec.Struct, frozen=True):
     strategy: str
     policy: str
     steps: tuple[Step, ...]  # in order of preference
-    ranks: tuple[tuple[int, ...], ...]  # indices into steps that may take turns: those of one model name each
+    ranks: Ranks  # indices into steps that may take turns: those of one model name each
+    shares: Ranks  # the weights of each rank, each added to those before it
     rejected: tuple[tuple[str, str], ...]  # (route name, reason)
     sticky: bool  # conversations stay where they are, on the routes that ask for it
-    shapes: dict[tuple[Any, ...], Shape]  # interned decisions, by what moves in them; at most SHAPES_MAX
+    decisions: dict[tuple[Any, ...], Decision]  # by what moves in them; at most DECISIONS_MAX
     kept: dict[str, Any]  # what who decides keeps for the next request of this plan
 
 
@@ -139,9 +145,10 @@ class RouteTable:
             policy=policy.name if policy else "",
             steps=tuple(steps),
             ranks=tuple(ranks),
+            shares=_shares(steps, ranks),
             rejected=tuple(rejected),
             sticky=strategy not in FIXED and any(step.route.sticky for step in steps),
-            shapes={},
+            decisions={},
             kept={},
         )
 
@@ -165,6 +172,7 @@ class RouteTable:
         plan: Plan,
         *,
         turn: int = 0,
+        rand: Callable[[], float] | None = None,
         scores: Sequence[float] | None = None,
         shown: tuple[str, ...] = (),
         one_first: bool = False,
@@ -173,9 +181,10 @@ class RouteTable:
     ) -> Decision:
         """Order a plan's steps for one request.
 
-        `turn` is the round-robin counter of the model. `scores` are by index into the steps: the lowest goes first
-        among those of one model name; the others follow by score or, with `one_first`, as they stand. `shown` says the
-        scores in words that repeat, for the explanation.
+        `turn` is the round-robin counter of the model. With `rand` one of each model name is drawn by its weight to go
+        first. `scores` are by index into the steps: the lowest goes first among those of one model name; the others
+        follow by score or, with `one_first`, as they stand. `shown` says the scores in words that repeat, for the
+        explanation. What repeats is decided once: the same object is returned.
 
         `unavailable` maps route ids to the reason they should be left out (open circuit, failing probe). The last
         candidate is never left out: if all are unavailable they are all tried, because a wrong suspicion must not
@@ -183,44 +192,36 @@ class RouteTable:
 
         `privacy` is the verdict of a privacy policy, for the explanation: action, level and names of what was found.
         """
-        left_out: tuple[int, ...] = ()
-        if unavailable and plan.strategy != DIRECT:
-            left_out = tuple(i for i, step in enumerate(plan.steps) if step.route.id in unavailable)
-            if len(left_out) == len(plan.steps):
-                left_out = ()
-        # Those left out go first and the rest take turns: else the one behind a gap would have two turns.
-        order = self._order(plan, turn, scores, left_out, one_first=one_first)
+        ranks, shares = plan.ranks, plan.shares
         reasons: tuple[tuple[str, str], ...] = ()
-        if left_out:
-            reasons = tuple((plan.steps[i].route.name, (unavailable or {})[plan.steps[i].route.id]) for i in left_out)
-        moving = (order, shown, reasons, privacy)
-        shape = plan.shapes.get(moving)
-        if shape is None:
-            if len(plan.shapes) >= SHAPES_MAX:
-                plan.shapes.clear()
-            shape = plan.shapes[moving] = self._shape(plan, order, shown, reasons, privacy)
-        return Decision(steps=tuple([plan.steps[i] for i in order]), shape=shape, plan=plan)
-
-    @staticmethod
-    def _order(
-        plan: Plan, turn: int, scores: Sequence[float] | None, left_out: tuple[int, ...], *, one_first: bool
-    ) -> tuple[int, ...]:
-        order: list[int] = []
-        for rank in plan.ranks:
-            rest = tuple([i for i in rank if i not in left_out]) if left_out else rank
-            if not rest:
-                continue
-            if scores is not None and one_first:
-                first = min(rest, key=scores.__getitem__)
-                order += (first, *(i for i in rest if i != first))
-            elif scores is not None:
-                order += sorted(rest, key=scores.__getitem__)
+        # Those left out go first and the rest take turns: else the one behind a gap would have two turns.
+        if unavailable and plan.strategy != DIRECT:
+            left_out = [i for i, step in enumerate(plan.steps) if step.route.id in unavailable]
+            if left_out and len(left_out) < len(plan.steps):
+                ranks = tuple(filter(None, (tuple([i for i in rank if i not in left_out]) for rank in ranks)))
+                shares = _shares(plan.steps, ranks)
+                reasons = tuple((plan.steps[i].route.name, unavailable[plan.steps[i].route.id]) for i in left_out)
+        by_score = scores is not None and not one_first
+        heads: tuple[int, ...] = ()  # the place in each rank of the one that goes first, or the whole order `by_score`
+        if scores is None:
+            if rand is not None:
+                heads = tuple([draw(share, rand) for share in shares])
             elif plan.strategy == ROUND_ROBIN:
-                first = turn % len(rest)
-                order += rest[first:] + rest[:first]
-            else:
-                order += rest
-        return tuple(order[:1] if plan.strategy == DIRECT else order)
+                heads = tuple([turn % len(rank) for rank in ranks])
+        elif one_first:
+            heads = tuple([rank.index(min(rank, key=scores.__getitem__)) for rank in ranks])
+        else:
+            heads = tuple(chain.from_iterable([sorted(rank, key=scores.__getitem__) for rank in ranks]))
+        moving = (heads, shown, reasons, privacy)
+        decision = plan.decisions.get(moving)
+        if decision is None:
+            if len(plan.decisions) >= DECISIONS_MAX:
+                plan.decisions.clear()
+            order = heads if by_score else _order(plan, ranks, heads)
+            shape = self._shape(plan, order, shown, reasons, privacy)
+            steps = tuple([plan.steps[i] for i in order])
+            decision = plan.decisions[moving] = Decision(steps=steps, shape=shape, plan=plan)
+        return decision
 
     def _shape(
         self,
@@ -258,27 +259,50 @@ class RouteTable:
 
 # --- scores -----------------------------------------------------------------------------------------------------------
 
-_STEPS = 6  # per power of ten
-_said: dict[int, str] = {}
+STEPS = 6  # per power of ten
 
 
-def rounded(value: float) -> str:
-    """A positive number, coarsely, as one of six steps per power of ten: explanations are kept once, so few differ."""
-    if not 0 < value < math.inf:
-        return "0"
-    step = round(_STEPS * math.log10(value))
-    said = _said.get(step)
-    if said is None:
-        said = _said[step] = f"{10.0 ** (step / _STEPS):.2g}"
-    return said
+class Said(dict[int, str]):
+    """Positive numbers in words, coarsely: explanations are kept once, so few may differ.
 
-
-def draw(weights: Sequence[int], rand: Callable[[], float]) -> list[float]:
-    """Scores of which the lowest falls to each with the chance of its weight's share. Weight 0 comes last.
-
-    Efraimidis and Spirakis, Weighted random sampling with a reservoir (2006): keys u^(1/w), highest first.
+    Asked for is the number's step, six of which make a power of ten: `round(STEPS * math.log10(value))`.
     """
-    return [-math.log(1.0 - rand()) / weight if weight > 0 else math.inf for weight in weights]
+
+    def __init__(self, words: str = "{}") -> None:
+        """`words`: with a place for the number, "{} ms"."""
+        super().__init__()
+        self._words = words
+
+    def __missing__(self, step: int) -> str:
+        said = self[step] = self._words.format(f"{10.0 ** (step / STEPS):.2g}")
+        return said
+
+    def of(self, value: float) -> str:
+        """The words for a number, "0" for what has no step."""
+        return self[round(STEPS * math.log10(value))] if 0 < value < math.inf else self._words.format("0")
+
+
+def draw(shares: Sequence[int], rand: Callable[[], float]) -> int:
+    """A place, each with the chance of its weight's share: `shares` are the weights, each added to those before it.
+
+    Weight 0 is never drawn, unless there is nothing else.
+    """
+    return bisect(shares, rand() * shares[-1], 0, len(shares) - 1) if shares[-1] else 0
+
+
+def _shares(steps: Sequence[Step], ranks: Iterable[tuple[int, ...]]) -> Ranks:
+    return tuple(tuple(accumulate(steps[i].route.weight for i in rank)) for rank in ranks)
+
+
+def _order(plan: Plan, ranks: Ranks, heads: tuple[int, ...]) -> tuple[int, ...]:
+    """The steps in order: of each rank its head, then the rest; all as they stand without heads."""
+    order: list[int] = []
+    for rank, head in zip(ranks, heads or (0,) * len(ranks), strict=True):
+        if plan.strategy == ROUND_ROBIN:
+            order += rank[head:] + rank[:head]
+        else:
+            order += (rank[head], *rank[:head], *rank[head + 1 :])
+    return tuple(order[:1] if plan.strategy == DIRECT else order)
 
 
 _MASK = 2**64 - 1

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from budgets.models.access import Agent, ApiKey, LedgerOrder, Pool, Price, Sequence, Team
+from budgets.models.access import Agent, ApiKey, LedgerOrder, Pool, Price, Sequence, Team, WarmQuestion
 from budgets.models.ledger import (
     DecisionShape,
     IdempotentReply,
@@ -38,4 +38,5 @@ __all__ = [
     "Team",
     "Usage",
     "UsageRollup",
+    "WarmQuestion",
 ]

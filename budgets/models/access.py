@@ -11,7 +11,7 @@ import secrets
 from decimal import Decimal
 from typing import Any
 
-from django.core.validators import MaxValueValidator, MinValueValidator
+from django.core.validators import MaxLengthValidator, MaxValueValidator, MinValueValidator
 from django.db import models
 
 from budgets import validation
@@ -281,6 +281,44 @@ class ApiKey(models.Model):
     def limits(self) -> tuple[int | None, int | None, int | None]:
         """Requests per minute, tokens per minute, requests at once; None = no limit."""
         return self.requests_per_minute, self.tokens_per_minute, self.concurrent_requests
+
+
+class WarmQuestion(models.Model):
+    """A question whose answer workers keep before anybody asks it: asked as its API key would ask it."""
+
+    key = models.ForeignKey(
+        ApiKey,
+        verbose_name="API key",
+        on_delete=models.PROTECT,
+        related_name="+",
+        help_text="Asks and pays; the answer is kept for all keys of its team.",
+    )
+    model = models.CharField(max_length=256, validators=(validation.model,), help_text="As a client would name it.")
+    system = models.TextField(
+        "system message",
+        blank=True,
+        validators=(validation.text, MaxLengthValidator(validation.SYSTEM_LIMIT)),
+        help_text="Exactly as clients send it; blank = none.",
+    )
+    question = models.TextField(
+        validators=(validation.text, MaxLengthValidator(validation.QUESTION_LIMIT)),
+        help_text="What the user says, exactly as clients send it.",
+    )
+    enabled = models.BooleanField(default=True)
+    note = models.TextField(blank=True)
+    created_at = models.DateTimeField(auto_now_add=True)
+
+    class Meta:
+        ordering = ("model", "id")
+        verbose_name = "question asked ahead"
+        verbose_name_plural = "questions asked ahead"
+
+    def __str__(self) -> str:
+        return f"{self.model}: {self.question[:60]}"
+
+    def clean(self) -> None:
+        """Forms send the line ends of HTTP; clients send those of their texts."""
+        self.system, self.question = (text.replace("\r\n", "\n") for text in (self.system, self.question))
 
 
 _SQLITE_DIGITS = 15

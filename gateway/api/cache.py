@@ -51,6 +51,13 @@ class CacheStatsSerializer(serializers.Serializer[None]):
     purged = serializers.IntegerField(required=False)
     saved_tokens = serializers.IntegerField(required=False)
     saved_usd = serializers.FloatField(required=False, help_text="What the hits cost the first time.")
+    similar = serializers.IntegerField(required=False, help_text="Hits by a question put in other words.")
+    similar_misses = serializers.IntegerField(required=False, help_text="Questions to which none was similar.")
+    vectors = serializers.IntegerField(required=False, help_text="Questions that others are compared with.")
+    vector_bytes = serializers.IntegerField(required=False)
+    embedding_failures = serializers.IntegerField(required=False, help_text="Questions of which no vector was had.")
+    warmed = serializers.IntegerField(required=False, help_text="Answers kept before anybody asked.")
+    warming_failures = serializers.IntegerField(required=False, help_text="Questions asked ahead in vain.")
     workers = serializers.IntegerField(required=False, help_text="How many told their figures.")
 
 

@@ -23,6 +23,13 @@ COUNTERS = (
     "purged",
     "saved_tokens",
     "saved_pico",
+    "similar",
+    "similar_misses",
+    "vectors",
+    "vector_bytes",
+    "embedding_failures",
+    "warmed",
+    "warming_failures",
 )
 
 
@@ -38,8 +45,9 @@ def added(reports: Iterable[Mapping[str, int]]) -> dict[str, int]:
 def told(counts: Mapping[str, int], *, enabled: bool, ttl_s: float) -> dict[str, Any]:
     """The answer of the endpoint.
 
-    `hits` are all answers told without a call, those of `joined` from a call that was under way. `hit_rate` is their
-    share of all look-ups, to three decimals. Tokens and US dollars `saved` are what these answers cost the first time.
+    `hits` are all answers told without a call, those of `joined` from a call that was under way, those of `similar` to
+    a question that was put in other words. `hit_rate` is their share of all look-ups, to three decimals. Tokens and US
+    dollars `saved` are what these answers cost the first time.
     """
     numbers = {name: counts.get(name, 0) for name in COUNTERS if name != "saved_pico"}
     looked_up = numbers["hits"] + numbers["misses"]

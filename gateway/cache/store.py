@@ -41,6 +41,8 @@ class Entry(msgspec.Struct, frozen=True, gc=False):
     cost_pico: int = 0
     native: str = ""
     dropped: tuple[str, ...] = ()
+    context: bytes = b""  # what `x-hoosh-context` said of the request that was sent for it
+    similarity: float = 0.0  # of the question it was given to and the one it is told to; 0 = they are the same
 
     @property
     def size(self) -> int:
@@ -98,6 +100,11 @@ class Store:
         """Whether there is an entry that has not expired; counts as nothing."""
         held = self._held.get(key)
         return held is not None and held[2] > self._clock()
+
+    def left_s(self, key: bytes) -> float:
+        """For how many more seconds there is an entry; 0 = there is none. Counts as nothing."""
+        held = self._held.get(key)
+        return max(0.0, held[2] - self._clock()) if held is not None else 0.0
 
     def get(self, key: bytes, *, max_age_s: float | None = None, stream: bool = False) -> Entry | None:
         """The answer of a key, if there is one that is at most `max_age_s` old.

@@ -43,6 +43,8 @@ LIMIT_MAX: Final = 10**9  # what a reservation may be, so that no sum of them le
 BUSY_RETRY_S = 1.0  # told where requests at once are limited: nobody knows when one of them ends
 _BURY_AGAIN_NS = 50 * 10**6
 _SECOND_NS = 10**9
+_OF_REQUESTS: Final = (b"x-ratelimit-limit-requests", b"x-ratelimit-remaining-requests", b"x-ratelimit-reset-requests")
+_OF_TOKENS: Final = (b"x-ratelimit-limit-tokens", b"x-ratelimit-remaining-tokens", b"x-ratelimit-reset-tokens")
 
 Headers = list[tuple[bytes, bytes]]
 Reason = Literal["requests", "tokens", "concurrent", "larger_than_limit"]
@@ -137,8 +139,8 @@ class Refusal(NamedTuple):
         """The `x-ratelimit-*` headers of this limit; none where requests at once are limited."""
         if self.reason == "concurrent":
             return []
-        what = b"requests" if self.reason == "requests" else b"tokens"
-        return _headers(what, self.limit, self.remaining, int(self.reset_after_s * _SECOND_NS))
+        names = _OF_REQUESTS if self.reason == "requests" else _OF_TOKENS
+        return _headers(names, self.limit, self.remaining, int(self.reset_after_s * _SECOND_NS))
 
 
 # What a ticket took of one subject, plain because it is made for each request: the subject; its row and its cell in
@@ -165,11 +167,16 @@ class Ticket:
         """What the request came to in the end, or what is known of it so far; the last word counts, at `leave`."""
         self._used = tokens_used
 
-    def leave(self) -> None:
-        """The request is over: no longer in flight, and its tokens are those settled, or the estimate without."""
+    def leave(self) -> Subjects | None:
+        """The request is over: no longer in flight, and its tokens are those settled, or the estimate without.
+
+        Returns the subjects something was given back to; None where there was nothing to give back any more.
+        """
         limiter, self._limiter = self._limiter, None
-        if limiter is not None and self._generation == limiter.slots.generation:
-            limiter.leave(self._subjects, self.taken, self.since, self._used)
+        if limiter is None or self._generation != limiter.slots.generation:
+            return None
+        limiter.leave(self._subjects, self.taken, self.since, self._used)
+        return self._subjects
 
     def headers(self) -> Headers:
         """OpenAI's `x-ratelimit-*` headers as of the admission, each of the subject that has least left."""
@@ -190,9 +197,9 @@ class Ticket:
                     least_tokens, of_tokens, reset_tokens = left, subject, tokens_at - now
         if of_requests is not None:
             limit = of_requests.limits.requests_per_minute or 0
-            headers += _headers(b"requests", limit, least_requests, reset_requests)
+            headers += _headers(_OF_REQUESTS, limit, least_requests, reset_requests)
         if of_tokens is not None:
-            headers += _headers(b"tokens", of_tokens.tokens, least_tokens, reset_tokens)
+            headers += _headers(_OF_TOKENS, of_tokens.tokens, least_tokens, reset_tokens)
         return headers
 
 
@@ -345,7 +352,7 @@ class Limiter:
 
 def duration(ns: int) -> bytes:
     """A time as OpenAI's headers have it, rounded up to milliseconds: `0s`, `4ms`, `1s`, `8.64s`, `6m0s`, `1h0m0s`."""
-    ms = -(-max(0, ns) // 1_000_000)
+    ms = -(-ns // 1_000_000) if ns > 0 else 0
     if 0 < ms < 1000:
         return b"%dms" % ms
     minutes, ms = divmod(ms, 60_000)
@@ -356,9 +363,6 @@ def duration(ns: int) -> bytes:
     return b"%dh%dm%s" % (hours, minutes, seconds) if hours else b"%dm%s" % (minutes, seconds)
 
 
-def _headers(what: bytes, limit: int, remaining: int, reset_ns: int) -> Headers:
-    return [
-        (b"x-ratelimit-limit-" + what, b"%d" % limit),
-        (b"x-ratelimit-remaining-" + what, b"%d" % remaining),
-        (b"x-ratelimit-reset-" + what, duration(reset_ns)),
-    ]
+def _headers(names: tuple[bytes, bytes, bytes], limit: int, remaining: int, reset_ns: int) -> Headers:
+    name, name_of_remaining, name_of_reset = names
+    return [(name, b"%d" % limit), (name_of_remaining, b"%d" % remaining), (name_of_reset, duration(reset_ns))]

@@ -218,6 +218,12 @@ class Slots:
                 return 0
         return words[row + HELD] & COUNT_MASK
 
+    def own_in_flight(self, name: bytes) -> int:
+        """How many of them are this process's. No lock."""
+        key, words = key_of(name), self.words
+        row = self.rows.get(key, ROWS)
+        return words[self.column + (row - ROWS) // ROW_WORDS] & COUNT_MASK if words[row] == key else 0
+
     def tend(self) -> int:
         """To be called about once a second: frees what dead owners held, and follows a file that was replaced.
 

@@ -42,6 +42,7 @@ _SCHEMAS = frozenset(
         "format",
     ]
 )
+_MAYBE_PASSED_OVER = _NAMES | _SCHEMAS
 _MEDIA = frozenset(["data", "file_data", "image_url", "url", "bytes", "b64_json", "images", "image", "result"])
 _OPAQUE = frozenset(["signature", "thought_signature", "thoughtSignature", "encrypted_content"])
 _SPOKEN = frozenset(["text", "content", "arguments", "input", "prompt"])
@@ -115,7 +116,7 @@ def collect(doc: Any, *, results: bool = True, known: Collection[str] = ()) -> l
         holder, key, name, result, value = waiting.pop()
         kind = type(value)
         if kind is str:
-            if value and value not in known and not _is_media(name, value):
+            if value and value not in known and (name in _SPOKEN or not _is_media(name, value)):
                 inside = name == "arguments" or (value[0] in "{[" and "\\" in value)
                 texts.append(Text(holder, key, value, json=inside, result=result))
         elif kind is list:
@@ -138,7 +139,7 @@ def collect(doc: Any, *, results: bool = True, known: Collection[str] = ()) -> l
             waiting += [
                 (value, inner, inner, result, item)
                 for inner, item in reversed(value.items())
-                if type(item) in _WALKED and not _is_passed_over(inner, item)
+                if type(item) in _WALKED and not (inner in _MAYBE_PASSED_OVER and _is_passed_over(inner, item))
             ]
     return texts
 
@@ -160,7 +161,7 @@ def _is_result(value: dict[str, Any]) -> bool:
 
 
 def _is_media(name: str, value: str) -> bool:
-    if len(value) < _OPAQUE_CHARACTERS or name in _SPOKEN:
+    if len(value) < _OPAQUE_CHARACTERS:
         return False
     if value.startswith("data:") and ";base64," in value[:256]:
         return True

@@ -7,13 +7,14 @@ mildest: `allow`, `redact` (placeholders instead of the values), `local` (only l
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import cache
 from typing import Literal
 
 import msgspec
 
 from providers.config import PrivacyDoc
 from providers.privacy.patterns import LEVELS, RANK, Level, Pattern, chosen
-from providers.privacy.scanner import Findings, Match
+from providers.privacy.scanner import NOTHING, Findings, Match
 
 Action = Literal["allow", "redact", "local", "refuse"]
 AnswerAction = Literal["redact", "refuse"]
@@ -93,12 +94,19 @@ class Verdict(msgspec.Struct, frozen=True):
     overflow: bool = False
 
 
+@cache
+def _of_nothing(action: Action, level: Level) -> Verdict:
+    return Verdict(action, level, local=action == "local")
+
+
 def decide(policy: Policy, findings: Findings) -> Verdict:
     """The verdict on what a scan found: the strictest action wins, refuse over local over redact over allow.
 
     A request of which not everything could be counted is refused where it would have to be redacted: something would
     stay in it.
     """
+    if findings is NOTHING:
+        return _of_nothing(policy.action(policy.default_level), policy.default_level)
     counts: dict[str, int] = {}
     levels: dict[str, Level] = {}
     for match in findings.matches:

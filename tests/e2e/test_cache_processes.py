@@ -132,3 +132,34 @@ def test_each_worker_keeps_its_own_and_a_killed_one_loses_it_and_nothing_else(
     assert sum(reply.headers["x-hoosh-cache"] == "miss" for reply in made) == 3
     used = [purse["committed"] for purse in purses(gateway) if purse["unit"] == 0 and purse["committed"]]
     assert used == [sum(row["tokens"] for row in rows)]
+
+
+_QUESTION = """
+from budgets import warming
+from budgets.models import ApiKey, WarmQuestion
+warming.save_question(WarmQuestion(key=ApiKey.objects.first(), model="ok", question="How tall is it?"), actor="test")
+"""
+
+
+def test_questions_of_the_list_are_asked_by_every_worker_and_charged_to_their_key(
+    start_gateway: StartGateway, upstream_process: UpstreamProcess
+) -> None:
+    gateway = start_gateway(providers=[ProviderEntry(upstream_process.base_url)], workers=2, extra_toml=CACHE)
+    gateway.manage("shell", "-c", _QUESTION)
+
+    def stats() -> dict[str, Any]:
+        told: dict[str, Any] = httpx.get(f"{gateway.base_url}/v1/cache/stats", headers=gateway.auth).json()
+        return told
+
+    children.wait_for(lambda: stats()["warmed"] == 2, "both workers to ask it", log=gateway.log)
+    assert calls(upstream_process) == 2
+    rows = children.wait_for(
+        lambda: found if len(found := gateway.rows(_WARMED)) == 2 else None, "the usage rows", log=gateway.log
+    )
+    assert all(row["tokens"] > 0 and row["key_id"] > 0 for row in rows)
+    body = {"model": "ok", "messages": [{"role": "user", "content": "How tall is it?"}]}
+    with client(gateway) as http:
+        assert http.post("/v1/chat/completions", json=body).headers["x-hoosh-cache"] == "hit"
+
+
+_WARMED = "SELECT key_id, tokens FROM budgets_usage WHERE client_request_id = 'warming-1'"

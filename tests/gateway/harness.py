@@ -131,6 +131,7 @@ class GatewayServer:
         bank: Bank | None = None,
         discovered: dict[int, list[str]] | None = None,
         forward: Callable[..., Any] | None = None,
+        embedder: Path | None = None,
     ) -> None:
         self.directory = directory
         self.document = ConfigDocument(
@@ -147,7 +148,7 @@ class GatewayServer:
         amounts = ((0, capacity), (1, capacity_pico))
         self.bank = bank or Bank({(pool.id, unit): amount for pool in self.pools for unit, amount in amounts})
         self.version = 1
-        self._forward = forward or not_found
+        self._forward, self._embedder = forward or not_found, embedder
         self._ready = threading.Event()
         self._failure: BaseException | None = None
 
@@ -181,6 +182,7 @@ class GatewayServer:
             vault_path=self.directory / "vault.key",
             version="test",
             access_log=str(self.directory / "access.jsonl"),
+            embedder_path=self._embedder,
         )
         self.runtime = Runtime(options)
         await self.runtime.start()

@@ -516,7 +516,7 @@ class OtherPathsTest(ApiCase):
         paths |= {f"/v1/tokens/{name}" for name in ("check", "reserve", "report", "pools")}
         paths |= {"/v1/costs", "/v1/costs/reset", "/v1/cost/estimate", "/v1/cost/recommend"}
         paths |= {"/v1/models/pull", "/v1/models/delete", "/v1/training/status", "/v1/catalog/sync"}
-        paths |= {"/v1/events", "/v1/events/recent", "/v1/cache/stats", "/v1/cache/purge"}
+        paths |= {"/v1/events", "/v1/events/recent", "/v1/cache/stats", "/v1/cache/purge", "/v1/queue/status"}
         assert set(schema["paths"]) - {"/api/schema/"} == paths
         assert "apiKey" in schema["components"]["securitySchemes"]
 

@@ -42,6 +42,7 @@ class StatsTest(ApiCase):
         assert (told["entries"], told["hits"], told["misses"], told["hit_rate"]) == (2, 6, 4, 0.6)
         assert (told["saved_usd"], told["saved_tokens"], told["workers"]) == (0.2, 2, 3)
         assert (told["max_bytes"], told["max_entries"]) == (768 * 20, 20)
+        assert (told["similar"], told["vectors"], told["embedding_failures"], told["warmed"]) == (2, 2, 2, 2)
 
     def test_a_key_without_the_operator_scope_sees_how_well_it_works_and_nothing_more(self):
         with control(Workers(dict.fromkeys(COUNTERS, 1))):

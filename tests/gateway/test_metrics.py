@@ -224,3 +224,15 @@ print("total", total)
         pytest.skip("no mount namespaces here")
     assert done.returncode == 0, done.stderr
     assert "total 2000.0" in done.stdout
+
+
+def test_waiting_for_a_place_is_counted_by_what_came_of_it_and_by_how_long(tmp_path: Path) -> None:
+    waits = "".join(f'm.queued("admitted", {us})\n' for us in (800, 40_000, 70_000_000))
+    worker(tmp_path, waits + 'm.queued("timed_out", 10_000_000)\nm.waiting = [1, 0, 3]')
+    text = run(SCRAPE, tmp_path)
+    assert value(text, "hoosh_queue_total", outcome="admitted") == 3
+    assert value(text, "hoosh_queue_total", outcome="timed_out") == 1
+    assert value(text, "hoosh_queue_wait_seconds_count") == 3
+    assert value(text, "hoosh_queue_wait_seconds_bucket", le="0.001") == 1
+    assert value(text, "hoosh_queue_wait_seconds_bucket", le="60.0") == 2
+    assert value(text, "hoosh_queue_wait_seconds_sum") == pytest.approx(70.0408)

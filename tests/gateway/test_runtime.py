@@ -7,18 +7,19 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import httpx
+import msgspec
 import pytest
 from cryptography.fernet import Fernet
 
 from budgets.records import Draw, PoolRecord, PriceRecord, UsageRecord
 from gateway.runtime import Runtime, RuntimeOptions
-from gateway.snapshot import MODEL_TESTS, list_models
-from providers.config import ConfigDocument, CredentialDoc, PolicyDoc, SettingsDoc, pack
+from gateway.snapshot import MODEL_TESTS, Candidate, list_models
+from providers.config import CardDoc, ConfigDocument, CredentialDoc, PolicyDoc, SettingsDoc, pack
 from providers.routing import Shape
 from providers.vault import Vault
 from tests.gateway.harness import KEY, OTHER_KEY, GatewayServer, held, key_record, provider, route, usage_rows, wait_for
@@ -73,6 +74,37 @@ def test_a_build_that_fails_leaves_the_whole_old_configuration_and_is_tried_agai
         assert ask(server, "new", size=2000).status_code == 413
         assert ask(server, "old").status_code == 404
         assert models(server) == ["new"]
+
+
+def test_only_what_changed_is_made_again(up: FaultUpstream, tmp_path: Path) -> None:
+    routes = [route(n, f"m{n}", 1 + n % 2) for n in (1, 2, 3, 4)]
+    providers = [provider(1, up.url), provider(2, up.url)]
+    with GatewayServer(tmp_path, providers=providers, routes=routes) as server:
+
+        def made(version: int, **changes: Any) -> Mapping[int, Candidate]:
+            document = ConfigDocument(**{"providers": tuple(providers), "routes": tuple(routes), **changes})
+            server.call(server.runtime.on_config, version, pack(document))
+            wait_for(lambda: server.runtime.config_version == version)
+            candidates: Mapping[int, Candidate] = server.runtime.snapshot.candidates
+            return candidates
+
+        first = made(2)
+        edited = route(3, "m3", 2, priority=1)
+        second = made(3, routes=(routes[0], edited, routes[3]))
+        assert second.keys() == {1, 3, 4}
+        assert second[1] is first[1]
+        assert second[4] is first[4]
+        assert second[3].route == edited
+        assert ask(server, "m3").status_code == ask(server, "m1").status_code == 200
+        third = made(4, providers=(providers[0], msgspec.structs.replace(providers[1], name="other")))
+        assert third[2] is not first[2]
+        assert third[4] is second[4]
+        assert third[3].provider.name == "other"
+        fourth = made(5, settings=SettingsDoc(total_timeout_s=7.0))
+        assert {candidate.limits.total_s for candidate in fourth.values()} == {7.0}
+        server.call(server.runtime.on_cards, [CardDoc("m1", capabilities=("tools",))], [], {})
+        wait_for(lambda: server.runtime.snapshot.candidates[1] is not fourth[1])
+        assert ask(server, "m1").status_code == 200
 
 
 def test_a_failed_build_is_tried_again_with_any_later_push(up: FaultUpstream, tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from providers.pace import HALF_LIFE_S, Average, Pace, RetryBudget
+from providers.pace import FADING_PER_S, HALF_LIFE_S, UNKNOWN, Average, Pace, RetryBudget
 
 
 def test_the_average_moves_by_three_tenths() -> None:
@@ -23,6 +23,19 @@ def test_what_was_slow_once_is_half_as_slow_after_a_half_life_without_calls() ->
     average.add(2.0, 10.0)
     assert average.at(10.0 + HALF_LIFE_S) == pytest.approx(1.0)
     assert average.at(10.0 + 2 * HALF_LIFE_S) == pytest.approx(0.5)
+
+
+def test_levels_compare_averages_of_any_age_without_the_clock() -> None:
+    old, fresh = Average(), Average()
+    assert old.level == UNKNOWN
+    old.add(2.0, 10.0)
+    fresh.add(1.1, 10.0 + HALF_LIFE_S)
+    now = 20.0 + HALF_LIFE_S
+    assert old.level < fresh.level
+    for average in (old, fresh):
+        assert 10 ** (average.level - now * FADING_PER_S) == pytest.approx(average.at(now))
+    fresh.add(0.0, now)
+    assert fresh.level > UNKNOWN
 
 
 def test_streams_and_whole_answers_are_kept_apart() -> None:

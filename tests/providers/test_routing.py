@@ -8,7 +8,7 @@ import random
 import pytest
 
 from providers.config import PolicyDoc, ProviderDoc, RouteDoc, SettingsDoc
-from providers.routing import PLANS_MAX, SHAPES_MAX, RouteTable, draw, rendezvous, rounded
+from providers.routing import DECISIONS_MAX, PLANS_MAX, RouteTable, Said, draw, rendezvous
 
 CLOUD = ProviderDoc(id=1, name="cloud", kind="openai", base_url="https://api.example.com", address_class="public")
 LOCAL = ProviderDoc(id=2, name="local", kind="ollama", base_url="http://127.0.0.1:1", address_class="loopback")
@@ -164,19 +164,34 @@ def test_what_requests_want_makes_plans_of_their_own() -> None:
 def test_explanations_that_move_are_bounded() -> None:
     t = table([route(1, "m"), route(2, "m")], strategy="least_busy")
     plan = t.plan("m")
-    for n in range(SHAPES_MAX + 10):
+    for n in range(DECISIONS_MAX + 10):
         t.decide(plan, scores=[float(n), 0.0], shown=(f"{n} under way", ""), one_first=True)
-    assert 0 < len(plan.shapes) <= SHAPES_MAX
+    assert 0 < len(plan.decisions) <= DECISIONS_MAX
 
 
 def test_weights_are_shares_and_zero_is_last() -> None:
     rand = random.Random(7).random
     first = [0, 0, 0]
     for _ in range(20_000):
-        scores = draw([1, 3, 0], rand)
-        first[scores.index(min(scores))] += 1
+        first[draw([1, 4, 4], rand)] += 1
     assert first[2] == 0
     assert abs(first[1] / 20_000 - 0.75) < 0.015
+    assert draw([0, 3], lambda: 0.0) == 1
+    assert draw([0, 0], rand) == 0
+
+
+def test_one_of_each_model_name_is_drawn_among_those_that_are_there() -> None:
+    policies = [PolicyDoc(id=1, name="p", pattern="m", strategy="weighted", fallbacks=("f",))]
+    routes = [route(1, "m"), route(2, "m", weight=2), route(3, "m", weight=0), route(4, "f"), route(5, "f", weight=3)]
+    t = table(routes, policies)
+    plan = t.plan("m")
+    assert names(t.decide(plan, rand=lambda: 0.2)) == ["r1", "r2", "r3", "r4", "r5"]
+    assert names(t.decide(plan, rand=lambda: 0.9)) == ["r2", "r1", "r3", "r5", "r4"]
+    assert t.decide(plan, rand=lambda: 0.9) is t.decide(plan, rand=lambda: 0.95)
+    left = t.decide(plan, rand=lambda: 0.2, unavailable={1: "circuit open", 4: "x"})
+    assert names(left) == ["r2", "r3", "r5"]
+    rejected = {each["route"]: each["reason"] for each in json.loads(left.shape.payload)["rejected"]}
+    assert rejected == {"r1": "circuit open", "r4": "x"}
 
 
 def test_a_conversation_keeps_its_route_and_few_move_when_one_goes() -> None:
@@ -199,4 +214,4 @@ def test_a_conversation_keeps_its_route_and_few_move_when_one_goes() -> None:
     [(0.0, "0"), (float("inf"), "0"), (1.0, "1"), (118.0, "1e+02"), (0.00123, "0.0015"), (99.0, "1e+02")],
 )
 def test_scores_are_said_coarsely(value: float, said: str) -> None:
-    assert float(rounded(value)) == pytest.approx(float(said))
+    assert float(Said().of(value)) == pytest.approx(float(said))

@@ -102,6 +102,8 @@ class StubRuntime:
 
     def on_cache_purge(self, number: int) -> None: ...
 
+    def on_warming(self, questions: Any) -> None: ...
+
     def explain(self, body: bytes) -> bytes:
         return body
 

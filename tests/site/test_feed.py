@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from budgets.limits import LedgerWindows, PoolLimits
-from budgets.records import KeyRecord, PoolRecord, PriceRecord
+from budgets.records import KeyRecord, PoolRecord, PriceRecord, WarmRecord
 from budgets.windows import WindowSpec
 from hoosh_site.feed import Feed
-from hoosh_site.link import AccessPush, CardsPush, ConfigPush, HealthPush, SecretsPush
+from hoosh_site.link import AccessPush, CardsPush, ConfigPush, HealthPush, SecretsPush, WarmPush
 from providers.config import CardDoc
 
 
@@ -26,6 +26,7 @@ class Tables:
         self.sealed: dict[int, str] = {}
         self.models: dict[int, list[str]] = {}
         self.sick: list[int] = []
+        self.questions: list[WarmRecord] = []
         self.keys: list[tuple[int, KeyRecord]] = []
         self.pools: list[PoolLimits] = []
         self.ledger: dict[int, LedgerWindows] = {}
@@ -62,6 +63,9 @@ class Tables:
 
     def access_since(self, seq: int) -> tuple[int, list[KeyRecord], list[PoolLimits]]:
         return self.numbers["access"], [key for at, key in self.keys if at > seq], list(self.pools)
+
+    def warming(self) -> list[WarmRecord]:
+        return list(self.questions)
 
     def windows(self, pool_ids: Collection[int]) -> dict[int, LedgerWindows]:
         if self.broken_windows:
@@ -315,3 +319,17 @@ def test_windows_begin_while_the_sites_database_is_away() -> None:
         bench.look()
     (told,) = bench.pushed
     assert (told.full, told.keys, told.pools[0].window_start) == (False, [], bench.now - bench.now % 3600)
+
+
+def test_questions_asked_ahead_are_told_when_they_change_and_to_who_connects_later() -> None:
+    bench = Bench()
+    bench.look()
+    assert not any(isinstance(message, WarmPush) for message in bench.feed.hello())
+    question = WarmRecord(1, 2, "m", "", "Q?")
+    bench.tables.numbers["warming"], bench.tables.questions = 1, [question]
+    assert bench.look() == [WarmPush([question])]
+    assert bench.look() == []
+    assert bench.feed.hello()[-1] == WarmPush([question])
+    bench.tables.numbers["warming"], bench.tables.questions = 2, []
+    assert bench.look() == [WarmPush([])]
+    assert WarmPush([]) in bench.feed.hello()

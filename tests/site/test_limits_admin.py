@@ -18,6 +18,8 @@ from hoosh_site.limits_page import Measure, _measure
 from providers import config, publish, services
 from providers.models import Provider, Route
 from tests.admin_case import AdminTestCase
+from tests.gateway.test_api import control
+from tests.gateway.test_queue_api import Workers
 
 pytestmark = pytest.mark.database
 
@@ -139,6 +141,17 @@ class LimitsPageTest(Case):
             assert words in html, words
         assert html.index("laptop") < html.index(">local<")
         assert "notebook" not in html.split("Used now")[1]
+
+    def test_it_shows_who_waits_for_a_place(self) -> None:
+        Route.objects.update(concurrent_requests=4)
+        assert "for a place now" not in self.show()
+        name = f"route:{Route.objects.get().pk}"
+        queue = {"waiting": [2, 0, 1], "admitted": 4, "waited_ms": 1000, "timed_out": 6, "at": {name: 3}}
+        with control(Workers({"queue": queue}, {"queue": queue})):
+            html = self.show()
+        assert "6 requests wait for a place now: 4 interactive, 0 agent, 2 batch." in html
+        assert "8 got one after 250 ms on average, 12 waited in vain" in html
+        assert "<td>6</td>" in html.split("Used now")[1]
 
     def test_without_limits_or_workers_it_says_so(self) -> None:
         assert "Nothing is limited" in self.show()

@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from budgets.records import KeyRecord, PoolRecord, PriceRecord
+from budgets.records import KeyRecord, PoolRecord, PriceRecord, WarmRecord
 from hoosh_site import link
 from hoosh_site.link import (
     AccessPush,
@@ -38,6 +38,7 @@ from hoosh_site.link import (
     Return,
     SecretsPush,
     Status,
+    WarmPush,
 )
 from hoosh_site.worker import connect
 from providers.config import CardDoc
@@ -57,7 +58,7 @@ async def line(
         path = Path(directory) / "run" / "link.sock"
         server = LinkServer(path, hello=hello, on_ask=on_ask or (lambda ask, reply: None))
         await server.start()
-        kinds = (ConfigPush, SecretsPush, AccessPush, CardsPush, HealthPush, Granted, Recall, IdemAnswer)
+        kinds = (ConfigPush, SecretsPush, AccessPush, CardsPush, HealthPush, WarmPush, Granted, Recall, IdemAnswer)
         client = LinkClient(path, register=ME, callbacks=dict.fromkeys(kinds, told.append))
         client.start()
         await until(lambda: bool(server.workers()))
@@ -102,6 +103,8 @@ def test_a_frame_over_the_limit_is_an_error() -> None:
         Recall(1, 3600, 1),
         IdemAnswer(4, "done", 200, "text/event-stream", b"\x00\xff"),
         IdemAnswer(4, "new"),
+        WarmPush([WarmRecord(1, 2, "m", "Be brief.", "How tall is it?")]),
+        WarmPush([]),
     ],
     ids=lambda message: type(message).__name__,
 )

@@ -124,3 +124,8 @@ def test_an_option_of_serve_counts_before_the_file_of_its_variable(tmp_path):
     values = {"HOOSH_BIND_FILE": str(tmp_path / "bind"), "HOOSH_DATA_DIR": str(tmp_path)}
     done = manage("serve", "--bind", "nowhere", **values)
     assert "HOOSH_BIND is 'nowhere'" in done.stderr
+
+
+def test_the_folder_of_the_embedder_is_a_path_or_nothing(load: Load) -> None:
+    assert load()["HOOSH_EMBEDDER"] is None
+    assert load(HOOSH_EMBEDDER="/srv/model")["HOOSH_EMBEDDER"] == Path("/srv/model")

@@ -1,0 +1,67 @@
+"use strict";
+// Keeps the live part of the first page fresh: by server-sent events, and by asking again where these do not come.
+(function () {
+  const part = document.getElementById("hoosh-live");
+  if (!part) {
+    return;
+  }
+  const state = document.getElementById("hoosh-live-state");
+  let source = null;
+  let failures = 0;
+  let timer = null;
+
+  function show(html) {
+    // Markup of our own server, made by the same template as the page: it holds no scripts, and none would run.
+    if (!part.contains(document.activeElement)) {
+      part.innerHTML = html;
+    }
+    state.textContent = "live";
+  }
+
+  async function poll() {
+    try {
+      const reply = await fetch(part.dataset.part, { headers: { accept: "text/html" } });
+      if (!reply.ok || reply.redirected) {
+        throw new Error(String(reply.status));
+      }
+      show(await reply.text());
+    } catch {
+      state.textContent = "not fresh: the gateway does not answer";
+    }
+    timer = window.setTimeout(poll, 10000);
+  }
+
+  function listen() {
+    source = new EventSource(part.dataset.stream);
+    source.onmessage = function (event) {
+      failures = 0;
+      show(event.data);
+    };
+    source.onerror = function () {
+      failures += 1;
+      if (failures >= 3 || source.readyState === EventSource.CLOSED) {
+        source.close();
+        source = null;
+        poll();
+      }
+    };
+  }
+
+  function stop() {
+    if (source) {
+      source.close();
+      source = null;
+    }
+    window.clearTimeout(timer);
+  }
+
+  document.addEventListener("visibilitychange", function () {
+    stop();
+    if (!document.hidden) {
+      failures = 0;
+      listen();
+    }
+  });
+  window.addEventListener("pagehide", stop);
+  listen();
+})();
