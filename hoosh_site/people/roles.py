@@ -39,6 +39,7 @@ MODELS: dict[str, tuple[frozenset[str], frozenset[str]]] = {
     "budgets.ledgerorder": (_SEE, _SEE),
     "budgets.lease": (_SEE, _SEE),
     "budgets.reservation": (_SEE, _SEE),
+    "budgets.warmquestion": (_ALL, _SEE),
     "events.event": (_SEE, _SEE),
     "events.webhook": (_ALL, _SEE),
     "audit.outboxentry": (_SEE, _SEE),

@@ -39,6 +39,7 @@ from budgets.models import (
     Reservation,
     Team,
     Usage,
+    WarmQuestion,
 )
 from events.models import Event, Webhook
 from hoosh_site.people import groups, roles
@@ -77,6 +78,8 @@ OWN: dict[str, tuple[Allowed | None, Allowed | None]] = {
     "autocomplete": (needs("budgets.view_pool"), None),
     "password_change": (STAFF, STAFF),
     "password_change_done": (STAFF, None),
+    "live": (needs("budgets.view_usage"), None),
+    "live_stream": (needs("budgets.view_usage"), None),
     "draft": (needs("providers.view_configversion"), needs("providers.change_gatewaysettings")),
     "version_revert": (needs("providers.view_configversion", "providers.change_gatewaysettings"),) * 2,
     "provider_off": (None, needs("providers.change_provider")),
@@ -264,6 +267,7 @@ class MatrixTest(AdminTestCase):
             "budgets.ledgerorder": LedgerOrder.objects.create(kind="correction", actor="ada"),
             "budgets.lease": Lease.objects.create(window=window, **lease),
             "budgets.reservation": Reservation.objects.create(id="1" * 32, **ids, **reserved),
+            "budgets.warmquestion": WarmQuestion.objects.create(key=key, model="tiny", question="Who?"),
             "events.event": Event.objects.create(topic="config", name="config.published"),
             "events.webhook": Webhook.objects.create(
                 name="chat", url=SECRET_URL, address_class="public", ciphertext="x"
