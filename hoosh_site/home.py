@@ -20,6 +20,7 @@ from django.conf import settings
 from django.contrib.auth import get_user_model
 from django.contrib.auth.models import AbstractUser, AnonymousUser
 from django.core.exceptions import PermissionDenied
+from django.core.handlers.asgi import ASGIRequest
 from django.db import close_old_connections
 from django.db.models import Sum
 from django.http import HttpRequest, HttpResponse, HttpResponseBase, StreamingHttpResponse
@@ -279,6 +280,8 @@ def stream_view(page: Any, request: HttpRequest) -> HttpResponseBase:
     """The same as server-sent events: the part as it is, anew every few seconds while its reader may see it."""
     if not live(request.user):
         raise PermissionDenied
+    if not isinstance(request, ASGIRequest):
+        return HttpResponse(status=204)  # a server of one thread per request cannot stream: the page asks again instead
     if _open >= STREAMS_MAX:
         return HttpResponse("Too many pages are open.", status=503, headers={"retry-after": "10"})
     response = StreamingHttpResponse(_events(int(request.user.pk or 0)), content_type="text/event-stream")
