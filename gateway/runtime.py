@@ -89,6 +89,7 @@ class Runtime:
         self.limiter: Limiter
         self.app: GatewayApp | None = None
         self.build_error = ""
+        self.audit_head = b""  # size and root of the audit log's last checkpoint, for headers
         self._builder = Builder(self.connections)
         self._seed, self._count = os.urandom(4), 0
         self._cache_purge = 0
@@ -306,6 +307,10 @@ class Runtime:
     def on_health(self, down: Iterable[int]) -> None:
         """Providers whose active probes fail."""
         self._push("health", frozenset(down))
+
+    def on_audit(self, head: str) -> None:
+        """The audit log's last checkpoint as answers may name it: "size:root"."""
+        self.audit_head = head.encode("ascii", "replace")
 
     def on_cache_purge(self, number: int) -> None:
         """Forget every kept answer, now; `status()` tells the number."""

@@ -15,8 +15,9 @@ from django.db.models import QuerySet
 from django.http import HttpRequest, HttpResponse
 
 from audit.admin_tools import operator
-from audit.changes import changed_fields, recordable
+from audit.changes import changed_fields, object_of, recordable
 from audit.generics import Page
+from audit.history import LogHistory
 from audit.record import record
 from hoosh_site.admin_webhooks import WebhookAdmin
 
@@ -26,10 +27,11 @@ _Model = TypeVar("_Model", bound=models.Model)
 _UNRECORDED = frozenset({"password", "last_login"})
 
 
-class RecordedAdmin(Page[_Model]):
+class RecordedAdmin(LogHistory, Page[_Model]):
     """Records who created, changed and deleted rows; `memberships` names lists of related rows recorded with them."""
 
     memberships: tuple[str, ...] = ()
+    personal: tuple[str, ...] = ()  # fields that tell of a person; with any, the rows are people
 
     def save_model(self, request: HttpRequest, obj: _Model, form: Any, change: bool) -> None:
         """Remember what the row was, for `save_related`, then save it."""
@@ -57,19 +59,31 @@ class RecordedAdmin(Page[_Model]):
     def delete_model(self, request: HttpRequest, obj: _Model) -> None:
         """Record the deletion, then delete."""
         with transaction.atomic():
-            self.note(request, obj, "deleted", {"id": obj.pk})
+            self.note(request, obj, "deleted", {})
             super().delete_model(request, obj)
 
     def delete_queryset(self, request: HttpRequest, queryset: QuerySet[_Model]) -> None:
         """Record the deletions, then delete."""
         with transaction.atomic():
             for row in queryset:
-                self.note(request, row, "deleted", {"id": row.pk})
+                self.note(request, row, "deleted", {})
             super().delete_queryset(request, queryset)
 
     def note(self, request: HttpRequest, row: _Model, what: str, data: dict[str, Any]) -> None:
         """Append one audit entry about a row."""
-        record(f"{row._meta.model_name}.{what}", actor=operator(request), target=str(row)[:200], data=data)
+        fields: dict[str, Any] = data.get("fields", {})
+        personal = {name: fields[name] for name in self.personal if name in fields}
+        data = {"object": object_of(row), **data}
+        if personal:
+            data["fields"] = {name: values for name, values in fields.items() if name not in personal}
+        record(
+            f"{row._meta.model_name}.{what}",
+            actor=operator(request),
+            target=str(row)[:200],
+            data=data,
+            about=bool(self.personal),
+            personal=personal,
+        )
 
 
 def _names(row: models.Model | None, name: str) -> set[str]:
@@ -91,6 +105,7 @@ class RecordedUserAdmin(RecordedAdmin[User], UserAdmin):  # type: ignore[type-ar
     """People who may sign in to admin."""
 
     memberships = ("groups", "user_permissions")
+    personal = ("username", "first_name", "last_name", "email")
 
     def user_change_password(self, request: HttpRequest, id: str, form_url: str = "") -> HttpResponse:
         """The form for somebody's password; a change of it is recorded, the password is not."""

@@ -25,6 +25,7 @@ from hoosh_site import child
 from hoosh_site.feed import DatabaseSource, Feed, Source
 from hoosh_site.link import (
     Ask,
+    AuditPush,
     CachePurge,
     Granted,
     Happened,
@@ -122,6 +123,16 @@ class EventsLike(Protocol):
         """End the thread."""
 
 
+class AnchorsLike(Protocol):
+    """What the plane needs of `audit.anchors.Anchors`."""
+
+    def start(self) -> None:
+        """Begin."""
+
+    def stop(self) -> None:
+        """Take the last checkpoint along, then end."""
+
+
 class ControlPlane:
     """Writer, feed, line to the workers and probes. `start` and `stop` belong to one loop; the rest to any thread."""
 
@@ -134,12 +145,13 @@ class ControlPlane:
         idempotency: RepliesStore,
         probe: Callable[[], Any] | None = None,
         events: EventsLike | None = None,
+        anchors: AnchorsLike | None = None,
     ) -> None:
-        """`probe` is a coroutine function that runs until it is cancelled; None: no probes. So with `events`."""
+        """`probe` is a coroutine function that runs until it is cancelled; None: no probes. So with the others."""
         self.writer = writer
         self.link = LinkServer(
             link_path,
-            hello=lambda: self.feed.hello(),
+            hello=lambda: [*self.feed.hello(), *self._checkpoint],
             on_ask=self._ask,
             on_return=self._return,
             on_idem_begin=self._idem_begin,
@@ -148,7 +160,8 @@ class ControlPlane:
         )
         self._idempotency = idempotency
         self.feed = Feed(source, self.link.broadcast_threadsafe, sync_windows=writer.sync_windows)
-        self._probe, self._events = probe, events
+        self._probe, self._events, self._anchors = probe, events, anchors
+        self._checkpoint: list[AuditPush] = []  # the last one
         self._running: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
@@ -162,6 +175,8 @@ class ControlPlane:
         if self._events is not None:
             self._events.start()
             self._running.append(loop.create_task(self._events.run()))
+        if self._anchors is not None:
+            self._anchors.start()
         registry.current = self
 
     async def stop(self) -> None:
@@ -184,6 +199,8 @@ class ControlPlane:
         if self._events is not None:
             self._events.stop()
         self.writer.stop()
+        if self._anchors is not None:
+            self._anchors.stop()
 
     def wake(self, *, reimport: bool = False) -> None:
         """Look for changes now; with `reimport` also at the configuration file."""
@@ -204,6 +221,11 @@ class ControlPlane:
     def purge_caches(self, number: int) -> None:
         """Have every worker forget its kept answers; their status tells the `number` once they have."""
         self.link.broadcast_threadsafe([CachePurge(number)])
+
+    def tell_checkpoint(self, size: int, root: bytes) -> None:
+        """Tell every worker of the audit log's last checkpoint."""
+        self._checkpoint = [AuditPush(f"{size}:{root.hex()}")]
+        self.link.broadcast_threadsafe(self._checkpoint)
 
     def _ask(self, ask: Ask, reply: Callable[[Granted], None]) -> None:
         def answered(total: int, more: bool, spent_out: bool, available: int, others: int) -> None:
@@ -245,12 +267,23 @@ def build_plane() -> ControlPlane:
     from budgets.idempotency import IdempotencyStore
     from budgets.settle import Writer
     from gateway import probes
+    from hoosh_site import audit_plane
     from hoosh_site.event_plane import EventPlane
 
     async def probe() -> None:
         await probes.run_forever(lambda: built.wake())
 
-    writer = Writer(settings.HOOSH_JOURNAL_DIR, on_recall=lambda *purse: built.recall(*purse), jobs=jobs.default_jobs())
+    audit = audit_plane.build(
+        tell=lambda size, root: built.tell_checkpoint(size, root),
+        submit=lambda work: writer.submit(work),
+        rows=lambda: int(writer.stats()["rows"]),
+    )
+    writer = Writer(
+        settings.HOOSH_JOURNAL_DIR,
+        on_recall=lambda *purse: built.recall(*purse),
+        jobs=[*jobs.default_jobs(), *audit.jobs],
+        at_end=audit.at_end,
+    )
     built = ControlPlane(
         writer=writer,
         source=DatabaseSource(),
@@ -258,6 +291,7 @@ def build_plane() -> ControlPlane:
         idempotency=IdempotencyStore(writer),
         probe=probe,
         events=EventPlane(),
+        anchors=audit.anchors,
     )
     return built
 

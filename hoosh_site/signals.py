@@ -9,6 +9,7 @@ from django.http import HttpRequest
 
 from audit.record import record
 
+_NOBODY = "(no name)"
 _NAME_LIMIT = 150  # as long as a user name may be; what is typed there can be anything
 
 
@@ -24,26 +25,29 @@ def _visible(name: object) -> str:
     return "".join(char if char.isprintable() else "?" for char in str(name)[:_NAME_LIMIT])
 
 
-def _data(request: HttpRequest | None) -> dict[str, str]:
+def _personal(request: HttpRequest | None) -> dict[str, str]:
     return {"address": request.META.get("REMOTE_ADDR", "")} if request is not None else {}
 
 
 def signed_in(sender: type, request: HttpRequest | None, user: Any, **kwargs: Any) -> None:
     """An operator signed in."""
-    record("operator.signed_in", actor=user.get_username(), target=user.get_username(), data=_data(request))
+    name = user.get_username()
+    record("operator.signed_in", actor=name, target=name, about=True, personal=_personal(request))
 
 
 def signed_out(sender: type, request: HttpRequest | None, user: Any, **kwargs: Any) -> None:
     """An operator signed out; an expired session has no user and is not recorded."""
     if user is not None:
-        record("operator.signed_out", actor=user.get_username(), target=user.get_username(), data=_data(request))
+        name = user.get_username()
+        record("operator.signed_out", actor=name, target=name, about=True, personal=_personal(request))
 
 
 def refused(sender: str, credentials: dict[str, Any], request: HttpRequest | None = None, **kwargs: Any) -> None:
     """Somebody gave a wrong name or password. The password is not in `credentials` (Django masks it)."""
     record(
         "operator.sign_in_refused",
-        target=_visible(credentials.get("username", "")),
+        target=_visible(credentials.get("username", "")) or _NOBODY,
+        about=True,  # also of nobody's name: what is typed there may be a password
         level="warning",
-        data=_data(request),
+        personal=_personal(request),
     )

@@ -86,6 +86,7 @@ class GatewaySettingsAdmin(PublishingAdmin):
         ("Privacy", {"fields": ("privacy_policy",)}),
         ("Money", {"fields": ("unknown_price",)}),
         ("Answers kept", {"fields": ("cache_mb",)}),
+        ("Audit", {"fields": ("audit_header",)}),
         (
             "Upstream times (seconds)",
             {

@@ -171,7 +171,7 @@ def _settings_problems(settings: SettingsDoc) -> Iterator[Problem]:
     may_be_zero = ("hold_wait_s", "probe_interval_s", "ping_interval_s", "retry_percent")
     for name in SETTINGS_FIELDS:
         value = getattr(settings, name)
-        if isinstance(value, str):
+        if isinstance(value, str | bool):
             continue
         if not math.isfinite(value) or value < 0 or (value == 0 and name not in may_be_zero):
             yield Problem(row, name, "enter a number above zero.")

@@ -116,6 +116,7 @@ class SettingsDoc(msgspec.Struct, frozen=True):
     cache_mb: int = 64  # memory for kept answers, per worker
     privacy_policy_id: int = 0  # of teams that have none of their own; 0 = nothing is looked at
     unknown_price: str = "refuse"  # "refuse" | "observe": a model without a price, where money is limited
+    audit_header: bool = False  # answers name the audit log's last checkpoint
 
 
 class PatternDoc(msgspec.Struct, frozen=True):

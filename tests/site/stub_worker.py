@@ -102,6 +102,8 @@ class StubRuntime:
 
     def on_cache_purge(self, number: int) -> None: ...
 
+    def on_audit(self, head: str) -> None: ...
+
     def explain(self, body: bytes) -> bytes:
         return body
 

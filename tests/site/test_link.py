@@ -20,6 +20,7 @@ from hoosh_site import link
 from hoosh_site.link import (
     AccessPush,
     Ask,
+    AuditPush,
     CardsPush,
     ConfigPush,
     Explain,
@@ -57,7 +58,7 @@ async def line(
         path = Path(directory) / "run" / "link.sock"
         server = LinkServer(path, hello=hello, on_ask=on_ask or (lambda ask, reply: None))
         await server.start()
-        kinds = (ConfigPush, SecretsPush, AccessPush, CardsPush, HealthPush, Granted, Recall, IdemAnswer)
+        kinds = (ConfigPush, SecretsPush, AccessPush, CardsPush, HealthPush, Granted, Recall, IdemAnswer, AuditPush)
         client = LinkClient(path, register=ME, callbacks=dict.fromkeys(kinds, told.append))
         client.start()
         await until(lambda: bool(server.workers()))
@@ -102,6 +103,7 @@ def test_a_frame_over_the_limit_is_an_error() -> None:
         Recall(1, 3600, 1),
         IdemAnswer(4, "done", 200, "text/event-stream", b"\x00\xff"),
         IdemAnswer(4, "new"),
+        AuditPush("12:00ff"),
     ],
     ids=lambda message: type(message).__name__,
 )
