@@ -26,6 +26,7 @@ from django.utils.html import format_html
 from django.utils.safestring import SafeString
 
 from audit.generics import Page
+from audit.history import LogHistory
 
 _Model = TypeVar("_Model", bound=models.Model)
 BEFORE = "before"  # the query parameter that continues a keyset list
@@ -82,7 +83,7 @@ def operator(request: HttpRequest) -> str:
     return request.user.get_username()
 
 
-class LiveAdmin(Page[_Model]):
+class LiveAdmin(LogHistory, Page[_Model]):
     """A page whose saves go through a service and are live at once.
 
     A subclass names the service in `write` and `erase`. The services validate again, so what slips between a form's
@@ -229,7 +230,7 @@ class LiveAdmin(Page[_Model]):
         return HttpResponseRedirect(request.get_full_path())
 
 
-class ReadOnlyAdmin(Page[_Model]):
+class ReadOnlyAdmin(LogHistory, Page[_Model]):
     """A page that shows rows and can neither add, change nor delete them, whoever asks."""
 
     actions = None
@@ -275,6 +276,12 @@ class KeysetChangeList(ChangeList):
             rows = rows.filter(_behind(self.model, keyset, before))
         found = list(rows[: self.list_per_page + 1])
         shown = found[: self.list_per_page]
+        more = len(found) > self.list_per_page
+        self.show_page(shown, _cursor(keyset, shown[-1]) if more else "", continued=bool(before))
+
+    def show_page(self, shown: list[Any], older: str, *, continued: bool) -> None:
+        """Show these rows. `older` is the cursor of the next page, "" where there is none; `continued`: this is not the
+        first one."""
         self.result_list = shown
         self.result_count = len(shown)
         self.full_result_count = len(shown)  # equal to the count shown: no 'of how many', which nobody counts
@@ -283,9 +290,8 @@ class KeysetChangeList(ChangeList):
         self.can_show_all = False
         self.multi_page = False
         self.paginator = UncountedPaginator([], self.list_per_page)
-        self.is_continued = bool(before)
-        more = len(found) > self.list_per_page
-        self.older_url = self.get_query_string({BEFORE: _cursor(keyset, shown[-1])}) if more else ""
+        self.is_continued = continued
+        self.older_url = self.get_query_string({BEFORE: older}) if older else ""
         self.newest_url = self.get_query_string()
 
     def get_query_string(self, new_params: Any = None, remove: Any = None) -> str:

@@ -31,6 +31,11 @@ def recordable(changes: Mapping[str, tuple[object, object]]) -> dict[str, list[s
     return {name: [_shown(old), _shown(new)] for name, (old, new) in changes.items() if name not in _UNRECORDED}
 
 
+def object_of(row: models.Model) -> str:
+    """How entries name a stored row for good, whatever it is called later: "budgets.pool:7". For `data["object"]`."""
+    return f"{row._meta.label_lower}:{row.pk}"
+
+
 def _shown(value: object) -> str | None:
     if value is None:
         return None

@@ -33,6 +33,7 @@ def gates(figures: Figures) -> list[Gate]:
         *_translation_gates(figures.get("translation", {})),
         *_policy_gates(figures.get("policies", {})),
         *_overload_gates(figures.get("overload", {})),
+        *_audit_gates(figures.get("audit", {})),
     ]
 
 
@@ -126,6 +127,34 @@ def _overload_lines(overload: Figures) -> list[str]:
     ]
 
 
+_AUDIT_US, _VERIFY_S = 5.0, 60.0  # of control per request; a million entries
+
+
+def _audit_gates(audit: Figures) -> list[Gate]:
+    if not audit:
+        return []
+    million_s = audit["verify_s"] * 1_000_000 / audit["entries"]
+    return [
+        Gate("audit: control's CPU µs per request", audit["settling"]["audit_us"], _AUDIT_US),
+        Gate("audit: seconds to verify a million entries", million_s, _VERIFY_S),
+    ]
+
+
+def _audit_lines(audit: Figures) -> list[str]:
+    if not audit:
+        return []
+    settling = audit["settling"]
+    return [
+        "",
+        f"audit: {settling['audit_us']:g} of control's {settling['settle_us']:g} CPU µs per settled request",
+        f"  {audit['sequencer_entries_per_s']:,} entries a second into the log",
+        f"  {audit['entries']:,} entries: {audit['export_mb']} MB exported in {audit['export_s']:g} s, verified in "
+        f"{audit['verify_s']:g} s",
+        f"  slowest pages then: /v1/audit {audit['api_page_ms']:g} ms, admin list {audit['admin_list_ms']:g} ms, "
+        f"entry {audit['admin_entry_ms']:g} ms, proof {audit['proof_ms']:g} ms",
+    ]
+
+
 def _policy_lines(policies: Figures) -> list[str]:
     if not policies:
         return []
@@ -182,6 +211,7 @@ def table(figures: Figures) -> str:
     lines += _translation_lines(figures.get("translation", {}))
     lines += _policy_lines(figures.get("policies", {}))
     lines += _overload_lines(figures.get("overload", {}))
+    lines += _audit_lines(figures.get("audit", {}))
     lines += ["", *(_verdict(gate) for gate in gates(figures))]
     return "\n".join(lines)
 

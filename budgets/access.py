@@ -16,7 +16,7 @@ from django.db import models, transaction
 from django.db.models import F, ProtectedError, Q
 from django.utils import timezone
 
-from audit.changes import changed_fields, recordable
+from audit.changes import changed_fields, object_of, recordable
 from audit.record import record
 from budgets import validation
 from budgets.limits import PoolLimits
@@ -113,7 +113,7 @@ def add_price(price: Price, *, actor: str) -> Price:
     with transaction.atomic():
         price.seq = bump(PRICES)
         price.save(force_insert=True)
-        data = {"fields": recordable(changed_fields(None, price))}
+        data = {"object": object_of(price), "fields": recordable(changed_fields(None, price))}
         record("price.added", actor=actor, target=str(price)[:200], data=data)
     return price
 
@@ -132,7 +132,8 @@ def write(row: Row, *, what: str, actor: str, action: str = "") -> Row:
         else:
             row.save(update_fields=[*changes, "seq"])
         action = action or ("created" if before is None else "changed")
-        record(f"{what}.{action}", actor=actor, target=str(row)[:200], data={"fields": recordable(changes)})
+        data = {"object": object_of(row), "fields": recordable(changes)}
+        record(f"{what}.{action}", actor=actor, target=str(row)[:200], data=data)
     return row
 
 
@@ -148,7 +149,7 @@ def _delete(row: models.Model, what: str, actor: str, sequence: str) -> None:
     try:
         with transaction.atomic():
             bump(sequence)
-            record(f"{what}.deleted", actor=actor, target=str(row)[:200], data={"id": row.pk})
+            record(f"{what}.deleted", actor=actor, target=str(row)[:200], data={"object": object_of(row)})
             row.delete()
     except ProtectedError as exc:  # something took it into use just now
         raise ValidationError(f"The {what} is in use. Disable it instead.") from exc

@@ -11,6 +11,8 @@ from django.core.exceptions import ValidationError
 from django.db import transaction
 from django.utils import timezone
 
+from audit.changes import object_of
+from audit.record import record
 from budgets import access
 from budgets.models.access import Agent, ApiKey, Pool
 from budgets.models.ledger import Usage
@@ -156,6 +158,8 @@ def rotate_key(key: ApiKey, *, actor: str, overlap: dt.timedelta = dt.timedelta(
         if key.expires_at is None or key.expires_at > until:
             key.expires_at = until
             access.write(key, what="key", actor=actor, action="rotated")
+        else:  # it ends before that by itself
+            record("key.rotated", actor=actor, target=str(key)[:200], data={"object": object_of(key)})
     return made, text
 
 

@@ -16,10 +16,13 @@ from typing import Any, NamedTuple
 from django.db import DataError, IntegrityError, transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
 
-from budgets import ledger_books, ledger_sql, transfers
+from audit import batches
+from audit.record import record_ledger
+from budgets import ledger_books, ledger_sql, transfers, usage_leaf
 from budgets.leasing import Leasing, Wanted
 from budgets.ledger_books import NO_SOURCE, Books, Key, PurseRow, opened
 from budgets.ledger_sql import Row
+from budgets.models.access import Pool
 from budgets.models.ledger import JournalPosition, Lease, LedgerEntry
 from budgets.records import Unit, UsageRecord
 from budgets.stats import WriterStats
@@ -113,11 +116,13 @@ class Ledger:
         refused: frozenset[Key],
     ) -> None:
         """The transaction of `settle`."""
+        batch = batches.sealed(usage_leaf.records_of(rows))
         try:
             with opened(self._connection, self._stats) as books:
                 if rows:
                     ledger_sql.keep_out_rollups(self._connection)
-                    if ledger_sql.insert_usage(self._connection, rows) != len(rows):
+                    batch_id = batches.insert_batch(self._connection, owner, batch)
+                    if ledger_sql.insert_usage(self._connection, rows, batch_id) != len(rows):
                         raise _NotAllNew
                     self._charge(books, owner, rows, without=refused)
                     self._quarantine_leases(owner, refused)
@@ -166,6 +171,8 @@ class Ledger:
                 owner=owner, window__pool_id=pool_id, window__unit=unit, window__window_start=start
             )
             leases.update(state=Lease.State.QUARANTINED)
+            purse = {"object": f"{Pool._meta.label_lower}:{pool_id}", "unit": str(unit), "window_start": str(start)}
+            record_ledger(self._connection, "lease.quarantined", target=owner, level="error", data=purse)
 
     def _charge(self, books: Books, owner: str, rows: list[Row], *, without: Collection[Key] = ()) -> None:
         leased, observed = _sums(rows)
@@ -183,15 +190,16 @@ class Ledger:
             overrun = purse.overrun
             lacking = transfers.charge(purse, books.lease(owner, purse), amount)
             if lacking:
-                self._overran(owner, purse, lacking, passed=purse.overrun > overrun)
+                self._overran(books, owner, purse, lacking, passed=purse.overrun > overrun)
         for key, amount in observed.items():
             purse = purses[key]
             overrun = purse.overrun
             transfers.charge_observed(purse, amount)
             if purse.overrun > overrun and self._stats.first_in_a_while(("observed", key)):
                 log.info("limit_passed", extra={**_named(key), "overrun": purse.overrun})
+                books.note("budget.limit_passed", purse, {"overrun": str(purse.overrun)})
 
-    def _overran(self, owner: str, purse: PurseRow, lacking: int, *, passed: bool) -> None:
+    def _overran(self, books: Books, owner: str, purse: PurseRow, lacking: int, *, passed: bool) -> None:
         """More was used than was leased; `passed`: more than the purse had."""
         if purse.unit == Unit.TOKENS:
             self._stats.overrun_tokens += lacking
@@ -200,6 +208,8 @@ class Ledger:
         if self._stats.first_in_a_while(("leased", purse.key, passed)):
             fields = {"owner": owner, **_named(purse.key), "amount": lacking, "overrun": purse.overrun}
             log.log(logging.ERROR if passed else logging.WARNING, "lease_overrun", extra=fields)
+            data = {"owner": owner, "amount": str(lacking), "overrun": str(purse.overrun)}
+            books.note("budget.overrun", purse, data, level="error" if passed else "warning")
 
     # --- leases -----------------------------------------------------------------------------------------------------
 
@@ -232,6 +242,7 @@ class Ledger:
         with transaction.atomic(using=self._using, durable=True):
             Lease.objects.using(self._using).filter(owner=owner).update(state=Lease.State.QUARANTINED)
             ledger_sql.store_position(self._connection, owner, position)
+            record_ledger(self._connection, "lease.quarantined", target=owner, level="error")
 
     def resolve(
         self, owner: str, *, spent: bool, order_id: int | None, order_token: str | None, actor: str, note: str
@@ -301,7 +312,10 @@ class Ledger:
             before = {key: transfers.free_amount(purses[key]) for key in wanted}
             for key, spec in wanted.items():
                 purse = purses[key]
+                old = purse.capacity
                 transfers.set_limit(purse, spec.capacity)
+                if purse.capacity != old:
+                    books.note("window.limit_changed", purse, {"capacity": [_told(old), _told(purse.capacity)]})
                 purse.window_end, purse.alerts = spec.window_end, spec.alerts
                 if purse.carry_from is None:
                     purse.carry_from = links[key]
@@ -369,6 +383,10 @@ def _sums(rows: list[Row]) -> tuple[dict[Key, int], dict[Key, int]]:
             if amount:
                 (observed if is_observed else leased)[pool_id, unit, window_start] += amount
     return leased, observed
+
+
+def _told(capacity: int | None) -> str:
+    return "none" if capacity is None else str(capacity)
 
 
 def _named(key: Key) -> dict[str, int]:

@@ -27,8 +27,11 @@ from django.db import transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.models import Count, Sum
 
+from audit.models import LedgerOutboxEntry
 from budgets import transfers
+from budgets.models.access import Pool
 from budgets.models.ledger import Lease, LedgerEntry, PoolAlert, PoolWindow
+from budgets.records import Unit
 from budgets.stats import WriterStats
 
 log = logging.getLogger("hoosh.ledger")
@@ -135,6 +138,7 @@ class Books:
         self._stored_leases: dict[tuple[str, int], LeaseRow] = {}
         self._ended: list[int] = []
         self._entries: list[LedgerEntry] = []
+        self._notes: list[LedgerOutboxEntry] = []
 
     # --- reading ----------------------------------------------------------------------------------------------------
 
@@ -234,6 +238,19 @@ class Books:
                 note=note[:500],
             )
         )
+        data = {"amount": str(amount), "order_id": order_id, "note": note[:500]}
+        self.note(f"balance.{kind.value}", purse, data, actor=actor[:150])
+
+    def note(
+        self, action: str, purse: PurseRow, data: Mapping[str, object], *, actor: str = "", level: str = "info"
+    ) -> None:
+        """Have the audit log tell of a change of a purse, with the change. Amounts are texts, in the purse's unit."""
+        unit = "tokens" if purse.unit == Unit.TOKENS else "pico_usd" if purse.unit == Unit.PICO_USD else str(purse.unit)
+        place = {"object": f"{_POOL}:{purse.pool_id}", "unit": unit, "window_start": str(purse.window_start)}
+        told = {**place, **{name: value for name, value in data.items() if value not in (None, "")}}
+        self._notes.append(
+            LedgerOutboxEntry(action=action, actor=actor, target=f"pool {purse.pool_id}", level=level, data=told)
+        )
 
     def save(self) -> None:
         """Write what was changed and raise the alerts that are due. `opened` does it."""
@@ -248,6 +265,8 @@ class Books:
             Lease.objects.using(self._using).filter(pk__in=self._ended).delete()
         if self._entries:
             LedgerEntry.objects.using(self._using).bulk_create(self._entries)
+        if self._notes:
+            LedgerOutboxEntry.objects.using(self._using).bulk_create(self._notes)
         for row in purses:
             self._raise_alerts(row)
 
@@ -266,6 +285,7 @@ class Books:
         log.warning("pool_alert", extra=fields)
 
 
+_POOL = Pool._meta.label_lower
 _PURSES, _LEASES = (model._meta.db_table for model in (PoolWindow, Lease))
 _PURSE_COLUMNS = ", ".join(f"w.{name}" for name in PurseRow.__struct_fields__)
 _LEASE_COLUMNS = ", ".join(f"l.{name}" for name in LeaseRow.__struct_fields__)

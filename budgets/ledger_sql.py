@@ -11,7 +11,7 @@ import sqlite3
 import time
 from collections.abc import Iterable
 from functools import lru_cache
-from itertools import chain
+from itertools import chain, repeat
 from typing import Any, cast
 
 import msgspec
@@ -128,22 +128,24 @@ def keep_out_rollups(connection: BaseDatabaseWrapper) -> None:
             cursor.execute("SELECT pg_advisory_xact_lock_shared(%s)", (ROLLUP_LOCK,))
 
 
-def insert_usage(connection: BaseDatabaseWrapper, rows: list[Row]) -> int:
+def insert_usage(connection: BaseDatabaseWrapper, rows: list[Row], batch_id: int) -> int:
     """Insert usage rows, leaving out those whose (request id, attempt) exists; how many were inserted.
 
-    Raises `DataError`, `IntegrityError` or `OverflowError` when the database refuses one (see `storable_row`).
+    `batch_id` is the batch of the audit log they are in. Raises `DataError`, `IntegrityError` or `OverflowError` when
+    the database refuses one (see `storable_row`).
     """
     batch = [values for values, _charged in rows]
     with connection.cursor() as cursor:
         if connection.vendor == "postgresql":
-            cursor.execute(_USAGE_POSTGRES, (_encode(batch).decode(),))
+            cursor.execute(_USAGE_POSTGRES, (batch_id, _encode(batch).decode()))
             return int(cursor.rowcount)
         inserted = at = 0
         with connection.wrap_database_errors:
             for size in _PARTS:
                 while len(batch) - at >= size:
                     # Past Django's cursor, which would look for a placeholder some thousand times in every statement.
-                    values = list(chain.from_iterable(batch[at : at + size]))
+                    parts = chain.from_iterable(zip(batch[at : at + size], repeat((batch_id,))))
+                    values = list(chain.from_iterable(parts))
                     sqlite3.Cursor.execute(cursor.cursor, _usage_values(size), values)
                     inserted += int(cursor.rowcount)
                     at += size
@@ -206,7 +208,7 @@ def _postgres_value(index: int) -> str:
     return value + kind.get(name, "")
 
 
-_USAGE = f"{Usage._meta.db_table} ({', '.join(str(field.column) for field in _FIELDS)})"
+_USAGE = f"{Usage._meta.db_table} ({', '.join(str(field.column) for field in _FIELDS)}, batch)"
 _INDEXES = range(len(_FIELDS))
 
 
@@ -214,12 +216,12 @@ _INDEXES = range(len(_FIELDS))
 def _usage_values(rows: int) -> str:
     """The statement for so many rows on SQLite, in its own style of parameters, without numbers: with them it would
     take SQLite 0.4 s to read the statement for 500 rows."""
-    row = f"({', '.join('?' * len(_FIELDS))})"
+    row = f"({', '.join('?' * (len(_FIELDS) + 1))})"
     return f"INSERT OR IGNORE INTO {_USAGE} VALUES {', '.join([row] * rows)}"  # noqa: S608
 
 
 _USAGE_POSTGRES = (
-    f"INSERT INTO {_USAGE} SELECT {', '.join(map(_postgres_value, _INDEXES))} "  # noqa: S608
+    f"INSERT INTO {_USAGE} SELECT {', '.join(map(_postgres_value, _INDEXES))}, %s "  # noqa: S608
     "FROM jsonb_array_elements(%s::jsonb) AS r ON CONFLICT (rid, attempt) DO NOTHING"
 )
 _EXISTING = f"SELECT rid, attempt FROM {Usage._meta.db_table} WHERE rid IN "  # noqa: S608

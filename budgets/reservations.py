@@ -23,7 +23,8 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.models import QuerySet
 from django.utils import timezone
 
-from budgets import ledger_sql, transfers
+from audit import batches
+from budgets import ledger_sql, transfers, usage_leaf
 from budgets.grants import RECALL_PAUSE_S
 from budgets.ledger_books import NO_WORKER, Books, Key, PurseRow, make, opened
 from budgets.models.ledger import PoolWindow, Reservation
@@ -306,7 +307,9 @@ def _report(connection: BaseDatabaseWrapper, used: Used) -> Reservation:
         leases = {lease.window_id: lease for lease in books.read_leases(owner_of(row.id))}
         held = {key: leases[purse.id].granted if purse.id in leases else OBSERVED for key, purse in purses.items()}
         record = _usage(row, used.actual, tuple(Draw(*key, held[key]) for key in keys))
-        ledger_sql.insert_usage(connection, ledger_sql.usage_rows([record]))
+        rows = ledger_sql.usage_rows([record])
+        batch = batches.sealed(usage_leaf.records_of(rows))
+        ledger_sql.insert_usage(connection, rows, batches.insert_batch(connection, owner_of(row.id), batch))
         for purse in purses.values():
             lease = leases.get(purse.id)
             if lease is None:

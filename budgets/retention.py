@@ -24,6 +24,7 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.models import Max, Min
 from django.db.models.functions import Length
 
+from audit import batches
 from budgets import journal, rollups
 from budgets.models.ledger import DecisionShape, LedgerState, PoolSample, Reservation, Usage
 from budgets.pace import Chunk
@@ -214,10 +215,12 @@ def delete_usage(connection: BaseDatabaseWrapper, *, before_s: float, limit: int
     with transaction.atomic(using=connection.alias, durable=True):
         usage = Usage.objects.using(connection.alias)
         old = usage.filter(at__lt=dt.datetime.fromtimestamp(before_s, dt.UTC)).order_by("at")
-        found = list(old.filter(id__lte=rollups.state(connection, rollups.ROLLED_UP)).values_list("id", "at")[:limit])
+        counted = old.filter(id__lte=rollups.state(connection, rollups.ROLLED_UP))
+        found = list(counted.values_list("id", "at", "batch")[:limit])
         if not found:
             return 0
-        usage.filter(id__in=[number for number, _at in found]).delete()
+        usage.filter(id__in=[number for number, _at, _batch in found]).delete()
+        batches.rows_are_gone(connection, max(batch or 0 for _number, _at, batch in found))
         known_from = max(rollups.state(connection, USAGE_FROM), int(found[-1][1].timestamp()) + 1)
         rollups.set_state(connection, USAGE_FROM, known_from)
     return len(found)

@@ -24,13 +24,22 @@ LEDGER_MODELS = frozenset(
     }
 )
 
+SITE_AUDIT_MODELS = frozenset({"outboxentry", "outboxcounter"})  # all other models of `audit` live with the ledger
+
+
+def in_ledger(app_label: str, model_name: str | None) -> bool:
+    """Whether a model lives with the ledger. Operations of migrations that belong to no model do not."""
+    if app_label == "audit":
+        return model_name is not None and model_name not in SITE_AUDIT_MODELS
+    return app_label == "budgets" and model_name in LEDGER_MODELS
+
 
 class LedgerRouter:
     """Sends the ledger's tables to `settings.HOOSH_LEDGER_DB` and everything else to `default`."""
 
     def db_for_read(self, model: type[models.Model], **hints: Any) -> str | None:
         """The alias a query on `model` goes to."""
-        if model._meta.app_label == "budgets" and model._meta.model_name in LEDGER_MODELS:
+        if in_ledger(model._meta.app_label, model._meta.model_name):
             return str(settings.HOOSH_LEDGER_DB)
         return "default"
 
@@ -42,7 +51,6 @@ class LedgerRouter:
 
     def allow_migrate(self, db: str, app_label: str, model_name: str | None = None, **hints: Any) -> bool | None:
         """Tables are created only where they live."""
-        in_ledger = app_label == "budgets" and model_name in LEDGER_MODELS
         if settings.HOOSH_LEDGER_DB == "default":
             return db == "default"
-        return in_ledger if db == "ledger" else not in_ledger
+        return in_ledger(app_label, model_name) == (db == "ledger")

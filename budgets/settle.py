@@ -46,8 +46,10 @@ LOCK_PAUSE_S = 0.05
 STOP_WAIT_S = 30.0
 TIDY_S = 1.0  # so soon, at the latest, rests of earlier windows are carried over, whatever set them free
 JOB_PAUSE_S = 5.0  # before a job that failed is tried again, at least
+JOB_PARTS = 50  # so often a job that says so is run again at once
 
 _T = TypeVar("_T")
+_FAILED = object()
 _OUTAGES = (DatabaseError, InterfaceError)
 
 
@@ -63,8 +65,8 @@ class Job(Protocol):
 
     period_s: float
 
-    def run(self, connection: BaseDatabaseWrapper) -> None:
-        """Do what is due."""
+    def run(self, connection: BaseDatabaseWrapper) -> bool | None:
+        """Do what is due, or a part of it: True = at once again, when what waits in the queue is served."""
 
     def owner_ended(self, connection: BaseDatabaseWrapper, owner: str) -> None:
         """A worker (incarnation) is dead and its journal is settled; may be told more than once."""
@@ -96,10 +98,12 @@ class Writer(threading.Thread):
         batch_records: int = BATCH_RECORDS,
         on_recall: OnRecall | None = None,
         jobs: Sequence[Job] = (),
+        at_end: Sequence[Job] = (),
     ) -> None:
         """`on_recall(pool_id, unit, window_start)` is called, in this thread, when workers should return what is idle.
 
-        `jobs` are run in this thread as well, first right after the start.
+        `jobs` are run in this thread as well, first right after the start; those `at_end` once more at the end, when
+        everything is settled.
         """
         super().__init__(name="ledger-writer", daemon=True)
         self.ready = threading.Event()  # positions are loaded and work is being done
@@ -114,6 +118,7 @@ class Writer(threading.Thread):
         self._stats = WriterStats()
         self._grants = Grants(on_recall, self._stats)
         self._jobs = [_DueJob(job) for job in jobs]
+        self._at_end = at_end
         self._tidy_at = 0.0  # monotonic clock
         self._stopping = threading.Event()
         self._stopped = False
@@ -214,7 +219,9 @@ class Writer(threading.Thread):
             if not self._become_only_writer():
                 return
             self._work()
-            self._attempt(self._settle_all)
+            if self._attempt(self._settle_all):
+                for job in self._at_end:
+                    self._run_job(job)
         finally:
             self._stopped = True
             self._refuse_rest()
@@ -393,30 +400,37 @@ class Writer(threading.Thread):
         for due in self._jobs:
             if (now < due.at and not at_once) or self._stopping.is_set():
                 continue
-            begin = time.monotonic()
-            worked = self._do(due.job, due.job.run)
-            ended = time.monotonic()
-            self._stats.job(ended - begin)
-            due.at = ended + (due.job.period_s if worked else max(JOB_PAUSE_S, due.job.period_s))
+            worked = self._run_job(due.job)
+            due.at = time.monotonic() + (due.job.period_s if worked else max(JOB_PAUSE_S, due.job.period_s))
             ran = True
-            self._serve_queue()
         if ran or now >= self._tidy_at:
             self._tidy_at = now + TIDY_S
             self._grants.carry_rests(self._ledger())
             self._grants.offer_all(self._ledger())  # a job may have given something back
             burial.mark_resolved(self._directory, self._using)
 
+    def _run_job(self, job: Job) -> bool:
+        """One job with its repetitions; False when it failed."""
+        for _ in range(JOB_PARTS):
+            begin = time.monotonic()
+            done = self._do(job, job.run)
+            self._stats.job(time.monotonic() - begin)
+            self._serve_queue()
+            if done is not True:
+                return done is not _FAILED
+        return True
+
     def _tell_jobs(self, owner: str) -> None:
         for due in self._jobs:
             self._do(due.job, due.job.owner_ended, owner)
 
-    def _do(self, job: Job, work: Callable[..., None], *arguments: str) -> bool:
+    def _do(self, job: Job, work: Callable[..., object], *arguments: str) -> object:
+        """What it gave; `_FAILED` when it raised."""
         try:
-            work(connections[self._using], *arguments)
+            return work(connections[self._using], *arguments)
         except Exception as exc:
             self._stats.jobs_failed += 1
             log.exception("ledger_job_failed", extra={"job": type(job).__name__})
             if isinstance(exc, _OUTAGES):
                 connections[self._using].close()
-            return False
-        return True
+            return _FAILED

@@ -28,6 +28,7 @@ HEALTH, CIRCUIT, RATE_LIMITED = "provider.health_changed", "provider.circuit_cha
 THRESHOLD, REFUSED, PUBLISHED = "budget.threshold", "request.refused", "config.published"
 COMPLETED, FAILED = "inference.completed", "inference.failed"
 DISABLED, TEST = "webhook.disabled", "webhook.test"
+CHECKPOINT, BROKEN = "audit.checkpoint", "audit.broken"
 
 KINDS: Mapping[str, Kind] = {
     HEALTH: Kind("providers/health", "info", "health_changed", ("provider", "base_url", "healthy")),
@@ -42,6 +43,8 @@ KINDS: Mapping[str, Kind] = {
     PUBLISHED: Kind("config/published"),
     DISABLED: Kind("webhooks/disabled", "error"),
     TEST: Kind("webhooks/test"),
+    CHECKPOINT: Kind("audit/checkpoint"),
+    BROKEN: Kind("audit/broken", "error"),
 }
 TOPICS = tuple(dict.fromkeys(kind.topic for kind in KINDS.values()))
 

@@ -29,7 +29,7 @@ REQUEST_HEADERS = (
 REQUEST_HEADER_PREFIXES = (b"x-stainless-", b"x-hoosh-", b"anthropic-", b"openai-")
 EXPOSED_HEADERS = (
     b"x-request-id, x-hoosh-request, x-hoosh-config, x-hoosh-route, x-hoosh-tokens-available, "
-    b"x-hoosh-tokens-needed, x-hoosh-usd-available, x-hoosh-usd-needed, x-hoosh-output-limit, "
+    b"x-hoosh-tokens-needed, x-hoosh-usd-available, x-hoosh-usd-needed, x-hoosh-output-limit, x-hoosh-audit, "
     b"x-hoosh-dropped-params, x-hoosh-decision, x-hoosh-cache, x-hoosh-similarity, x-hoosh-context, x-hoosh-queue-ms, "
     b"x-hoosh-idempotent-replay, age, retry-after, x-should-retry, x-ratelimit-limit-requests, "
     b"x-ratelimit-remaining-requests, x-ratelimit-reset-requests, x-ratelimit-limit-tokens, "

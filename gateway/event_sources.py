@@ -13,14 +13,17 @@ import zlib
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from django.db import transaction
+from django.db import connections, transaction
 from django.db.models import Max, Model
 
-from budgets.models import Pool, PoolAlert, Usage
+from audit.heads import Head
+from audit.record import record
+from audit.walking import Fault
+from budgets.models import ApiKey, Pool, PoolAlert, Usage
 from budgets.models.fields import usd
 from budgets.records import Unit
 from events import names
-from events.emit import emit_all, made
+from events.emit import emit, emit_all, made
 from events.models import Cursor, Event
 from gateway.happenings import OTHERS
 from providers.models import Provider
@@ -29,12 +32,16 @@ log = logging.getLogger("hoosh.events")
 
 CHUNK = 500
 BEHIND = 50_000  # usage rows; further back nobody wants to be told any more
+_TRESPASSES = ("auth", "privacy")
 _CIRCUIT_LEVELS = {"open": "warning"}
 _BAD = (ValueError, TypeError, IndexError, OverflowError)
 
 
 def from_workers(told: Iterable[tuple[int, Sequence[Any]]]) -> None:
-    """Write what workers told (worker's index, item of `gateway.happenings`). What cannot be read is left out."""
+    """Write what workers told (worker's index, item of `gateway.happenings`). What cannot be read is left out.
+
+    Refused requests go into the audit log as well.
+    """
     items = list(told)
     providers = dict(Provider.objects.values_list("id", "name")) if items else {}
     rows: list[Event] = []
@@ -43,7 +50,38 @@ def from_workers(told: Iterable[tuple[int, Sequence[Any]]]) -> None:
             rows.append(_READERS[item[0]](item, worker, providers))
         except (*_BAD, KeyError):
             log.warning("happening_skipped", extra={"worker": worker, "kind": str(item[:1])[:40]})
-    emit_all(rows)
+    with transaction.atomic():
+        emit_all(rows)
+        for row in rows:
+            if row.name == names.REFUSED:
+                _record_refusal(row.data)
+
+
+def _record_refusal(data: dict[str, Any]) -> None:
+    """The audit entry of a refusal, or of how many more there were like it in that minute."""
+    key_id = data.get("key_id")
+    told = {**data, "object": f"{ApiKey._meta.label_lower}:{key_id}"} if key_id else data
+    level = "warning" if data["kind"] in _TRESPASSES else "info"
+    record("request.refused", target=str(data.get("key", ""))[:200], level=level, data=told)
+
+
+def from_checkpoint(head: Head) -> None:
+    """Tell of the audit log's last checkpoint. For a thread of its own: its connection is closed."""
+    try:
+        emit(names.CHECKPOINT, {"log": head.log, "size": head.size, "root": head.root.hex(), "note": head.note})
+    finally:
+        connections.close_all()
+
+
+def from_audit_fault(fault: Fault) -> None:
+    """Tell that the audit log is not what was signed, and record it. For a thread of its own, as above."""
+    data = {"seq": fault.seq, "what": fault.what}
+    try:
+        with transaction.atomic():
+            record("audit.broken", actor="gateway", target=f"entry {fault.seq}", level="critical", data=data)
+            emit(names.BROKEN, data)
+    finally:
+        connections.close_all()
 
 
 def from_alerts() -> bool:

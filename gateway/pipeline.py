@@ -142,6 +142,8 @@ class Job:
         headers = [(b"x-request-id", self.client_id or own), (b"x-hoosh-request", own)]
         if self.snapshot is not None:
             headers.append((b"x-hoosh-config", self.snapshot.version_header))
+            if self.snapshot.settings.audit_header and self.runtime.audit_head:
+                headers.append((b"x-hoosh-audit", self.runtime.audit_head))
         if self.last is not None:
             headers.append((b"x-hoosh-route", self.last.candidate.header))
             if self.last.shortened:

@@ -96,6 +96,7 @@ class Runtime:
         self.queue: Queue
         self.app: GatewayApp | None = None
         self.build_error = ""
+        self.audit_head = b""  # size and root of the audit log's last checkpoint, for headers
         self._builder = Builder(self.connections)
         self._seed, self._count = os.urandom(4), 0
         self._cache_purge = 0
@@ -325,6 +326,10 @@ class Runtime:
     def on_warming(self, questions: Sequence[WarmRecord]) -> None:
         """The questions whose answers are to be kept before anybody asks them: all of them."""
         self.warmer.set(questions)
+
+    def on_audit(self, head: str) -> None:
+        """The audit log's last checkpoint as answers may name it: "size:root"."""
+        self.audit_head = head.encode("ascii", "replace")
 
     def on_cache_purge(self, number: int) -> None:
         """Forget every kept answer, now; `status()` tells the number."""

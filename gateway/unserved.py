@@ -19,7 +19,7 @@ from gateway.exchange import Headers
 # Below these control answers; a test holds them against its own table.
 _CONTROL = (
     *("/v1/admin/", "/v1/cache/", "/v1/catalog/", "/v1/cost/", "/v1/costs", "/v1/events", "/v1/health/", "/v1/models/"),
-    *("/v1/queue/", "/v1/requests/", "/v1/tokens/", "/v1/training/", "/api/schema/"),
+    *("/v1/audit", "/v1/queue/", "/v1/requests/", "/v1/tokens/", "/v1/training/", "/api/schema/"),
 )
 _GEMINI = ("/v1beta/", "/v1alpha/", "/upload/", "/download/", "/models", "/tunedModels")
 _OPENAI_AT_GOOGLE = ("/v1beta/openai/", "/v1alpha/openai/")

@@ -18,8 +18,9 @@ from django.template.response import TemplateResponse
 from django.urls import URLPattern, path, reverse
 
 from audit.admin_tools import number, operator
-from audit.changes import changed_fields, recordable
+from audit.changes import changed_fields, object_of, recordable
 from audit.generics import Page
+from audit.history import LogHistory
 from audit.record import record
 from hoosh_site.admin_webhooks import WebhookAdmin
 from hoosh_site.people import factors, roles
@@ -31,10 +32,11 @@ _Model = TypeVar("_Model", bound=models.Model)
 _UNRECORDED = frozenset({"password", "last_login"})
 
 
-class RecordedAdmin(Page[_Model]):
+class RecordedAdmin(LogHistory, Page[_Model]):
     """Records who created, changed and deleted rows; `memberships` names lists of related rows recorded with them."""
 
     memberships: tuple[str, ...] = ()
+    personal: tuple[str, ...] = ()  # fields that tell of a person; with any, the rows are people
 
     def save_model(self, request: HttpRequest, obj: _Model, form: Any, change: bool) -> None:
         """Remember what the row was, for `save_related`, then save it."""
@@ -62,19 +64,31 @@ class RecordedAdmin(Page[_Model]):
     def delete_model(self, request: HttpRequest, obj: _Model) -> None:
         """Record the deletion, then delete."""
         with transaction.atomic():
-            self.note(request, obj, "deleted", {"id": obj.pk})
+            self.note(request, obj, "deleted", {})
             super().delete_model(request, obj)
 
     def delete_queryset(self, request: HttpRequest, queryset: QuerySet[_Model]) -> None:
         """Record the deletions, then delete."""
         with transaction.atomic():
             for row in queryset:
-                self.note(request, row, "deleted", {"id": row.pk})
+                self.note(request, row, "deleted", {})
             super().delete_queryset(request, queryset)
 
     def note(self, request: HttpRequest, row: _Model, what: str, data: dict[str, Any]) -> None:
         """Append one audit entry about a row."""
-        record(f"{row._meta.model_name}.{what}", actor=operator(request), target=str(row)[:200], data=data)
+        fields: dict[str, Any] = data.get("fields", {})
+        personal = {name: fields[name] for name in self.personal if name in fields}
+        data = {"object": object_of(row), **data}
+        if personal:
+            data["fields"] = {name: values for name, values in fields.items() if name not in personal}
+        record(
+            f"{row._meta.model_name}.{what}",
+            actor=operator(request),
+            target=str(row)[:200],
+            data=data,
+            about=bool(self.personal),
+            personal=personal,
+        )
 
 
 def _names(row: models.Model | None, name: str) -> set[str]:
@@ -100,6 +114,7 @@ class RecordedUserAdmin(RecordedAdmin[User], UserAdmin):  # type: ignore[type-ar
     """
 
     memberships = ("groups", "user_permissions")
+    personal = ("username", "first_name", "last_name", "email")
     list_display = ("username", "email", "is_staff", "is_superuser", "is_active", "last_login", "signs_in_with")
     list_select_related = ("second_factor", "external_identity")
     change_form_template = "admin/auth/user/change_form.html"

@@ -55,6 +55,8 @@ _MODELS = (
     "WarmQuestion",
     "Event",
     "Webhook",
+    "AuditEntry",
+    "OutboxEntry",
 )
 _COMPARISONS = frozenset(
     {"exact", "in", "isnull", "gt", "gte", "lt", "lte", "year", "iso_year", "month", "day", "date"}
@@ -211,7 +213,7 @@ class HooshAdminSite(AdminSite):
         with transaction.atomic():
             response = super().password_change(request, extra_context)
             if response.status_code == 302 and user.password != before:  # a refused form may renew the old one's hash
-                record("user.password_set", actor=user.get_username(), target=user.get_username())
+                record("user.password_set", actor=user.get_username(), target=user.get_username(), about=True)
         return response
 
     def wake(self) -> None:
@@ -237,6 +239,26 @@ class HooshAdminSite(AdminSite):
         from providers.models import Provider
 
         return dict(Provider.objects.values_list("id", "name"))
+
+    def request_proofs(self, request_id: str) -> list[dict[str, Any]] | None:
+        """One proof file for each attempt of a request; None when the text is no request's id."""
+        from audit.proving import NotYetError
+        from gateway import request_proofs
+
+        rid = request_proofs.request_id(request_id)
+        if rid is None:
+            return None
+        rows = request_proofs.usage_of(rid)
+        if not rows:
+            raise NotYetError("No request has this id. Usage is booked within a second.")
+        return request_proofs.proofs(rows)
+
+    def entry_of_request(self, request_id: str) -> int | None:
+        """The entry of the log a request is in; None when it is not in the log (yet), or the text is no id."""
+        from gateway import request_proofs
+
+        rid = request_proofs.request_id(request_id)
+        return None if rid is None else request_proofs.find(rid)
 
     def route_names(self) -> dict[int, str]:
         """The routes there are, by id."""

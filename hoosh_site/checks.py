@@ -19,6 +19,7 @@ from django.conf import settings
 from django.core.checks import CheckMessage, Error, register
 
 from hoosh_site import env
+from hoosh_site.keyfiles import KeyFileError, load_signing_key
 
 MIN_SESSION_KEY_CHARS = 32
 KEY_FILES = ("session.key", "vault.key", "signing.key")
@@ -57,6 +58,7 @@ def _static_findings() -> Iterator[Finding]:
         yield "E006", f"HOOSH_JOURNAL_SYNC is {settings.HOOSH_JOURNAL_SYNC!r}. Use “process” or “host”."
     yield from database_findings(settings.DATABASES)
     yield from _identity_provider()
+    yield from _anchors()
 
 
 def _identity_provider() -> Iterator[Finding]:
@@ -152,7 +154,33 @@ def _file_findings() -> Iterator[Finding]:
     for name in KEY_FILES:
         if name == "session.key" and env.text("HOOSH_SECRET_KEY"):
             continue
-        yield from _key_file(settings.HOOSH_KEYS_DIR / name)
+        if name == "signing.key" and settings.HOOSH_SIGNING_KEY:
+            continue
+        findings = list(_key_file(settings.HOOSH_KEYS_DIR / name))
+        yield from findings
+        if name == "signing.key" and not findings:
+            yield from _signing_key()
+    if settings.HOOSH_SIGNING_KEY:
+        yield from _signing_key()
+
+
+def _signing_key() -> Iterator[Finding]:
+    try:
+        load_signing_key()
+    except KeyFileError as exc:
+        yield "E024", str(exc)
+
+
+def _anchors() -> Iterator[Finding]:
+    from audit.anchors import AnchorError, parse_address
+
+    try:
+        if settings.HOOSH_AUDIT_ANCHOR_SYSLOG:
+            parse_address(settings.HOOSH_AUDIT_ANCHOR_SYSLOG)
+    except AnchorError as exc:
+        yield "E012", f"HOOSH_AUDIT_ANCHOR_SYSLOG: {exc}"
+    if settings.HOOSH_AUDIT_ANCHOR_FILE and not os.path.isabs(settings.HOOSH_AUDIT_ANCHOR_FILE):
+        yield "E012", "HOOSH_AUDIT_ANCHOR_FILE must be an absolute path, best on another volume than the database."
 
 
 def _data_dir(path: Path) -> Iterator[Finding]:

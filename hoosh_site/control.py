@@ -25,6 +25,7 @@ from hoosh_site import child
 from hoosh_site.feed import DatabaseSource, Feed, Source
 from hoosh_site.link import (
     Ask,
+    AuditPush,
     CachePurge,
     Granted,
     Happened,
@@ -123,13 +124,13 @@ class EventsLike(Protocol):
 
 
 class Startable(Protocol):
-    """What the plane needs of `hoosh_site.clockwork.Clockwork`."""
+    """What the plane needs of `hoosh_site.clockwork.Clockwork` and of `audit.anchors.Anchors`."""
 
     def start(self) -> None:
         """Begin."""
 
     def stop(self) -> None:
-        """End the thread."""
+        """Finish what is to be finished, then end the thread."""
 
 
 class ControlPlane:
@@ -145,12 +146,13 @@ class ControlPlane:
         probe: Callable[[], Any] | None = None,
         events: EventsLike | None = None,
         clockwork: Startable | None = None,
+        anchors: Startable | None = None,
     ) -> None:
         """`probe` is a coroutine function that runs until it is cancelled; None: no probes. So with the others."""
         self.writer = writer
         self.link = LinkServer(
             link_path,
-            hello=lambda: self.feed.hello(),
+            hello=lambda: [*self.feed.hello(), *self._checkpoint],
             on_ask=self._ask,
             on_return=self._return,
             on_idem_begin=self._idem_begin,
@@ -159,7 +161,8 @@ class ControlPlane:
         )
         self._idempotency = idempotency
         self.feed = Feed(source, self.link.broadcast_threadsafe, sync_windows=writer.sync_windows)
-        self._probe, self._events, self._clockwork = probe, events, clockwork
+        self._probe, self._events, self._clockwork, self._anchors = probe, events, clockwork, anchors
+        self._checkpoint: list[AuditPush] = []  # the last one
         self._running: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
@@ -175,6 +178,8 @@ class ControlPlane:
             self._running.append(loop.create_task(self._events.run()))
         if self._clockwork is not None:
             self._clockwork.start()
+        if self._anchors is not None:
+            self._anchors.start()
         registry.current = self
 
     async def stop(self) -> None:
@@ -199,6 +204,8 @@ class ControlPlane:
         if self._events is not None:
             self._events.stop()
         self.writer.stop()
+        if self._anchors is not None:
+            self._anchors.stop()
 
     def wake(self, *, reimport: bool = False) -> None:
         """Look for changes now; with `reimport` also at the configuration file."""
@@ -219,6 +226,11 @@ class ControlPlane:
     def purge_caches(self, number: int) -> None:
         """Have every worker forget its kept answers; their status tells the `number` once they have."""
         self.link.broadcast_threadsafe([CachePurge(number)])
+
+    def tell_checkpoint(self, size: int, root: bytes) -> None:
+        """Tell every worker of the audit log's last checkpoint."""
+        self._checkpoint = [AuditPush(f"{size}:{root.hex()}")]
+        self.link.broadcast_threadsafe(self._checkpoint)
 
     def _ask(self, ask: Ask, reply: Callable[[Granted], None]) -> None:
         def answered(total: int, more: bool, spent_out: bool, available: int, others: int) -> None:
@@ -260,6 +272,7 @@ def build_plane() -> ControlPlane:
     from budgets.idempotency import IdempotencyStore
     from budgets.settle import Writer
     from gateway import probes
+    from hoosh_site import audit_plane
     from hoosh_site.clockwork import Clockwork
     from hoosh_site.event_plane import EventPlane
     from hoosh_site.live_figures import figures
@@ -268,7 +281,17 @@ def build_plane() -> ControlPlane:
     async def probe() -> None:
         await probes.run_forever(lambda: built.wake())
 
-    writer = Writer(settings.HOOSH_JOURNAL_DIR, on_recall=lambda *purse: built.recall(*purse), jobs=jobs.default_jobs())
+    audit = audit_plane.build(
+        tell=lambda size, root: built.tell_checkpoint(size, root),
+        submit=lambda work: writer.submit(work),
+        rows=lambda: int(writer.stats()["rows"]),
+    )
+    writer = Writer(
+        settings.HOOSH_JOURNAL_DIR,
+        on_recall=lambda *purse: built.recall(*purse),
+        jobs=[*jobs.default_jobs(), *audit.jobs],
+        at_end=audit.at_end,
+    )
     built = ControlPlane(
         writer=writer,
         source=DatabaseSource(),
@@ -277,6 +300,7 @@ def build_plane() -> ControlPlane:
         probe=probe,
         events=EventPlane(),
         clockwork=Clockwork([("scheduled publications", drafts.publish_due), ("figures", figures.take)]),
+        anchors=audit.anchors,
     )
     return built
 

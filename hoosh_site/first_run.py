@@ -74,7 +74,7 @@ def _make() -> Made:
     if not users.filter(is_superuser=True).exists() and not users.filter(username=OPERATOR).exists():
         password = secrets.token_urlsafe(_PASSWORD_BYTES)
         users.create_superuser(OPERATOR, "", password)
-        record("operator.created", actor=ACTOR, target=OPERATOR)
+        record("operator.created", actor=ACTOR, target=OPERATOR, about=True)
     if not ApiKey.objects.exists():
         agent = access.agent_named(TEAM, AGENT, actor=ACTOR)
         pool = access.default_pool(ACTOR)

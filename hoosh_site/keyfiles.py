@@ -1,7 +1,8 @@
 """The keys this gateway makes for itself, as files only their owner may read. Made by `manage.py init`, read by others.
 
 session.key signs cookies, vault.key (one Fernet key per line) encrypts provider secrets, signing.key (Ed25519, PEM)
-signs the audit log. None of them can be made anew without losing what it protects: they belong into the backup.
+signs the audit log (`audit.keys`). None of them can be made anew without losing what it protects: they belong into the
+backup.
 """
 
 from __future__ import annotations
@@ -12,10 +13,10 @@ import stat
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from django.conf import settings
 
+from audit.keys import Signer, SigningKeyError, new_key_text
 from providers.vault import Vault
 
 _SESSION_BYTES = 48
@@ -29,16 +30,10 @@ def _session_key() -> bytes:
     return secrets.token_urlsafe(_SESSION_BYTES).encode()
 
 
-def _signing_key() -> bytes:
-    return Ed25519PrivateKey.generate().private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )
-
-
 _MAKERS: Mapping[str, Callable[[], bytes]] = {
     "session.key": _session_key,
     "vault.key": Vault.new_key,
-    "signing.key": _signing_key,
+    "signing.key": new_key_text,
 }
 
 
@@ -61,15 +56,14 @@ def unsafe_files() -> list[str]:
 
 
 def load_signing_key() -> Ed25519PrivateKey:
-    """The key that signs the audit log. Raises `KeyFileError` when it is missing or of another kind."""
-    path = settings.HOOSH_KEYS_DIR / "signing.key"
+    """The key that signs the audit log, from the environment or its file. Raises `KeyFileError` when it is missing or
+    of another kind."""
+    signer = Signer(settings.HOOSH_KEYS_DIR, text=settings.HOOSH_SIGNING_KEY)
     try:
-        key = serialization.load_pem_private_key(path.read_bytes(), password=None)
-    except (OSError, ValueError, TypeError) as exc:
-        raise KeyFileError(f"The signing key {path} cannot be read: {exc}. Run `manage.py init`.") from exc
-    if not isinstance(key, Ed25519PrivateKey):
-        raise KeyFileError(f"The signing key {path} is not an Ed25519 key.")
-    return key
+        signer.load(None)
+    except SigningKeyError as exc:
+        raise KeyFileError(str(exc)) from exc
+    return signer.key
 
 
 def make_private_directory(path: Path) -> None:

@@ -203,10 +203,16 @@ class CachePurge(msgspec.Struct, tag="cache_purge"):
     number: int
 
 
+class AuditPush(msgspec.Struct, tag="audit"):
+    """Control: the audit log's last checkpoint, "size:root" (the root in hexadecimal)."""
+
+    head: str
+
+
 FromWorker = Register | Ask | Return | IdemBegin | IdemEnd | Status | Happened | Explained
 FromControl = (
     ConfigPush | SecretsPush | AccessPush | CardsPush | HealthPush
-    | Granted | Recall | IdemAnswer | Explain | CachePurge | WarmPush
+    | Granted | Recall | IdemAnswer | Explain | CachePurge | WarmPush | AuditPush
 )  # fmt: skip
 
 _encode = msgspec.msgpack.Encoder().encode

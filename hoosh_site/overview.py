@@ -13,7 +13,7 @@ from django.db.models import Count, Q
 from django.urls import reverse
 from django.utils import timezone
 
-from audit.models import OutboxEntry
+from audit import checking, reading
 from budgets.admin_orders import quarantined_owners
 from budgets.balances import PoolBalance, balances
 from budgets.models import ApiKey, Pool, PoolAlert, Usage
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from django.contrib.auth.models import AbstractUser, AnonymousUser
+
+    from audit.reading import Readable
 
 _RECENT = 200  # usage rows looked at
 _SHOWN = 6
@@ -79,7 +81,8 @@ class Overview:
     alerts: Sequence[tuple[PoolAlert, str]] = ()  # the last ones, each with its pool's name
     quarantined: Sequence[tuple[str, list[str]]] = ()  # dead workers whose leases wait for a decision
     failures: Sequence[Usage] = ()
-    events: Sequence[OutboxEntry] = ()
+    events: Sequence[Readable] = ()
+    log_trouble: str = ""  # why nothing is logged, or what of the log was changed
     steps: Sequence[Step] = ()
 
     @property
@@ -170,7 +173,8 @@ def _requests(found: Overview) -> None:
 
 
 def _events(found: Overview) -> None:
-    found.events = tuple(OutboxEntry.objects.order_by("-id")[: _SHOWN * 2])
+    found.events = reading.readable(reading.page(reading.Question(source="site"), _SHOWN * 2).entries)
+    found.log_trouble = checking.trouble()
 
 
 def _steps(found: Overview, user: AbstractUser | AnonymousUser) -> None:
@@ -197,7 +201,7 @@ _SECTIONS: dict[str, tuple[Callable[[Overview], None], tuple[str, ...]]] = {
     "alerts": (_alerts, ("budgets.view_poolalert",)),
     "leases": (_leases, ("budgets.view_lease",)),
     "requests": (_requests, ("budgets.view_usage",)),
-    "events": (_events, ("audit.view_outboxentry",)),
+    "events": (_events, ("audit.view_auditentry",)),
 }
 
 

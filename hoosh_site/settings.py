@@ -161,9 +161,13 @@ DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 
 # --- databases: site and ledger are two files on SQLite, one database on PostgreSQL ------------------------------
 _SQLITE_INIT = "PRAGMA journal_mode=WAL;PRAGMA synchronous=FULL;"
-_SQLITE_OPTIONS = {"timeout": 20, "transaction_mode": "IMMEDIATE", "init_command": _SQLITE_INIT}
-# In a file made with it, the room of deleted rows can be given back to the file system.
-_LEDGER_OPTIONS = {**_SQLITE_OPTIONS, "init_command": f"PRAGMA auto_vacuum=INCREMENTAL;{_SQLITE_INIT}"}
+_SQLITE_OPTIONS = {"timeout": 20, "transaction_mode": "IMMEDIATE"}
+# What is deleted is overwritten: the audit log promises it of people who are erased. The ledger, which deletes much,
+# overwrites only pages that are written anyway, and all of them while somebody is erased.
+_SITE_OPTIONS = {**_SQLITE_OPTIONS, "init_command": f"{_SQLITE_INIT}PRAGMA secure_delete=ON;"}
+# In a file made with auto_vacuum, the room of deleted rows can be given back to the file system.
+_LEDGER_INIT = f"PRAGMA auto_vacuum=INCREMENTAL;{_SQLITE_INIT}PRAGMA secure_delete=FAST;"
+_LEDGER_OPTIONS = {**_SQLITE_OPTIONS, "init_command": _LEDGER_INIT}
 
 
 def _databases() -> dict[str, dict[str, object]]:
@@ -181,7 +185,7 @@ def _databases() -> dict[str, dict[str, object]]:
                 "the data directory."
             )
         return {"default": database}
-    sqlite = {"ENGINE": "django.db.backends.sqlite3", "OPTIONS": _SQLITE_OPTIONS}
+    sqlite = {"ENGINE": "django.db.backends.sqlite3", "OPTIONS": _SITE_OPTIONS}
     # Tests use real files: the ledger's writer is a thread with a connection of its own.
     return {
         "default": {
@@ -221,6 +225,14 @@ def _events_sample() -> float:
 
 HOOSH_EVENTS_SAMPLE = _events_sample()  # of the finished calls, how many become events
 DATABASE_ROUTERS = ["budgets.router.LedgerRouter"]
+
+# --- the audit log ----------------------------------------------------------------------------------------------
+HOOSH_SIGNING_KEY = env.text("HOOSH_SIGNING_KEY")  # PEM, or base64 of the seed; otherwise keys/signing.key
+HOOSH_SIGNING_KEY_NEXT = env.text("HOOSH_SIGNING_KEY_NEXT")  # the one to hand over to
+HOOSH_AUDIT_MONTHS = env.integer("HOOSH_AUDIT_MONTHS", 0, minimum=0, maximum=1200)  # whole months kept; 0 = all
+HOOSH_AUDIT_ANCHOR_FILE = env.text("HOOSH_AUDIT_ANCHOR_FILE")
+HOOSH_AUDIT_ANCHOR_SYSLOG = env.text("HOOSH_AUDIT_ANCHOR_SYSLOG")  # path of a Unix socket, or host:port (UDP)
+HOOSH_AUDIT_ANCHOR_S = env.integer("HOOSH_AUDIT_ANCHOR_S", 60, minimum=1, maximum=86_400)
 
 # --- sign-in, cookies, headers ----------------------------------------------------------------------------------
 AUTH_PASSWORD_VALIDATORS = [

@@ -10,6 +10,7 @@ from django.http import HttpRequest
 from audit.record import record
 from hoosh_site.people.session import EXTERNAL, FACTOR
 
+_NOBODY = "(no name)"
 _NAME_LIMIT = 150  # as long as a user name may be; what is typed there can be anything
 
 
@@ -25,7 +26,7 @@ def _visible(name: object) -> str:
     return "".join(char if char.isprintable() else "?" for char in str(name)[:_NAME_LIMIT])
 
 
-def _data(request: HttpRequest | None) -> dict[str, str]:
+def _personal(request: HttpRequest | None) -> dict[str, str]:
     return {"address": request.META.get("REMOTE_ADDR", "")} if request is not None else {}
 
 
@@ -34,23 +35,26 @@ def signed_in(sender: type, request: HttpRequest | None, user: Any, **kwargs: An
     factor = getattr(user, "hoosh_factor", None)
     if request is not None and factor is not None:
         request.session[FACTOR] = factor
-    data = _data(request)
+    data = {}
     if factor is not None:  # besides or instead of a password
         data["with"] = "identity provider" if factor == EXTERNAL else "code"
-    record("operator.signed_in", actor=user.get_username(), target=user.get_username(), data=data)
+    name = user.get_username()
+    record("operator.signed_in", actor=name, target=name, about=True, data=data, personal=_personal(request))
 
 
 def signed_out(sender: type, request: HttpRequest | None, user: Any, **kwargs: Any) -> None:
     """An operator signed out; an expired session has no user and is not recorded."""
     if user is not None:
-        record("operator.signed_out", actor=user.get_username(), target=user.get_username(), data=_data(request))
+        name = user.get_username()
+        record("operator.signed_out", actor=name, target=name, about=True, personal=_personal(request))
 
 
 def refused(sender: str, credentials: dict[str, Any], request: HttpRequest | None = None, **kwargs: Any) -> None:
     """Somebody gave a wrong name or password. The password is not in `credentials` (Django masks it)."""
     record(
         "operator.sign_in_refused",
-        target=_visible(credentials.get("username", "")),
+        target=_visible(credentials.get("username", "")) or _NOBODY,
+        about=True,  # also of nobody's name: what is typed there may be a password
         level="warning",
-        data=_data(request),
+        personal=_personal(request),
     )

@@ -26,7 +26,7 @@ from django.core.exceptions import ValidationError
 from django.db import transaction
 from django.utils import timezone
 
-from audit.changes import changed_fields, recordable
+from audit.changes import changed_fields, object_of, recordable
 from audit.record import record
 from events import names, order
 from events.models import Webhook
@@ -137,14 +137,15 @@ def renew_secret(webhook: Webhook, *, actor: str) -> str:
     secret, ciphertext = _new_secret()
     with transaction.atomic():
         Webhook.objects.filter(pk=webhook.pk).update(ciphertext=ciphertext, updated_at=timezone.now())
-        record("webhook.secret_renewed", actor=actor, target=webhook.name)
+        data = {"object": object_of(webhook)}
+        record("webhook.secret_renewed", actor=actor, target=webhook.name, data=data)
     return secret
 
 
 def delete(webhook: Webhook, *, actor: str) -> None:
     """Forget a webhook."""
     with transaction.atomic():
-        record("webhook.deleted", actor=actor, target=webhook.name, data={"id": webhook.pk})
+        record("webhook.deleted", actor=actor, target=webhook.name, data={"object": object_of(webhook)})
         webhook.delete()
 
 
@@ -173,7 +174,8 @@ def _write(webhook: Webhook, before: Webhook | None, actor: str, address_class: 
         else:
             webhook.save(update_fields=[*changes, "updated_at"])
         what = "created" if before is None else "changed"
-        record(f"webhook.{what}", actor=actor, target=webhook.name, data={"fields": recordable(told)})
+        data = {"object": object_of(webhook), "fields": recordable(told)}
+        record(f"webhook.{what}", actor=actor, target=webhook.name, data=data)
 
 
 # Calling

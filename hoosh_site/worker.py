@@ -35,6 +35,7 @@ from hoosh_site.acceptor import Acceptor
 from hoosh_site.link import (
     AccessPush,
     Ask,
+    AuditPush,
     CachePurge,
     CardsPush,
     ConfigPush,
@@ -181,6 +182,9 @@ class RuntimeLike(Protocol):
     def on_warming(self, questions: Sequence[Any]) -> None:
         """Questions whose answers are to be kept."""
 
+    def on_audit(self, head: str) -> None:
+        """The audit log's last checkpoint."""
+
 
 @dataclass(frozen=True, slots=True)
 class WorkerOptions:
@@ -224,6 +228,7 @@ def connect(runtime: RuntimeLike, path: Path, register: Register) -> LinkClient:
             Explain: explain,
             CachePurge: lambda push: runtime.on_cache_purge(push.number),
             WarmPush: lambda push: runtime.on_warming(push.questions),
+            AuditPush: lambda push: runtime.on_audit(push.head),
             Recall: lambda push: desk.on_recall(push.pool_id, push.unit, push.window_start),
             IdemAnswer: lambda push: idempotency.on_answer(
                 push.number, push.state, push.status, push.content_type, push.body

@@ -88,6 +88,7 @@ class GatewaySettingsAdmin(PublishingAdmin):
         ("Privacy", {"fields": ("privacy_policy",)}),
         ("Money", {"fields": ("unknown_price",)}),
         ("Answers kept", {"fields": ("cache_mb", "embedding_model")}),
+        ("Audit", {"fields": ("audit_header",)}),
         (
             "Upstream times (seconds)",
             {

@@ -572,6 +572,11 @@ class GatewaySettings(models.Model):
         default=UnknownPrice.REFUSE,
         help_text="For models without a price row. Local providers are free unless a row prices them.",
     )
+    audit_header = models.BooleanField(
+        "audit header",
+        default=False,
+        help_text="Answers carry x-hoosh-audit, the audit log's last checkpoint: callers who keep it are witnesses.",
+    )
     cors_origins = models.CharField(
         max_length=1024,
         default="*",

@@ -17,7 +17,7 @@ from django.db import models, transaction
 from django.db.models import ProtectedError
 from django.utils import timezone
 
-from audit.changes import changed_fields, recordable
+from audit.changes import changed_fields, object_of, recordable
 from audit.record import record
 from providers import certificates, sequences, validation
 from providers.catalog import CATALOG
@@ -345,7 +345,8 @@ def _write(row: Row, before: Row | None, what: str, actor: str, *counters: str) 
             row.save(force_insert=True)
         else:
             row.save(update_fields=[*changes, *(("updated_at",) if hasattr(row, "updated_at") else ())])
-        record(action, actor=actor, target=str(row)[:200], data={"fields": recordable(changes)})
+        data = {"object": object_of(row), "fields": recordable(changes)}
+        record(action, actor=actor, target=str(row)[:200], data=data)
     _publish(row, action, actor, moved)
     return row
 
@@ -355,7 +356,7 @@ def _delete(row: models.Model, what: str, actor: str, *counters: str) -> None:
     moved = counters or (sequences.CONFIG,)
     with transaction.atomic():
         _move(moved)
-        record(action, actor=actor, target=str(row)[:200], data={"id": row.pk})
+        record(action, actor=actor, target=str(row)[:200], data={"object": object_of(row)})
         row.delete()
     _publish(row, action, actor, moved)
 

@@ -143,6 +143,9 @@ class Usage(models.Model):
     shape = models.CharField(max_length=32, blank=True, help_text="Digest of the decision's shape.")
     attempts = models.PositiveSmallIntegerField(default=1)
     client_request_id = models.CharField(max_length=128, blank=True)
+    batch = models.BigIntegerField(
+        null=True, blank=True, editable=False, help_text="The audit log's batch of rows it was settled in."
+    )
 
     class Meta:
         ordering = ("-id",)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from django.urls import path, re_path
 
-from gateway.api import backends, cache, costs, events, queue, schema, tokens, views
+from gateway.api import audit, backends, cache, costs, events, queue, schema, tokens, views
 
 __all__ = ["schema", "urlpatterns"]  # importing `schema` is what makes the key known to the API's description
 
@@ -30,6 +30,10 @@ urlpatterns = [
     path("v1/cache/stats", cache.CacheStatsView.as_view(), name="cache-stats"),
     path("v1/cache/purge", cache.CachePurgeView.as_view(), name="cache-purge"),
     path("v1/queue/status", queue.QueueStatusView.as_view(), name="queue-status"),
+    path("v1/audit", audit.AuditView.as_view(), name="audit"),
+    path("v1/audit/checkpoint", audit.CheckpointView.as_view(), name="audit-checkpoint"),
+    path("v1/audit/proof/inclusion", audit.InclusionView.as_view(), name="audit-inclusion"),
+    path("v1/audit/proof/consistency", audit.ConsistencyView.as_view(), name="audit-consistency"),
     path("api/schema/", views.SchemaView.as_view(), name="schema"),
     path("metrics", views.MetricsView.as_view(), name="metrics"),
     re_path(r"^v1(?:/.*)?$", views.UnknownPathView.as_view(), name="unknown"),

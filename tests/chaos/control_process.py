@@ -14,7 +14,9 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
+from threading import Event, Thread
 from typing import Any
 
 from budgets.windows import WindowSpec
@@ -35,6 +37,7 @@ class ControlOptions:
     steps: list[tuple[float, float]] = field(default_factory=list)  # from this second of the run the clock is off by
     edits: list[tuple[float, int, int]] = field(default_factory=list)  # from this second the pool's limit is so many
     jobs: bool = True
+    entries: float = 0.0  # operators' changes a second, each with its entry for the audit log
 
     @classmethod
     def parse(cls, text: str) -> ControlOptions:
@@ -126,15 +129,22 @@ def known_starts(connection: Any) -> dict[int, list[int]]:
 
 async def serve(options: ControlOptions) -> None:
     """Run until killed."""
+    from audit.keys import Signer
+    from audit.sequencer import Sequencer
     from budgets.settle import Writer
-    from hoosh_site.link import Ask, Granted, LinkServer, Recall, Return
+    from hoosh_site.link import Ask, AuditPush, Granted, LinkServer, Recall, Return
+
+    def tell(head: Any) -> None:
+        link.broadcast_threadsafe([AuditPush(f"{head.size}:{head.root.hex()}")])
 
     directory = Path(options.directory)
+    keeper = Sequencer(Signer(directory), on_checkpoint=tell)
     writer = Writer(
         directory / "journal",
         period_s=options.period_s,
         on_recall=lambda pool, unit, start: link.broadcast_threadsafe([Recall(pool, start, unit)]),
-        jobs=made_jobs() if options.jobs else (),
+        jobs=[*made_jobs(), keeper] if options.jobs else (),
+        at_end=[keeper] if options.jobs else (),
     )
 
     def ask(message: Ask, reply: Any) -> None:
@@ -151,6 +161,10 @@ async def serve(options: ControlOptions) -> None:
     link = LinkServer(directory / "link", hello=lambda: calendar.hello(), on_ask=ask, on_return=give_back)
     calendar = Calendar(options, writer, link)
     writer.start()
+    ending = Event()
+    entries = Thread(target=write_entries, args=(directory, options.entries, ending), daemon=True)
+    if options.entries:
+        entries.start()
     await link.start()
     looking = asyncio.create_task(calendar.run())
     asyncio.get_running_loop().add_signal_handler(15, looking.cancel)
@@ -160,8 +174,44 @@ async def serve(options: ControlOptions) -> None:
         await looking
     except asyncio.CancelledError:
         await link.stop()
+        ending.set()
+        if options.entries:
+            await asyncio.to_thread(entries.join)
         (directory / "control.stats").write_text(json.dumps(writer.stats(), default=str))
         await asyncio.to_thread(writer.stop)
+
+
+def write_entries(directory: Path, rate: float, ending: Event) -> None:
+    """Change something in the site's database until the end, half of it undone; what was committed is noted."""
+    from django.db import DatabaseError, connection, transaction
+
+    from audit.record import record
+    from tests.chaos.audit_books import TRUTH
+
+    with open(directory / TRUTH, "a", encoding="ascii") as truth:
+        for number in count():
+            if ending.is_set():
+                return
+            targets = [f"{os.getpid()}/{number}/{part}" for part in range(1 + number % 5)]
+            try:
+                with transaction.atomic():
+                    for target in targets:
+                        record("chaos.done", actor=f"operator {number % 7}", target=target, data={"number": number})
+                    if number % 2:
+                        raise _Undone
+            except _Undone:
+                continue
+            except DatabaseError:  # whether it was committed nobody knows
+                connection.close()
+                time.sleep(0.1)
+                continue
+            truth.write("".join(f"{target}\n" for target in targets))
+            truth.flush()
+            time.sleep(len(targets) / rate)
+
+
+class _Undone(Exception):
+    """Undoes a change."""
 
 
 def made_jobs() -> Sequence[Any]:

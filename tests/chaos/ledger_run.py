@@ -16,8 +16,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from audit.keys import KEY_FILE, new_key_text
 from tests import children
-from tests.chaos import books, population, schedule, truth
+from tests.chaos import audit_books, books, population, schedule, truth
 from tests.chaos.books import Verdict
 from tests.chaos.control_process import ControlOptions
 from tests.chaos.databases import Database, fetch
@@ -46,6 +47,7 @@ class LedgerOptions:
     rate: float = 5000.0
     workers: int = WORKERS
     clients: int = CLIENTS
+    entries: float = 100.0  # operators' changes a second
 
 
 @dataclass
@@ -185,7 +187,8 @@ def opened(make: Callable[[Path], Database]) -> Iterator[Database]:
 
 def made_run(database: Database, pools: list[MadePool], options: LedgerOptions) -> Run:
     """The processes of a run of this size."""
-    control = ControlOptions(str(database.directory), pools, time.time())
+    (database.directory / KEY_FILE).write_bytes(new_key_text())
+    control = ControlOptions(str(database.directory), pools, time.time(), entries=options.entries)
     workers = [
         WorkerOptions(
             str(database.directory), index, f"{options.seed}", options.clients, rate=options.rate / options.workers
@@ -244,7 +247,7 @@ def ledger_run(make: Callable[[Path], Database], options: LedgerOptions) -> tupl
             f"{database.name}: {len(seen.whole)} answers in {took_s:.0f} s ({len(seen.whole) / took_s:.0f}/s), settled "
             f"{settled_s:.1f} s after the last kill; kills: {run.kills[WORKER]} workers, {run.kills[CONTROL]} control, "
             f"{run.kills[DATABASE]} database; {sampler.samples} samples; replays {figures['replays']}, "
-            f"lag p50 {figures['lag_p50_s']} s, max {figures['lag_max_s']} s"
+            f"lag p50 {figures['lag_p50_s']} s, max {figures['lag_max_s']} s; {logged(run)}"
         )
     return verdict, told
 
@@ -259,11 +262,26 @@ def check(run: Run, verdict: Verdict) -> truth.Truth:
         books.check_leftovers(connection, run.journal_files(), verdict)
         if run.control.jobs:
             books.check_rollups(connection, sums, verdict)
+            audit_books.check_log(connection, verdict)
+            audit_books.check_batches(connection, verdict)
+            audit_books.check_entries(connection, run.directory, verdict)
     finally:
         connection.close()
     for pool in run.control.pools:
         check_pool(pool, purses, verdict)
     return seen
+
+
+def logged(run: Run) -> str:
+    """How much the audit log has."""
+    connection = run.database.connect()
+    try:
+        counts = [
+            fetch(connection, f"SELECT COUNT(*) FROM {table}")[0][0] for table in ("audit_entry", "audit_usagebatch")
+        ]
+    finally:
+        connection.close()
+    return f"audit log: {counts[0]} entries, {counts[1]} batches"
 
 
 def check_pool(pool: MadePool, purses: dict[books.Purse, books.Found], verdict: Verdict) -> None:

@@ -420,10 +420,17 @@ class Control:
         return {model["id"] for model in reply.json()["data"]}
 
     def outcomes(self, target: str) -> list[str]:
-        path = self.gateway.data_dir / "site.sqlite3"
-        query = "SELECT data FROM audit_outboxentry WHERE action = 'model.pull.ended' AND target = ?"
-        with contextlib.closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=10)) as connection:
-            return [json.loads(row[0])["outcome"] for row in connection.execute(query, (target,))]
+        """What the audit log says of pulls that ended, or what is on its way there."""
+        queries = {
+            "ledger": "SELECT json_extract(body, '$.data.outcome') FROM audit_entry WHERE action = ? AND target = ?",
+            "site": "SELECT json_extract(data, '$.outcome') FROM audit_outboxentry WHERE action = ? AND target = ?",
+        }
+        for name, query in queries.items():
+            path = self.gateway.data_dir / f"{name}.sqlite3"
+            with contextlib.closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=10)) as connection:
+                if found := connection.execute(query, ("model.pull.ended", target)).fetchall():
+                    return [outcome for (outcome,) in found]
+        return []
 
     def pulled(self, model: str) -> tuple[list[Any], bool]:
         """The lines of a pull, and whether its answer ended as it should."""

@@ -515,3 +515,18 @@ def test_a_models_name_is_unquoted_once(up: FaultUpstream, tmp_path: Path) -> No
         for quoted, name in (("foo%25bar", "foo%bar"), ("a%2541", "a%41"), ("a%2Fb", "a/b"), ("%2525", "%25")):
             reply = httpx.get(f"{server.url}/v1/models/{quoted}", headers={"x-api-key": KEY})
             assert reply.json()["id"] == name
+
+
+@pytest.mark.usefixtures("binding")
+def test_answers_name_the_audit_logs_last_checkpoint_where_that_is_wanted(up: FaultUpstream, tmp_path: Path) -> None:
+    for wanted in (False, True):
+        settings = SettingsDoc(audit_header=wanted)
+        directory = tmp_path / str(wanted)
+        directory.mkdir()
+        with GatewayServer(directory, providers=[provider(1, up.url)], routes=[route(1)], settings=settings) as server:
+            assert "x-hoosh-audit" not in post(server, body()).headers  # there is none yet
+            server.runtime.on_audit("12:00ff")
+            assert post(server, body()).headers.get("x-hoosh-audit") == ("12:00ff" if wanted else None)
+            refused = post(server, b"{")
+            assert refused.status_code == 400
+            assert refused.headers.get("x-hoosh-audit") == ("12:00ff" if wanted else None)

@@ -104,6 +104,8 @@ class StubRuntime:
 
     def on_warming(self, questions: Any) -> None: ...
 
+    def on_audit(self, head: str) -> None: ...
+
     def explain(self, body: bytes) -> bytes:
         return body
 

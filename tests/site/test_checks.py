@@ -10,6 +10,7 @@ import pytest
 from django.core.checks import run_checks
 from django.test import override_settings
 
+from audit.keys import new_key_text
 from hoosh_site import checks
 
 GOOD_KEY = "kQ3v9zXw7Lr2Tn5Bm8Yc4Hd6Jf1Gs0Pa-_EuIoRt"
@@ -23,7 +24,7 @@ def data_dir(tmp_path, monkeypatch):
     keys = tmp_path / "keys"
     keys.mkdir(mode=0o700)
     for name in checks.KEY_FILES:
-        (keys / name).write_text("x" * 50)
+        (keys / name).write_bytes(new_key_text() if name == "signing.key" else b"x" * 50)
         (keys / name).chmod(0o600)
     with override_settings(
         HOOSH_DATA_DIR=tmp_path,
@@ -33,6 +34,7 @@ def data_dir(tmp_path, monkeypatch):
         HOOSH_PUBLIC_URL="",
         HOOSH_TRUSTED_PROXIES=[],
         HOOSH_JOURNAL_SYNC="process",
+        HOOSH_SIGNING_KEY="",
         DEBUG=False,
         ALLOWED_HOSTS=["localhost"],
     ):
@@ -117,6 +119,26 @@ def test_a_key_file_that_is_missing_empty_or_damaged_is_refused(data_dir, name):
         assert f"{file} {words}" in told()
     file.unlink()
     assert f"{file} is missing" in told()
+
+
+def test_a_signing_key_that_is_short_made_up_or_no_key_is_refused(data_dir):
+    file = data_dir / "keys" / "signing.key"
+    for text in (b"c2hvcnQ=", b"A" * 43 + b"=", b"not base64", b"-----BEGIN PRIVATE KEY-----\nMC4C\n"):
+        file.write_bytes(text)
+        assert "The signing key in" in told()
+        assert text.decode() not in told()
+
+
+def test_a_signing_key_from_the_environment_needs_no_file(data_dir):
+    (data_dir / "keys" / "signing.key").unlink()
+    assert told(HOOSH_SIGNING_KEY=new_key_text().decode()) == ""
+    assert "HOOSH_SIGNING_KEY has 5 bytes" in told(HOOSH_SIGNING_KEY="c2hvcnQ=")
+
+
+def test_anchors_that_cannot_work_are_refused(data_dir):
+    assert "host:port" in told(HOOSH_AUDIT_ANCHOR_SYSLOG="logs")
+    assert "absolute path" in told(HOOSH_AUDIT_ANCHOR_FILE="anchors.jsonl")
+    assert told(HOOSH_AUDIT_ANCHOR_SYSLOG="/dev/log", HOOSH_AUDIT_ANCHOR_FILE="/mnt/anchors.jsonl") == ""
 
 
 def test_a_session_key_from_the_environment_needs_no_file(data_dir, monkeypatch):

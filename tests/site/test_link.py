@@ -20,6 +20,7 @@ from hoosh_site import link
 from hoosh_site.link import (
     AccessPush,
     Ask,
+    AuditPush,
     CardsPush,
     ConfigPush,
     Explain,
@@ -58,7 +59,18 @@ async def line(
         path = Path(directory) / "run" / "link.sock"
         server = LinkServer(path, hello=hello, on_ask=on_ask or (lambda ask, reply: None))
         await server.start()
-        kinds = (ConfigPush, SecretsPush, AccessPush, CardsPush, HealthPush, WarmPush, Granted, Recall, IdemAnswer)
+        kinds = (
+            ConfigPush,
+            SecretsPush,
+            AccessPush,
+            CardsPush,
+            HealthPush,
+            WarmPush,
+            Granted,
+            Recall,
+            IdemAnswer,
+            AuditPush,
+        )
         client = LinkClient(path, register=ME, callbacks=dict.fromkeys(kinds, told.append))
         client.start()
         await until(lambda: bool(server.workers()))
@@ -105,6 +117,7 @@ def test_a_frame_over_the_limit_is_an_error() -> None:
         IdemAnswer(4, "new"),
         WarmPush([WarmRecord(1, 2, "m", "Be brief.", "How tall is it?")]),
         WarmPush([]),
+        AuditPush("12:00ff"),
     ],
     ids=lambda message: type(message).__name__,
 )

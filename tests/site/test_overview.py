@@ -10,10 +10,10 @@ from django.contrib.auth.models import Permission, User
 from django.test import TestCase
 from django.utils import timezone
 
-from audit.record import record
 from budgets.models import Lease, Pool, PoolAlert, PoolWindow, Usage
 from gateway import plane
 from providers.models import Provider, ProviderProbe
+from tests.audit.small_log import SmallLog
 
 pytestmark = pytest.mark.database
 
@@ -70,7 +70,7 @@ class SectionsTest(TestCase):
         ("No price is known for 1 of the last 1 requests", {"view_usage"}),
         ("Last alerts of pools", {"view_poolalert"}),
         ("w-quarantined", {"view_lease"}),
-        ("thing.happened", {"view_outboxentry"}),
+        ("thing.happened", {"view_auditentry"}),
         ("Add a route", {"add_route"}),
         ("Create an API key", {"add_apikey"}),
     )
@@ -86,7 +86,10 @@ class SectionsTest(TestCase):
         Lease.objects.create(owner="w-quarantined", window=window, granted=5, remaining=5, state="quarantined")
         ids = dict.fromkeys(("key_id", "agent_id", "team_id", "pool_id"), 1)
         Usage.objects.create(rid="r", model="failed-model", status=502, tokens=5, at=timezone.now(), **ids)
-        record("thing.happened")
+        log = SmallLog()
+        log.open()
+        log.add("thing.happened")
+        log.checkpoint()
 
     def page(self, *names: str) -> str:
         user, _ = User.objects.get_or_create(username="bob", is_staff=True)

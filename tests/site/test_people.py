@@ -50,7 +50,9 @@ class PeopleTest(AdminTestCase):
         assert {entry.actor for entry in (created, first, second, deleted)} == {"ada"}
         assert {entry.target for entry in (created, first, second, deleted)} == {"eve"}
         assert [entry.action for entry in (created, first, deleted)] == ["user.created", "user.changed", "user.deleted"]
-        assert created.data["fields"]["username"] == [None, "eve"]
+        assert all(entry.about for entry in (created, first, second, deleted))
+        assert created.personal == {"username": [None, "eve"]}
+        assert "username" not in created.data["fields"]
         assert first.data["fields"]["is_superuser"] == ["False", "True"]
         assert first.data["groups"] == {"added": ["readers"], "removed": []}
         assert first.data["user_permissions"] == {"added": ["providers.view_provider"], "removed": []}
@@ -67,8 +69,8 @@ class PeopleTest(AdminTestCase):
         assert User.objects.get(username="ada").check_password(PASSWORD)
         told = [(entry.action, entry.actor, entry.target, entry.data) for entry in self.entries("user.")]
         assert told == [
-            ("user.password_set", "ada", "bob", {"usable": True}),
-            ("user.password_set", "ada", "bob", {"usable": False}),
+            ("user.password_set", "ada", "bob", {"object": f"auth.user:{self.bob.pk}", "usable": True}),
+            ("user.password_set", "ada", "bob", {"object": f"auth.user:{self.bob.pk}", "usable": False}),
             ("user.password_set", "ada", "ada", {}),
         ]
 
