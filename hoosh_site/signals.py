@@ -10,7 +10,7 @@ from django.http import HttpRequest
 from audit.record import record
 from hoosh_site.people.session import EXTERNAL, FACTOR
 
-_NOBODY = "(no name)"
+NOBODY = "(no name)"
 _NAME_LIMIT = 150  # as long as a user name may be; what is typed there can be anything
 
 
@@ -53,7 +53,7 @@ def refused(sender: str, credentials: dict[str, Any], request: HttpRequest | Non
     """Somebody gave a wrong name or password. The password is not in `credentials` (Django masks it)."""
     record(
         "operator.sign_in_refused",
-        target=_visible(credentials.get("username", "")) or _NOBODY,
+        target=_visible(credentials.get("username", "")) or NOBODY,
         about=True,  # also of nobody's name: what is typed there may be a password
         level="warning",
         personal=_personal(request),

@@ -76,7 +76,7 @@ def confirm(factor: SecondFactor, code: str) -> list[str]:
             return []
         SecondFactor.objects.filter(pk=factor.pk).update(confirmed_at=timezone.now())
         name = factor.user.get_username()
-        record("user.second_factor_set", actor=name, target=name)
+        record("user.second_factor_set", actor=name, target=name, about=True)
         return _new_codes(factor)
 
 
@@ -84,7 +84,7 @@ def renew_codes(factor: SecondFactor) -> list[str]:
     """New recovery codes; the old ones open nothing any more."""
     with transaction.atomic():
         name = factor.user.get_username()
-        record("user.recovery_codes_renewed", actor=name, target=name)
+        record("user.recovery_codes_renewed", actor=name, target=name, about=True)
         return _new_codes(factor)
 
 
@@ -93,7 +93,7 @@ def remove(factor: SecondFactor, *, actor: str) -> None:
     with transaction.atomic():
         name = factor.user.get_username()
         action = "removed" if actor == name else "reset"
-        record(f"user.second_factor_{action}", actor=actor, target=name, level="warning")
+        record(f"user.second_factor_{action}", actor=actor, target=name, about=True, level="warning")
         factor.delete()
 
 
@@ -107,7 +107,7 @@ def accepts(factor: SecondFactor, text: str) -> bool:
         return False
     name = factor.user.get_username()
     left = factor.recovery_codes.filter(used_at__isnull=True).count()
-    record("user.recovery_code_used", actor=name, target=name, level="warning", data={"left": left})
+    record("user.recovery_code_used", actor=name, target=name, about=True, level="warning", data={"left": left})
     return True
 
 

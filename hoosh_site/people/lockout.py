@@ -56,7 +56,7 @@ class Attempt:
         """It was refused: a lock that this one set is recorded."""
         for row in self.closes:
             until = f"{row.locked_until:%Y-%m-%d %H:%M:%S} UTC"
-            record("operator.locked_out", target=str(row)[:200], level="warning", data={"until": until})
+            record("operator.locked_out", target=str(row)[:200], about=True, level="warning", data={"until": until})
 
 
 def begin(name: str, address: str) -> Attempt:
@@ -97,7 +97,7 @@ def unlock(subject: str = "", *, actor: str) -> int:
     with transaction.atomic():
         count = rows.delete()[0]
         if count:
-            record("operator.unlocked", actor=actor, target=subject[:200] or "everybody")
+            record("operator.unlocked", actor=actor, target=subject[:200] or "everybody", about=bool(subject))
     return count
 
 

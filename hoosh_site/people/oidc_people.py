@@ -72,7 +72,7 @@ def _made(claims: dict[str, Any]) -> User:
     except IntegrityError:
         raise OidcError(f"an account {name} exists already; have somebody rename it") from None
     ExternalIdentity.objects.create(user=user, issuer=settings.HOOSH_OIDC_ISSUER, subject=claims["sub"])
-    record("user.created", actor=ACTOR, target=name, data={"issuer": settings.HOOSH_OIDC_ISSUER})
+    record("user.created", actor=ACTOR, target=name, about=True, data={"issuer": settings.HOOSH_OIDC_ISSUER})
     return user
 
 
@@ -86,4 +86,4 @@ def _set_roles(user: User, wanted: set[str]) -> None:
         user.is_staff = is_staff
         user.save(update_fields=["is_staff"])
         groups = {"added": sorted(wanted - has), "removed": sorted(has - wanted)}
-        record("user.changed", actor=ACTOR, target=user.get_username(), data={"groups": groups})
+        record("user.changed", actor=ACTOR, target=user.get_username(), about=True, data={"groups": groups})

@@ -18,6 +18,7 @@ from audit.record import record
 from hoosh_site.people import oidc, oidc_people
 from hoosh_site.people.session import EXTERNAL
 from hoosh_site.people.signing_in import address_of
+from hoosh_site.signals import NOBODY
 
 _COOKIE = "hoosh_oidc"
 _PATH = "/account/oidc/"
@@ -81,8 +82,9 @@ def _redirect_uri(request: HttpRequest) -> str:
 
 def _refuse(request: HttpRequest, reason: str) -> HttpResponse:
     """Back to the form. The reason is recorded, and not told to whoever tries."""
-    data = {"address": address_of(request), "reason": reason[:300], "with": "identity provider"}
-    record("operator.sign_in_refused", level="warning", data=data)
+    data = {"reason": reason[:300], "with": "identity provider"}
+    personal = {"address": address_of(request)}
+    record("operator.sign_in_refused", target=NOBODY, about=True, level="warning", data=data, personal=personal)
     messages.error(request, _FAILED)
     return _cleared(HttpResponseRedirect(reverse("admin:login")))
 

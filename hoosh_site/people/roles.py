@@ -42,6 +42,7 @@ MODELS: dict[str, tuple[frozenset[str], frozenset[str]]] = {
     "budgets.warmquestion": (_ALL, _SEE),
     "events.event": (_SEE, _SEE),
     "events.webhook": (_ALL, _SEE),
+    "audit.auditentry": (_SEE, _SEE),
     "audit.outboxentry": (_SEE, _SEE),
     "auth.user": (_SEE, _ALL),
     "auth.group": (_SEE, _SEE),
