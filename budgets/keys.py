@@ -140,6 +140,7 @@ def rotate_key(key: ApiKey, *, actor: str, overlap: dt.timedelta = dt.timedelta(
             pools_allowed=[key.pools_allowed] if key.pools_allowed else (),
             expires_at=key.expires_at,
             limits=key.limits,
+            queue_class=key.queue_class,
         )
         if key.expires_at is None or key.expires_at > until:
             key.expires_at = until

@@ -72,6 +72,22 @@ def import_file(path: Path | str, actor: str, *, adopt: bool = False) -> Report:
     return _apply(_read(Path(path)), actor, adopt=adopt)
 
 
+def import_text(
+    data: bytes, actor: str, *, name: str, variables: Mapping[str, str], adopt: bool = False, check: bool = False
+) -> Report:
+    """As `import_file` (or, to `check`, `check_file`) for a document that came by the network.
+
+    It draws in nothing of this host: `$NAME` is looked up in `variables` alone, and certificates stand in the document
+    itself. Raises `ImportFileError`.
+    """
+    try:
+        tables = hoosh_toml.load(data)
+    except hoosh_toml.HooshTomlError as exc:
+        raise ImportFileError(f"{name}: {exc}") from exc
+    file = _parsed(data, tables, name, variables, directory=None)
+    return _checked(file, adopt=adopt) if check else _apply(file, actor, adopt=adopt)
+
+
 def import_if_changed(path: Path | str, actor: str = "HOOSH_CONFIG") -> Report | None:
     """Import a file unless the last import was of the same content, variables and certificates; None then."""
     try:
@@ -99,7 +115,10 @@ def check_file(path: Path | str, *, adopt: bool = False) -> Report:
 
     The import is really done, in a transaction that is rolled back.
     """
-    file = _read(Path(path))
+    return _checked(_read(Path(path)), adopt=adopt)
+
+
+def _checked(file: _File, *, adopt: bool) -> Report:
     report = file.report
     with _refusals(report.path):
         report.warnings += importing.look_up(file.wanted)
@@ -124,11 +143,21 @@ def _read(path: Path) -> _File:
         raise ImportFileError(f"{path} cannot be read: {exc.strerror}.") from exc
     except hoosh_toml.HooshTomlError as exc:
         raise ImportFileError(f"{path}: {exc}") from exc
-    report = Report(str(path))
-    with _refusals(report.path):
+    with _refusals(str(path)):
         environ = {name: env.text(name) for name in hoosh_toml.referenced_variables(data)}
+    return _parsed(data, tables, str(path), environ, directory=path.parent)
+
+
+def _parsed(
+    data: bytes, tables: Mapping[str, Any], name: str, environ: Mapping[str, str], *, directory: Path | None
+) -> _File:
+    report = Report(name)
+    with _refusals(name):
         file = _ours(tables, environ, report) if FORMAT_KEY in tables else _theirs(tables, environ, report)
-        importing.read_certificates(file.wanted, directory=path.parent)
+        if directory is not None:
+            importing.read_certificates(file.wanted, directory=directory)
+        elif any(entry.ca_files for entry in file.wanted.providers):
+            raise ImportRefusedError(["Files are not read: write certificates into the document, as ca_pem."])
         file.fingerprint = _fingerprint(data, environ, file.wanted)
     return file
 
