@@ -78,14 +78,24 @@ def import_text(
     """As `import_file` (or, to `check`, `check_file`) for a document that came by the network.
 
     It draws in nothing of this host: `$NAME` is looked up in `variables` alone, and certificates stand in the document
-    itself. Raises `ImportFileError`.
+    itself. Where changes are reviewed, it becomes part of the draft. Raises `ImportFileError`.
     """
     try:
         tables = hoosh_toml.load(data)
     except hoosh_toml.HooshTomlError as exc:
         raise ImportFileError(f"{name}: {exc}") from exc
     file = _parsed(data, tables, name, variables, directory=None)
-    return _checked(file, adopt=adopt) if check else _apply(file, actor, adopt=adopt)
+    if check:
+        return _checked(file, adopt=adopt)
+    if not publish.is_reviewed():
+        return _apply(file, actor, adopt=adopt)
+    _store(file, actor, adopt=adopt)
+    if file.report.changes:
+        publish.publish_on_commit(actor, f"import of {name.lower()}")
+    found = publish.latest()
+    file.report.version = found[0] if found is not None else 0
+    file.report.warnings.append("Changes are reviewed: what was imported waits for somebody else to publish it.")
+    return file.report
 
 
 def import_if_changed(path: Path | str, actor: str = "HOOSH_CONFIG") -> Report | None:
@@ -195,6 +205,16 @@ def _fingerprint(data: bytes, environ: Mapping[str, str], asked: Wanted) -> str:
 
 def _apply(file: _File, actor: str, *, adopt: bool) -> Report:
     report, path = file.report, file.report.path
+    _store(file, actor, adopt=adopt)
+    try:
+        report.version = publish.publish(actor, f"import of {Path(path).name}").number
+    except publish.PublishError as exc:
+        raise ImportFileError(f"{path} was imported, but the configuration cannot be published. {exc}") from exc
+    return report
+
+
+def _store(file: _File, actor: str, *, adopt: bool) -> None:
+    report, path = file.report, file.report.path
     with _refusals(path):
         report.warnings += importing.look_up(file.wanted)
         with publish.held_back(), transaction.atomic():
@@ -204,11 +224,6 @@ def _apply(file: _File, actor: str, *, adopt: bool) -> Report:
             )
             data = {"changes": report.changes[:100], "warnings": report.warnings[:100]}
             record("config.imported", actor=actor, target=path[-200:], data=data)
-    try:
-        report.version = publish.publish(actor, f"import of {Path(path).name}").number
-    except publish.PublishError as exc:
-        raise ImportFileError(f"{path} was imported, but the configuration cannot be published. {exc}") from exc
-    return report
 
 
 def _write(file: _File, actor: str, *, adopt: bool) -> None:

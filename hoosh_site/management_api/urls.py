@@ -27,7 +27,7 @@ _READ_LIST, _READ_ITEM = {"get": "list"}, {"get": "retrieve"}
 
 def _both(route: str, view: Any, methods: Mapping[str, str]) -> Iterator[URLPattern]:
     made = view.as_view(dict(methods))
-    yield path(route, made, name=f"management:{route}")
+    yield path(route, made, name=f"management-{route}")
     yield path(f"{route}/", made)
 
 
@@ -119,6 +119,6 @@ urlpatterns = [
     *_rows("groups", people.Groups),
     *_both("import-config", files.ImportConfig, {"post": "create"}),
     *_both("export-config", files.ExportConfig, _READ_ITEM),
-    path("schema/", docs.Schema.as_view(), name="management:schema"),
-    path("docs/", docs.docs_view, name="management:docs"),
+    path("schema/", docs.Schema.as_view(), name="management-schema"),
+    path("docs/", docs.docs_view, name="management-docs"),
 ]
