@@ -36,6 +36,20 @@ def description() -> dict[str, Any]:
     made = SchemaGenerator(urlconf=_URLS)  # type: ignore[no-untyped-call]
     found: dict[str, Any] = made.get_schema(request=None, public=True)  # type: ignore[no-untyped-call]
     found["info"] = {"title": _TITLE, "version": __version__, "description": _ABOUT}
+    tags = dict.fromkeys(told["tags"][0] for item in found["paths"].values() for told in item.values())
+    found["tags"] = [{"name": tag, "description": _resources().get(tag, "")} for tag in tags]
+    return found
+
+
+def _resources() -> dict[str, str]:
+    """What the resources say of themselves, by the first part of their paths."""
+    from hoosh_site.management_api.urls import urlpatterns  # it has this module's views in it
+
+    found: dict[str, str] = {}
+    for entry in urlpatterns:
+        view: Any = getattr(entry.callback, "cls", None)
+        if view is not None:
+            found.setdefault(str(entry.pattern).partition("/")[0], " ".join((view.__doc__ or "").split()))
     return found
 
 
@@ -81,16 +95,16 @@ def docs_view(request: HttpRequest) -> HttpResponse:
 
 
 @functools.cache
-def groups() -> list[tuple[str, list[Operation]]]:
-    """All operations by the first part of their path."""
-    found: dict[str, list[Operation]] = {}
+def groups() -> list[tuple[str, str, list[Operation]]]:
+    """All operations by the first part of their path, with what that says of itself."""
     document = description()
+    found: dict[str, list[Operation]] = {}
     for path, item in document["paths"].items():
         for method in _METHODS:
             if method in item:
                 told = item[method]
                 found.setdefault(told["tags"][0], []).append(_operation(document, method, path, told))
-    return list(found.items())
+    return [(tag["name"], tag["description"], found[tag["name"]]) for tag in document["tags"]]
 
 
 def _operation(document: Mapping[str, Any], method: str, path: str, told: Mapping[str, Any]) -> Operation:

@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+import threading
 from decimal import Decimal
 from typing import Any, ClassVar
 
@@ -31,11 +32,13 @@ from hoosh_site.management_api.access import may
 from hoosh_site.management_api.fields import Money, Named, Percents, RowSerializer, Strict, Text, Whole
 from hoosh_site.management_api.members import Live
 from hoosh_site.management_api.paging import Filter, truth
+from hoosh_site.management_api.problems import ConflictError
 from hoosh_site.management_api.rows import Rows, claim_once, search, wake
 
 _UNITS = {"tokens": Unit.TOKENS, "usd": Unit.PICO_USD}
 _RESOLVE = ("write_off", "release", "replay")
 _PICO_LIMIT = validation.CAPACITY_LIMIT_USD * 10**12
+_importing = threading.Lock()
 _IMPORT_S = 100.0  # the worker that forwards waits 120 s
 _PROVIDER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,63}(=[^\x00-\x1f\x7f]{0,64})?\Z")
 
@@ -285,7 +288,16 @@ class Prices(Rows):
 
 
 def _import(chosen: list[str], *, check: bool, actor: str) -> Any:
-    """In a process of its own: the list takes memory that control would keep."""
+    """In a process of its own: the list takes memory that control would keep. One at a time."""
+    if not _importing.acquire(blocking=False):
+        raise ConflictError("Another import of prices is under way.")
+    try:
+        return _run_import(chosen, check=check, actor=actor)
+    finally:
+        _importing.release()
+
+
+def _run_import(chosen: list[str], *, check: bool, actor: str) -> Any:
     command = [sys.executable, str(settings.BASE_DIR / "manage.py"), "import_prices", "--json", f"--actor={actor}"]
     command += ["--dry-run" if check else "--yes", *(f"--provider={each}" for each in chosen)]
     try:
