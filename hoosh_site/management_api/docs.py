@@ -27,6 +27,7 @@ _ABOUT = (
     "Everything the admin pages can do, for programs. A key needs the scope `admin`; people have the permissions of "
     "their accounts. See docs/management-api.md."
 )
+_NO_LIMIT = 2**31 - 1  # from here on it is the database's
 _DEPTH = 2  # objects within objects, as far as the page shows them
 
 
@@ -109,11 +110,12 @@ def groups() -> list[tuple[str, str, list[Operation]]]:
 
 def _operation(document: Mapping[str, Any], method: str, path: str, told: Mapping[str, Any]) -> Operation:
     status, answer = next((code, each) for code, each in told["responses"].items() if code.startswith("2"))
+    summary, text = told.get("summary", ""), told.get("description", "")
     return Operation(
         method.upper(),
         path,
-        told.get("summary", ""),
-        told.get("description", ""),
+        summary,
+        "" if text.rstrip(".") == summary.rstrip(".") else text,
         [
             Field(each["name"], _type(document, each["schema"]), _notes(each["schema"]), each.get("description", ""))
             for each in told.get("parameters", ())
@@ -171,7 +173,8 @@ def _type(document: Mapping[str, Any], schema: Mapping[str, Any]) -> str:
         return " or ".join(dict.fromkeys(_type(document, each) for each in options))
     if "enum" in schema and None in schema["enum"] and len(schema["enum"]) == 1:
         return "null"
-    return str(schema.get("format") or schema.get("type") or "any")
+    kind = str(schema.get("format") or schema.get("type") or "any")
+    return {"int64": "integer", "double": "number"}.get(kind, kind)
 
 
 def _notes(schema: Mapping[str, Any]) -> str:
@@ -182,7 +185,8 @@ def _notes(schema: Mapping[str, Any]) -> str:
         found.append("may be null")
     if "default" in schema and schema["default"] not in ("", None):
         found.append(f"default {schema['default']}")
-    for name, word in (("minimum", "from"), ("maximum", "to"), ("maxLength", "characters up to")):
-        if name in schema and abs(schema[name]) < 2**62:
-            found.append(f"{word} {schema[name]:g}" if isinstance(schema[name], float) else f"{word} {schema[name]}")
+    for name, words in (("minimum", "from {}"), ("maximum", "to {}"), ("maxLength", "up to {} characters")):
+        if name in schema and abs(schema[name]) < _NO_LIMIT:
+            value = schema[name]
+            found.append(words.format(f"{value:g}" if isinstance(value, float) else value))
     return ", ".join(found)

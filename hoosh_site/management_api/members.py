@@ -15,7 +15,7 @@ from budgets.models import Agent, ApiKey, Pool, Team
 from hoosh_site.management_api.access import demand_scopes
 from hoosh_site.management_api.fields import Joined, Named, Numbered, RowSerializer, Strict, Whole
 from hoosh_site.management_api.paging import Filter
-from hoosh_site.management_api.rows import Rows, claim_once, hold_access, search
+from hoosh_site.management_api.rows import Rows, hold_access, once, search
 from providers.models import PrivacyPolicy
 
 _LIMITS = ("requests_per_minute", "tokens_per_minute", "concurrent_requests")
@@ -154,8 +154,7 @@ class Keys(Live):
         values = self.read(request)
         scopes = validation.split(values.get("scopes", "inference"))
         demand_scopes(request, scopes)
-        claim_once(request)
-        with self.writing():
+        with once(request), self.writing():
             row, text = keys.create_key(
                 values["agent"],
                 values["pool"],
@@ -182,8 +181,7 @@ class Keys(Live):
         serializer = OverlapSerializer(data=request.data)
         serializer.is_valid(raise_exception=True)
         overlap = dt.timedelta(seconds=serializer.validated_data["overlap_s"])
-        claim_once(request)
-        with self.writing():
+        with once(request), self.writing():
             old = self.row()
             demand_scopes(request, validation.split(old.scopes))
             made, text = keys.rotate_key(old, actor=self.actor, overlap=overlap)

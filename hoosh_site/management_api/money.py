@@ -26,14 +26,13 @@ from budgets.forms import PriceForm
 from budgets.models import Lease, LedgerOrder, Pool, PoolWindow, Price, Team
 from budgets.prices import IMPORT_SOURCE
 from budgets.records import Unit
-from gateway.api.authentication import caller_of
 from gateway.errors import GatewayUnavailableError
 from hoosh_site.management_api.access import may
 from hoosh_site.management_api.fields import Money, Named, Percents, RowSerializer, Strict, Text, Whole
 from hoosh_site.management_api.members import Live
 from hoosh_site.management_api.paging import Filter, truth
 from hoosh_site.management_api.problems import ConflictError
-from hoosh_site.management_api.rows import Rows, claim_once, search, wake
+from hoosh_site.management_api.rows import Rows, once, search, wake
 
 _UNITS = {"tokens": Unit.TOKENS, "usd": Unit.PICO_USD}
 _RESOLVE = ("write_off", "release", "replay")
@@ -175,8 +174,8 @@ class Orders(Rows):
         kind, note = values.pop("kind"), values.pop("note")
         _check_fields(kind, values)
         payload = _payload(kind, values)
-        claim_once(request)
-        order = orders.place(kind, payload, actor=caller_of(request).name, note=note)
+        with once(request):
+            order = orders.place(kind, payload, actor=self.actor, note=note)
         wake()
         return self.told(order, status=201)
 

@@ -110,7 +110,9 @@ class Filters(BaseFilterBackend):
 
     def get_schema_operation_parameters(self, view: Any) -> list[dict[str, Any]]:
         """For the API's description."""
-        return [parameter(name, _SCHEMAS[each.kind], each.about) for name, each in view.filters.items()]
+        return [
+            parameter(name, _SCHEMAS[each.kind], each.about or "Only these.") for name, each in view.filters.items()
+        ]
 
 
 class Keyset(BasePagination):

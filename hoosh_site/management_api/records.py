@@ -151,7 +151,6 @@ class Reservations(ReadOnlyRows):
     label = "budgets.reservation"
     serializer_class = ReservationSerializer
     queryset = Reservation.objects.all()
-    keyset = ("created_at", "id")
     newest_first = True
     filters = {**_POOL, "key": Filter("key_id", "id"), "state": Filter("state")}
 

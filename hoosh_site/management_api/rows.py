@@ -274,16 +274,25 @@ def hold_access() -> None:
     AccessSequence.objects.select_for_update().get(name="access")
 
 
-def claim_once(request: Request) -> None:
-    """Let an `Idempotency-Key` do its work once; whoever sends it again is told so with a 409."""
+@contextmanager
+def once(request: Request) -> Iterator[None]:
+    """Let an `Idempotency-Key` do its work once; whoever sends it again is told so with a 409. What fails inside was
+    not done: the key may come again."""
     key = request.headers.get("Idempotency-Key", "")
     if not key:
+        yield
         return
     if len(key) > _KEY_LENGTH or not key.isprintable():
         raise BadRequestError(f"An Idempotency-Key has at most {_KEY_LENGTH} characters.", param="Idempotency-Key")
     digest = hashlib.sha256(f"{caller_of(request).name}\0{request.path}\0{key}".encode()).hexdigest()
-    if not cache.add(f"hoosh.management.{digest}", True, _KEPT_S):
+    name = f"hoosh.management.{digest}"
+    if not cache.add(name, True, _KEPT_S):
         raise problems.ConflictError("A request with this Idempotency-Key was carried out before.", code="sent_before")
+    try:
+        yield
+    except BaseException:
+        cache.delete(name)
+        raise
 
 
 def search(field: str = "name") -> dict[str, Filter]:

@@ -10,6 +10,7 @@ from django.urls import URLPattern, path
 from hoosh_site.management_api import (
     docs,
     files,
+    limits,
     members,
     money,
     people,
@@ -107,6 +108,7 @@ urlpatterns = [
     *_rows("prices", money.Prices, of_item=_READ_ITEM),
     *_read("usage", records.UsageRows),
     *_both("reports/usage", records.Reports, {"get": "usage"}),
+    *_both("limits", limits.Limits, _READ_ITEM),
     *_read("pool-windows", records.Windows),
     *_read("ledger-entries", records.Entries),
     *_read("leases", records.Leases),

@@ -482,6 +482,8 @@ class KeysTest(ManagementCase, TestCase):
                 assert field in self.refused(400, "POST", "keys", self.fields(**more))["fields"]
 
     def test_an_idempotency_key_makes_one_key(self) -> None:
+        late = self.fields(expires_at="2001-01-01T00:00:00Z")
+        self.refused(400, "POST", "keys", late, **{"Idempotency-Key": "once"})
         self.ok("POST", "keys", self.fields(), status=201, **{"Idempotency-Key": "once"})
         count = ApiKey.objects.count()
         assert self.refused(409, "POST", "keys", self.fields(), **{"Idempotency-Key": "once"})["code"] == "sent_before"

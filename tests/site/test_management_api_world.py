@@ -257,6 +257,15 @@ class RecordsTest(ManagementCase, TestCase):
             with self.subTest(query):
                 self.refused(400, "GET", f"reports/usage?{query}")
 
+    def test_limits_are_told_with_what_is_used_of_them(self) -> None:
+        self.make("teams", name="red", requests_per_minute=5)
+        told = self.ok("GET", "limits")
+        line = {"kind": "team", "name": "red", "requests_per_minute": {"limit": 5, "used": 0}, "in_flight": 0}
+        assert told["data"] == [{**line, "tokens_per_minute": None, "concurrent_requests": None}]
+        self.bob.user_permissions.set(Permission.objects.filter(codename="view_route"))
+        bob = self.signed_in(User.objects.get(pk=self.bob.pk))
+        assert self.ok("GET", "limits", client=bob)["data"] == []
+
     def test_what_happened_is_told_newest_first(self) -> None:
         for number in range(3):
             Event.objects.create(topic="t", name=f"n{number}")
