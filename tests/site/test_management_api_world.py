@@ -9,13 +9,14 @@ from urllib.parse import quote
 
 import pytest
 from django.contrib.auth.models import Group, Permission, User
-from django.db import connections
+from django.db import connections, transaction
 from django.test import Client, TestCase, TransactionTestCase
 from django.utils import timezone
 
 from audit.models import OutboxEntry
 from budgets.models import Pool, PoolAlert, Team, Usage
 from events.models import Event, Webhook
+from providers import sequences
 from providers.models import ConfigVersion, Credential, GatewaySettings, Provider, Route
 from tests.site.management_case import SECRET, ManagementCase
 
@@ -436,3 +437,25 @@ class TwoAtOnceTest(ManagementCase, TransactionTestCase):
         assert self.at_once(*(("PATCH", f"routes/{route['id']}", each) for each in changes)) == [200] * 4
         told = self.ok("GET", f"routes/{route['id']}")
         assert (told["priority"], told["tags"], told["sticky"], told["output_cap"]) == (77, ["a"], True, 5)
+
+    def test_what_a_change_is_compared_with_is_the_row_as_it_is_when_it_is_changed(self) -> None:
+        self.provider()
+        route = self.route()
+        item, statuses = f"routes/{route['id']}", []
+        seen = self.call("GET", item)["ETag"]
+
+        def change() -> None:
+            try:
+                statuses.append(self.call("PATCH", item, {"sticky": True}, **{"If-Match": seen}).status_code)
+            finally:
+                connections.close_all()
+
+        with transaction.atomic():
+            sequences.locked(sequences.CONFIG)
+            thread = threading.Thread(target=change)
+            thread.start()
+            thread.join(0.7)  # it waits for us now
+            Route.objects.filter(pk=route["id"]).update(priority=77)
+        thread.join(30)
+        assert statuses == [409]
+        assert not Route.objects.get().sticky
