@@ -29,9 +29,7 @@ def table() -> str:
     summaries = _summaries()
     lines = ["| path | methods and permissions | |", "| --- | --- | --- |"]
     for path, view, actions in _views():
-        asked = ", ".join(
-            f"{method.upper()} {_needed(view, actions[method])}" for method in _METHODS if method in actions
-        )
+        asked = ", ".join(f"{method.upper()} {_needed(view, action)}" for method, action in actions.items())
         told = [summaries[path, method] for method, action in actions.items() if action not in _PLAIN]
         lines.append(f"| `{path}` | {asked} | {'; '.join(told)} |")
     return "\n".join(lines)
@@ -43,7 +41,8 @@ def _views() -> Iterator[tuple[str, Any, dict[str, str]]]:
     for entry in urlpatterns:
         view: Any = entry.callback
         if hasattr(view, "actions") and not str(entry.pattern).endswith("/"):
-            yield _PLACE.sub("{id}", f"/api/v1/{entry.pattern}"), view.cls, view.actions
+            actions = {method: view.actions[method] for method in _METHODS if method in view.actions}
+            yield _PLACE.sub("{id}", f"/api/v1/{entry.pattern}"), view.cls, actions
 
 
 def _needed(view: Any, action: str) -> str:

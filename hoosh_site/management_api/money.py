@@ -42,7 +42,7 @@ _IMPORT_S = 100.0  # the worker that forwards waits 120 s
 _PROVIDER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,63}(=[^\x00-\x1f\x7f]{0,64})?\Z")
 
 
-class PoolSerializer(RowSerializer):
+class BudgetSerializer(RowSerializer):
     """A budget of tokens, money or both."""
 
     team = Named(
@@ -83,7 +83,7 @@ class Pools(Live):
     """Budgets. Balances are never edited: see the ledger's orders."""
 
     label = "budgets.pool"
-    serializer_class = PoolSerializer
+    serializer_class = BudgetSerializer
     queryset = Pool.objects.select_related("team")
     filters = {**search(), "team": Filter("team__name"), "enabled": Filter("enabled", "truth")}
     verbs: ClassVar = {"balance": "view"}

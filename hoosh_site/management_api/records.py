@@ -173,7 +173,7 @@ class Alerts(ReadOnlyRows):
     filters = {**_POOL, **_TIME}
 
 
-class EventSerializer(serializers.ModelSerializer[Event]):
+class RecordedEventSerializer(serializers.ModelSerializer[Event]):
     """One thing that happened."""
 
     class Meta:
@@ -185,7 +185,7 @@ class Events(ReadOnlyRows):
     """Newest first. To be told as they happen, see `GET /v1/events` and webhooks."""
 
     label = "events.event"
-    serializer_class = EventSerializer
+    serializer_class = RecordedEventSerializer
     queryset = Event.objects.all()
     newest_first = True
     filters = {**_TIME, **{name: Filter(name) for name in ("topic", "name", "level")}}
@@ -227,7 +227,7 @@ class TotalSerializer(serializers.Serializer[None]):
     latency_us = serializers.IntegerField(help_text="Sum over the attempts.")
 
 
-class ReportSerializer(serializers.Serializer[None]):
+class UsageReportSerializer(serializers.Serializer[None]):
     """Sums, the most expensive group first."""
 
     data = TotalSerializer(many=True)  # type: ignore[assignment]  # a field, not the property
@@ -255,7 +255,7 @@ class Reports(Acting):
     verbs: ClassVar = {"usage": "view"}
     query: ClassVar = {"usage": frozenset({_GROUP_BY, _SINCE, _UNTIL, _PERIOD, *_FILTERS})}
 
-    @extend_schema(parameters=_PARAMETERS, responses=ReportSerializer, summary="Usage and costs, summed")
+    @extend_schema(parameters=_PARAMETERS, responses=UsageReportSerializer, summary="Usage and costs, summed")
     def usage(self, request: Request) -> Response:
         """Exact to the last pico-USD; at most two thousand groups."""
         groups = [each.strip() for each in (one(request, _GROUP_BY) or "").split(",") if each.strip()]

@@ -28,8 +28,7 @@ _READ_LIST, _READ_ITEM = {"get": "list"}, {"get": "retrieve"}
 
 def _both(route: str, view: Any, methods: Mapping[str, str]) -> Iterator[URLPattern]:
     made = view.as_view(dict(methods))
-    yield path(route, made, name=f"management-{route}")
-    yield path(f"{route}/", made)
+    yield from (path(route, made), path(f"{route}/", made))
 
 
 def _rows(
