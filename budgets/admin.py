@@ -21,7 +21,7 @@ from django.utils.safestring import SafeString
 from django.views.decorators.http import require_POST
 
 from audit.admin_tools import BULK_LIMIT, EDITABLE_ROWS, LiveAdmin, badge, number, operator
-from budgets import access, keys, validation
+from budgets import access, keys, scopes, validation
 from budgets.admin_cells import pool_link, quiet
 from budgets.admin_ledger import LeaseAdmin, LedgerEntryAdmin, PoolAlertAdmin, PoolWindowAdmin, ReservationAdmin
 from budgets.admin_orders import LedgerOrderAdmin
@@ -55,7 +55,6 @@ LIMITS: Any = (
         "description": "Exact over all workers of this host; a request above one is refused with 429.",
     },
 )
-GIVE_OPERATOR = "budgets.give_operator_scope"  # the permission behind the scope "operator"
 _SENT_BEFORE = "its key was created and shown then. Find it in the list."
 
 
@@ -180,7 +179,7 @@ class ApiKeyAdmin(LiveAdmin[ApiKey]):
     def get_form(self, request: HttpRequest, obj: ApiKey | None = None, change: bool = False, **kwargs: Any) -> Any:
         """The form, which knows whether this user may give every scope."""
         form: Any = super().get_form(request, obj, change=change, **kwargs)
-        form.may_give_operator = request.user.has_perm(GIVE_OPERATOR)
+        form.has_perm = staticmethod(request.user.has_perm)
         return form
 
     def get_fieldsets(self, request: HttpRequest, obj: ApiKey | None = None) -> Any:
@@ -380,5 +379,5 @@ def _used(key: ApiKey) -> SafeString | str:
 
 
 def _may_rotate(request: HttpRequest, key: ApiKey) -> bool:
-    """The new key's text is shown: with the scope "operator" only to who could have made such a key."""
-    return "operator" not in validation.split(key.scopes) or request.user.has_perm(GIVE_OPERATOR)
+    """The new key's text is shown: only to who could have made such a key."""
+    return not scopes.not_to_give(request.user.has_perm, validation.split(key.scopes))

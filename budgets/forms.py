@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from decimal import Decimal
 from typing import Any, ClassVar
 
@@ -13,7 +13,7 @@ from django.http import HttpRequest
 from django.utils import timezone
 
 from audit.generics import RowForm
-from budgets import amounts, validation, windows
+from budgets import amounts, scopes, validation, windows
 from budgets.models import ApiKey, Pool, Price
 from budgets.prices import IMPORT_SOURCE
 from budgets.records import ENDPOINTS, Unit
@@ -24,6 +24,7 @@ _SCOPE_LABELS = {
     "inference": "inference: call models and read the caller's own requests",
     "routes": "routes: also choose the route of a request (header x-hoosh-route)",
     "operator": "operator: also reload, provider details, metrics and every request",
+    "admin": "admin: also everything these pages can do, by the management API",
 }
 _UNITS = [(Unit.TOKENS.value, "tokens"), (Unit.PICO_USD.value, "USD")]
 
@@ -43,11 +44,11 @@ def plain(value: object) -> object:
 class ApiKeyForm(RowForm[ApiKey]):
     """What a key may do. Its text is made by `budgets.keys` and is no part of any form.
 
-    The page sets `may_give_operator` for who has that permission: nobody else makes or saves a key that can do more
-    than they can themselves.
+    The page sets `has_perm` to what its user may do: nobody makes or saves a key that can do more than they can
+    themselves.
     """
 
-    may_give_operator = False
+    has_perm: Callable[[str], bool] = staticmethod(lambda name: False)
     scopes = forms.MultipleChoiceField(
         choices=[(scope, _SCOPE_LABELS.get(scope, scope)) for scope in validation.SCOPES],
         widget=forms.CheckboxSelectMultiple,
@@ -85,8 +86,8 @@ class ApiKeyForm(RowForm[ApiKey]):
 
     def clean_scopes(self) -> str:
         """The chosen scopes in their stored form."""
-        if "operator" in self.cleaned_data["scopes"] and not self.may_give_operator:
-            raise ValidationError("You may not give a key the scope “operator”, nor change one that has it.")
+        if scope := scopes.not_to_give(self.has_perm, self.cleaned_data["scopes"]):
+            raise ValidationError(scopes.refusal(scope))
         return ",".join(self.cleaned_data["scopes"])
 
     def clean_endpoints_allowed(self) -> str:

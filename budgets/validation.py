@@ -10,7 +10,7 @@ from django.core.exceptions import ValidationError
 from budgets import windows
 from budgets.records import ENDPOINTS
 
-SCOPES = ("inference", "routes", "operator")
+SCOPES = ("inference", "routes", "operator", "admin")
 CAPACITY_LIMIT = 10**15  # tokens; sums of many pools stay far inside 64 bits
 CAPACITY_LIMIT_USD = 4_000_000  # a limit and as much again carried over stay inside 64 bits of pico-USD
 PRICE_LIMIT_USD = 1_000_000  # per million tokens, or per request
@@ -80,7 +80,7 @@ def scopes(value: str) -> None:
     entries = split(value)
     unknown = [entry for entry in entries if entry not in SCOPES]
     if unknown or not entries:
-        raise ValidationError(f"Scopes are {' and '.join(SCOPES)}, comma-separated.", code="scopes")
+        raise ValidationError(f"Scopes are {', '.join(SCOPES)}, comma-separated.", code="scopes")
 
 
 def endpoints(value: str) -> None:

@@ -19,7 +19,7 @@ from gateway.exchange import Headers
 # Below these control answers; a test holds them against its own table.
 _CONTROL = (
     *("/v1/admin/", "/v1/cache/", "/v1/catalog/", "/v1/cost/", "/v1/costs", "/v1/events", "/v1/health/", "/v1/models/"),
-    *("/v1/audit", "/v1/queue/", "/v1/requests/", "/v1/tokens/", "/v1/training/", "/api/schema/"),
+    *("/v1/audit", "/v1/queue/", "/v1/requests/", "/v1/tokens/", "/v1/training/", "/api/schema/", "/api/v1/"),
 )
 _GEMINI = ("/v1beta/", "/v1alpha/", "/upload/", "/download/", "/models", "/tunedModels")
 _OPENAI_AT_GOOGLE = ("/v1beta/openai/", "/v1alpha/openai/")
@@ -28,7 +28,7 @@ _SHOWN = 200  # characters of a path
 
 def dialect_of(path: str, headers: Headers) -> Dialect | None:
     """The API that a path belongs to which nothing here serves; None for control's."""
-    if path.startswith(_CONTROL) or path == "/api/schema":
+    if path.startswith(_CONTROL) or path in ("/api/schema", "/api/v1"):
         return None
     if path.startswith("/api/"):
         return ollama.CHAT

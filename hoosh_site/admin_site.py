@@ -41,6 +41,7 @@ _MODELS = (
     "Team",
     "Agent",
     "ApiKey",
+    "ManagementApi",
     "Pool",
     "Costs",
     "Limits",
@@ -71,6 +72,7 @@ _COSTS = {"name": "Costs", "object_name": "Costs", **_PAGE}
 _LIMITS = {"name": "Limits", "object_name": "Limits", **_PAGE}
 _DRAFT = {"name": "Draft", "object_name": "Draft", **_PAGE}
 _PLAYGROUND = {"name": "Playground", "object_name": "Playground", **_PAGE}
+_API = {"name": "Management API", "object_name": "ManagementApi", **_PAGE}
 
 
 def _place(name: str, order: tuple[str, ...]) -> tuple[int, str]:
@@ -136,6 +138,8 @@ class HooshAdminSite(AdminSite):
                 app["models"].append(_PLAYGROUND | {"admin_url": reverse("admin:playground", current_app=self.name)})
             if app["app_label"] == "budgets" and request.user.has_perm("budgets.view_usage"):
                 app["models"].append(_COSTS | {"admin_url": reverse("admin:costs", current_app=self.name)})
+            if app["app_label"] == "budgets" and request.user.has_perm("budgets.view_apikey"):
+                app["models"].append(_API | {"admin_url": reverse("management-docs")})
             if app["app_label"] == "budgets" and may_see(request.user):
                 app["models"].append(_LIMITS | {"admin_url": reverse("admin:limits", current_app=self.name)})
             app["models"].sort(key=lambda model: _place(model["object_name"], _MODELS))

@@ -72,6 +72,32 @@ def import_file(path: Path | str, actor: str, *, adopt: bool = False) -> Report:
     return _apply(_read(Path(path)), actor, adopt=adopt)
 
 
+def import_text(
+    data: bytes, actor: str, *, name: str, variables: Mapping[str, str], adopt: bool = False, check: bool = False
+) -> Report:
+    """As `import_file` (or, to `check`, `check_file`) for a document that came by the network.
+
+    It draws in nothing of this host: `$NAME` is looked up in `variables` alone, and certificates stand in the document
+    itself. Where changes are reviewed, it becomes part of the draft. Raises `ImportFileError`.
+    """
+    try:
+        tables = hoosh_toml.load(data)
+    except hoosh_toml.HooshTomlError as exc:
+        raise ImportFileError(f"{name}: {exc}") from exc
+    file = _parsed(data, tables, name, variables, directory=None)
+    if check:
+        return _checked(file, adopt=adopt)
+    if not publish.is_reviewed():
+        return _apply(file, actor, adopt=adopt)
+    _store(file, actor, adopt=adopt)
+    if file.report.changes:
+        publish.publish_on_commit(actor, f"import of {name.lower()}")
+    found = publish.latest()
+    file.report.version = found[0] if found is not None else 0
+    file.report.warnings.append("Changes are reviewed: what was imported waits for somebody else to publish it.")
+    return file.report
+
+
 def import_if_changed(path: Path | str, actor: str = "HOOSH_CONFIG") -> Report | None:
     """Import a file unless the last import was of the same content, variables and certificates; None then."""
     try:
@@ -99,7 +125,10 @@ def check_file(path: Path | str, *, adopt: bool = False) -> Report:
 
     The import is really done, in a transaction that is rolled back.
     """
-    file = _read(Path(path))
+    return _checked(_read(Path(path)), adopt=adopt)
+
+
+def _checked(file: _File, *, adopt: bool) -> Report:
     report = file.report
     with _refusals(report.path):
         report.warnings += importing.look_up(file.wanted)
@@ -124,11 +153,21 @@ def _read(path: Path) -> _File:
         raise ImportFileError(f"{path} cannot be read: {exc.strerror}.") from exc
     except hoosh_toml.HooshTomlError as exc:
         raise ImportFileError(f"{path}: {exc}") from exc
-    report = Report(str(path))
-    with _refusals(report.path):
+    with _refusals(str(path)):
         environ = {name: env.text(name) for name in hoosh_toml.referenced_variables(data)}
+    return _parsed(data, tables, str(path), environ, directory=path.parent)
+
+
+def _parsed(
+    data: bytes, tables: Mapping[str, Any], name: str, environ: Mapping[str, str], *, directory: Path | None
+) -> _File:
+    report = Report(name)
+    with _refusals(name):
         file = _ours(tables, environ, report) if FORMAT_KEY in tables else _theirs(tables, environ, report)
-        importing.read_certificates(file.wanted, directory=path.parent)
+        if directory is not None:
+            importing.read_certificates(file.wanted, directory=directory)
+        elif any(entry.ca_files for entry in file.wanted.providers):
+            raise ImportRefusedError(["Files are not read: write certificates into the document, as ca_pem."])
         file.fingerprint = _fingerprint(data, environ, file.wanted)
     return file
 
@@ -166,6 +205,16 @@ def _fingerprint(data: bytes, environ: Mapping[str, str], asked: Wanted) -> str:
 
 def _apply(file: _File, actor: str, *, adopt: bool) -> Report:
     report, path = file.report, file.report.path
+    _store(file, actor, adopt=adopt)
+    try:
+        report.version = publish.publish(actor, f"import of {Path(path).name}").number
+    except publish.PublishError as exc:
+        raise ImportFileError(f"{path} was imported, but the configuration cannot be published. {exc}") from exc
+    return report
+
+
+def _store(file: _File, actor: str, *, adopt: bool) -> None:
+    report, path = file.report, file.report.path
     with _refusals(path):
         report.warnings += importing.look_up(file.wanted)
         with publish.held_back(), transaction.atomic():
@@ -175,11 +224,6 @@ def _apply(file: _File, actor: str, *, adopt: bool) -> Report:
             )
             data = {"changes": report.changes[:100], "warnings": report.warnings[:100]}
             record("config.imported", actor=actor, target=path[-200:], data=data)
-    try:
-        report.version = publish.publish(actor, f"import of {Path(path).name}").number
-    except publish.PublishError as exc:
-        raise ImportFileError(f"{path} was imported, but the configuration cannot be published. {exc}") from exc
-    return report
 
 
 def _write(file: _File, actor: str, *, adopt: bool) -> None:

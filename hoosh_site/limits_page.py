@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,6 +32,13 @@ _KINDS: tuple[tuple[str, str, type[Model], tuple[str, ...]], ...] = (
     ("provider", "provider", Provider, ()),
     ("route", "route", Route, ()),
 )
+
+
+def _view(model: type[Model]) -> str:
+    return f"{model._meta.app_label}.view_{model._meta.model_name}"
+
+
+VIEW_LIMITS = tuple(_view(model) for _, _, model, _ in _KINDS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,29 +75,21 @@ class Line:
 
 def may_see(user: Any) -> bool:
     """Whether the page has anything for this user."""
-    return any(_may_see(user, model) for _, _, model, _ in _KINDS)
+    return any(user.has_perm(name) for name in VIEW_LIMITS)
 
 
 def limits_view(page: Any, request: HttpRequest) -> HttpResponse:
     """The page. Each kind of row is shown to who may see these rows."""
     if not may_see(request.user):
         raise PermissionDenied
-    try:
-        status = read_status(settings.HOOSH_RUN_DIR / "limits")
-    except OSError:  # the table belongs to the user the workers run as
-        status = None
-    slots = {slot.name: slot for slot in status.slots} if status is not None else {}
-    reports = queue_reports()
-    waiting = stats.waiting_at(reports)
-    found = [line for kind in _KINDS if _may_see(request.user, kind[2]) for line in _lines(*kind, slots, waiting)]
-    found.sort(key=lambda line: (-line.waiting, -line.share, line.kind, line.name))
+    found, workers = lines(request.user.has_perm)
     context = {
         **page.admin_site.each_context(request),
         "title": "Limits",
         "lines": found[:SHOWN],
         "more": max(0, len(found) - SHOWN),
-        "workers": len(status.owners) if status is not None else 0,
-        "queue": stats.told(reports, requests=0),
+        "workers": workers,
+        "queue": stats.told(queue_reports(), requests=0),
     }
     return TemplateResponse(request, "admin/hoosh/limits.html", context)
 
@@ -102,8 +101,17 @@ def queue_reports() -> list[dict[str, Any]]:
     return [status["queue"] for status in statuses if isinstance(status.get("queue"), dict)]
 
 
-def _may_see(user: Any, model: type[Model]) -> bool:
-    return bool(user.has_perm(f"{model._meta.app_label}.view_{model._meta.model_name}"))
+def lines(has_perm: Callable[[str], bool]) -> tuple[list[Line], int]:
+    """What has a limit and may be seen with these permissions, the fullest first; and how many workers there are."""
+    try:
+        status = read_status(settings.HOOSH_RUN_DIR / "limits")
+    except OSError:  # the table belongs to the user the workers run as
+        status = None
+    slots = {slot.name: slot for slot in status.slots} if status is not None else {}
+    waiting = stats.waiting_at(queue_reports())
+    found = [line for kind in _KINDS if has_perm(_view(kind[2])) for line in _lines(*kind, slots, waiting)]
+    found.sort(key=lambda line: (-line.waiting, -line.share, line.kind, line.name))
+    return found, len(status.owners) if status is not None else 0
 
 
 def _lines(

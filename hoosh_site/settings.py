@@ -318,7 +318,14 @@ REST_FRAMEWORK = {
     "EXCEPTION_HANDLER": "gateway.api.errors.exception_handler",
     "UNAUTHENTICATED_USER": None,
 }
-SPECTACULAR_SETTINGS = {"TITLE": "Hoosh control API", "VERSION": __version__, "COMPONENT_SPLIT_REQUEST": True}
+SPECTACULAR_SETTINGS = {
+    "TITLE": "Hoosh control API",
+    "VERSION": __version__,
+    "COMPONENT_SPLIT_REQUEST": True,
+    "ENUM_GENERATE_CHOICE_DESCRIPTION": False,
+    "POSTPROCESSING_HOOKS": [],  # choices stand where they are used
+    "PREPROCESSING_HOOKS": ["hoosh_site.management_api.schema.without_twins"],
+}
 PROMETHEUS_EXPORT_MIGRATIONS = False
 
 

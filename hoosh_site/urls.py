@@ -10,6 +10,7 @@ handler404 = "gateway.api.errors.not_found"
 handler500 = "gateway.api.errors.server_error"
 urlpatterns = [
     path("admin/", admin.site.urls),
+    path("api/v1/", include("hoosh_site.management_api.urls")),
     path("", include("hoosh_site.people.urls")),
     path("", include("gateway.api.urls")),
 ]

@@ -13,11 +13,13 @@ import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from tools import management_docs
+
 PROJECT_DIR = Path(__file__).resolve().parent.parent
 APPS = ("hoosh_site", "gateway", "providers", "budgets", "events", "audit")
 _ENV_READERS = frozenset({"text", "integer", "boolean", "items"})
 _SET_BY_OURSELVES = frozenset({"HOOSH_TESTING"})
-_ENDPOINT = re.compile(r"/(?:v1/[a-z0-9_/{}<>:.-]+|livez|readyz|metrics)")
+_ENDPOINT = re.compile(r"/(?:(?:api/)?v1/[a-z0-9_/{}<>:.-]+|livez|readyz|metrics)")
 _PLACEHOLDER = re.compile(r"\{[^{}]*\}|<[^<>]*>|\[[^\[\]]*\]")
 
 
@@ -84,7 +86,8 @@ def problems(root: Path = PROJECT_DIR) -> list[str]:
         "endpoint": endpoints(root),
         "error code": {f"`{code}`" for code in error_codes(root)},
     }
-    return [f"not documented: {kind} {name}" for kind, names in subjects.items() for name in missing(text, names)]
+    found = [f"not documented: {kind} {name}" for kind, names in subjects.items() for name in missing(text, names)]
+    return found + management_docs.problems()
 
 
 def _walk_apps(root: Path, apps: Iterable[str]) -> Iterator[ast.AST]:

@@ -151,6 +151,7 @@ class SchemaView(SpectacularJSONAPIView):
     """The OpenAPI description of this API."""
 
     permission_classes = (HasKey,)
+    urlconf = "gateway.api.urls"
     renderer_classes = [JSONRenderer]
     content_negotiation_class = IgnoreAccept
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
@@ -62,6 +63,7 @@ class Command(AskingCommand):
             help="a provider of the package, or a kind; with =NAME its rows are for the provider of that name here. "
             "Default: all kinds of the catalogue.",
         )
+        parser.add_argument("--actor", default=ACTOR, help=argparse.SUPPRESS)  # for the management API
         super().add_arguments(parser)
 
     def handle(self, *args: Any, **options: Any) -> None:
@@ -80,7 +82,7 @@ class Command(AskingCommand):
         written = 0
         if self.may_write(len(planned.changes), "rows", options):
             try:
-                written = price_import.apply(prices, planned, now=now, actor=ACTOR)
+                written = price_import.apply(prices, planned, now=now, actor=options["actor"])
             except price_import.PricesMovedError as exc:
                 raise CommandError(str(exc)) from exc
         if options["json"]:
