@@ -115,7 +115,17 @@ class KeySerializer(RowSerializer):
         model = ApiKey
         fields = (
             *("id", "name", "agent", "agent_name", "team", "prefix", "scopes", "models_allowed", "pool", "own_pool"),
-            *("endpoints_allowed", "addresses_allowed", "pools_allowed", *_LIMITS, "queue_class", "expires_at", "revoked_at", "managed_by", "created_at"),
+            *(
+                "endpoints_allowed",
+                "addresses_allowed",
+                "pools_allowed",
+                *_LIMITS,
+                "queue_class",
+                "expires_at",
+                "revoked_at",
+                "managed_by",
+                "created_at",
+            ),
         )
         read_only_fields = ("id", "prefix", "revoked_at", "managed_by", "created_at")
 

@@ -215,6 +215,7 @@ class AuditEntries(ReadOnlyRows):
     label = "audit.auditentry"
     serializer_class = AuditSerializer
     queryset = AuditEntry.objects.all()
+    keyset = ("seq",)
     newest_first = True
     filters = {**_TIME, **{name: Filter(name) for name in ("action", "level")}}
 

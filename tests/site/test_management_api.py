@@ -498,15 +498,15 @@ class KeysTest(ManagementCase, TestCase):
         self.refused(403, "PATCH", f"keys/{made['id']}", {"name": "x"}, client=bob)
         self.refused(403, "POST", f"keys/{made['id']}/rotate", client=bob)
         self.ok("POST", "keys", self.fields(), status=201, client=bob)
-        some = self.person("bob", "add_apikey", "change_gatewaysettings")
+        some = self.person("bob", "add_apikey", "give_operator_scope")
         self.ok("POST", "keys", self.fields(scopes=["operator"]), status=201, client=some)
         self.refused(403, "POST", "keys", self.fields(scopes=["admin"]), client=some)
 
     def test_on_the_page_nobody_gives_the_scope_admin_who_may_not_do_all_it_can(self) -> None:
         form = {"name": "app", "agent": self.agent.pk, "pool": self.pool.pk, "scopes": ["admin"]}
-        some = self.person("bob", "add_apikey", "view_apikey", "view_agent", "view_pool", "change_gatewaysettings")
+        some = self.person("bob", "add_apikey", "view_apikey", "view_agent", "view_pool", "give_operator_scope")
         refused = some.post("/admin/budgets/apikey/add/", form)
-        assert "only those who may do all it can do" in refused.content.decode()
+        assert "You may not give a key the scope “admin”" in refused.content.decode()
         assert some.post("/admin/budgets/apikey/add/", {**form, "scopes": ["operator"]}).status_code == 200
         assert self.signed_in(self.ada).post("/admin/budgets/apikey/add/", form).status_code == 200
         assert sorted(ApiKey.objects.filter(name="app").values_list("scopes", flat=True)) == ["admin", "operator"]

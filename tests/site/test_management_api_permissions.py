@@ -10,7 +10,7 @@ from django.contrib.auth.models import Permission, User
 from django.test import Client, TestCase
 from django.urls import URLPattern
 
-from audit.models import OutboxEntry
+from audit.models import AuditEntry
 from budgets.models import (
     Agent,
     Lease,
@@ -39,6 +39,7 @@ from providers.models import (
     ScheduledPublication,
 )
 from providers.validation import DEMO_URL
+from tests.audit.small_log import SmallLog
 from tests.site.management_case import SECRET, ManagementCase
 
 pytestmark = pytest.mark.database
@@ -61,6 +62,14 @@ def operations() -> Iterator[tuple[str, str]]:
 OPERATIONS = sorted(operations())
 
 
+def logged() -> AuditEntry:
+    """An entry of the log."""
+    log = SmallLog()
+    log.open("2026-11")
+    log.checkpoint()
+    return AuditEntry.objects.get(seq=0)
+
+
 class MatrixTest(ManagementCase, TestCase):
     @classmethod
     def setUpTestData(cls) -> None:
@@ -78,7 +87,7 @@ class MatrixTest(ManagementCase, TestCase):
             LedgerOrder.objects.create(kind="period", actor="test"),
             Webhook.objects.create(name="w", url="http://127.0.0.1:9/", address_class="loopback"),
             Event.objects.create(topic="t", name="n"),
-            OutboxEntry.objects.create(action="a"),
+            logged(),
             PoolWindow.objects.create(pool_id=cls.pool.pk),
             PoolAlert.objects.create(pool_id=cls.pool.pk, percent=80, committed=1, capacity=1),
             LedgerEntry.objects.create(kind="correction", pool_id=cls.pool.pk, amount=1),
@@ -213,7 +222,7 @@ class DescriptionTest(ManagementCase, TestCase):
             for method in item
         }
         named = {(method, pattern.replace("<int:pk>", "{id}")) for method, pattern in OPERATIONS}
-        plain = {(method, path.replace("{number}", "{id}")) for method, path in told}
+        plain = {(method, path.replace("{number}", "{id}").replace("{seq}", "{id}")) for method, path in told}
         assert plain == {(method, path.replace("<int:provider_pk>", "{provider_pk}")) for method, path in named}
         ids = [each["operationId"] for item in document["paths"].values() for each in item.values()]
         assert len(ids) == len(set(ids))

@@ -18,6 +18,7 @@ from budgets.models import Pool, PoolAlert, Team, Usage
 from events.models import Event, Webhook
 from providers import sequences
 from providers.models import ConfigVersion, Credential, GatewaySettings, Provider, Route
+from tests.audit.small_log import SmallLog
 from tests.site.management_case import SECRET, ManagementCase
 
 pytestmark = pytest.mark.database
@@ -273,7 +274,14 @@ class RecordsTest(ManagementCase, TestCase):
             PoolAlert.objects.create(pool_id=self.pool.pk, percent=number + 1, committed=1, capacity=1)
         assert [row["name"] for row in self.ok("GET", "events?topic=t&limit=2")["data"]] == ["n2", "n1"]
         assert [row["percent"] for row in self.ok("GET", f"alerts?pool={self.pool.pk}")["data"]] == [3, 2, 1]
-        assert self.ok("GET", "audit-entries?action=team.created")["data"][0]["target"] == "team"
+        log = SmallLog()
+        log.open("2026-11")
+        for name in ("red", "blue"):
+            log.add("team.created", actor="ada", target=name)
+        log.checkpoint()
+        told = self.ok("GET", "audit-entries?action=team.created")["data"]
+        assert [(row["actor"], row["target"]) for row in told] == [("ada", "blue"), ("ada", "red")]
+        assert self.ok("GET", f"audit-entries/{told[0]['seq']}")["action"] == "team.created"
 
 
 class DocumentsTest(ManagementCase, TestCase):
