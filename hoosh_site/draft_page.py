@@ -20,7 +20,7 @@ from audit.admin_tools import operator
 from hoosh_site.dry_run import DryRun, dry_run
 from providers import config, differences, drafts, publish, revert
 from providers.compile import Problem, compile_document
-from providers.config import ConfigDocument
+from providers.config import ConfigDocument, ProviderDoc
 from providers.models import ConfigVersion, DraftChange, ScheduledPublication
 
 CHANGE = "providers.change_gatewaysettings"
@@ -74,11 +74,18 @@ def _draft_context(page: Any, request: HttpRequest, form: PublishForm | None = N
         "problems": problems,
         "is_reviewed": publish.is_reviewed(),
         "waiting": DraftChange.objects.order_by("-id")[:50],
+        "deleted": _deleted(document, now) if request.user.has_perm("providers.change_provider") else (),
         "refusal": drafts.refusal(operator(request)),
         "may_publish": request.user.has_perm(CHANGE),
         "form": form or PublishForm(initial={"seen": digest}),
         "scheduled": ScheduledPublication.objects.order_by("-id")[:10],
     }
+
+
+def _deleted(draft: ConfigDocument, now: ConfigDocument) -> list[ProviderDoc]:
+    """Providers that are deleted in the draft and still called: they have no page of their own any more."""
+    known = {provider.id for provider in draft.providers}
+    return [provider for provider in now.providers if provider.enabled and provider.id not in known]
 
 
 def _weighed(request: HttpRequest, before: ConfigDocument, after: ConfigDocument, *, differs: bool) -> dict[str, Any]:
@@ -153,6 +160,9 @@ def revert_view(page: Any, request: HttpRequest, number: int) -> HttpResponse:
         for warning in made.warnings:
             messages.warning(request, warning)
         page.admin_site.wake()
+        if made.waits:
+            messages.success(request, f"The draft says what version {number} said. Somebody else has to publish it.")
+            return HttpResponseRedirect(reverse("admin:draft"))
         messages.success(request, f"{made.version} is in force: it says what version {number} said.")
         return HttpResponseRedirect(reverse("admin:providers_configversion_change", args=(made.version.number,)))
     then, now = config.unpack(bytes(version.document)), drafts.in_force()
@@ -173,14 +183,16 @@ def disable_view(page: Any, request: HttpRequest, provider_id: int) -> HttpRespo
 
     if request.method != "POST" or not request.user.has_perm("providers.change_provider"):
         raise PermissionDenied
-    provider = Provider.objects.filter(pk=provider_id).first()
-    if provider is None:
-        raise Http404
+    there = Provider.objects.filter(pk=provider_id).exists()
     try:
-        version = drafts.disable_now(provider, operator(request))
+        name, version = drafts.disable_now(provider_id, operator(request))
+    except drafts.DraftError:
+        raise Http404 from None
     except publish.PublishError as exc:
         messages.error(request, f"Nothing was changed. {exc}")
     else:
         page.admin_site.wake()
-        messages.success(request, f"“{provider}” is off. {version} is in force.")
+        messages.success(request, f"“{name}” is off. {version} is in force.")
+    if not there:  # it is deleted in the draft
+        return HttpResponseRedirect(reverse("admin:draft"))
     return HttpResponseRedirect(reverse("admin:providers_provider_change", args=(provider_id,)))

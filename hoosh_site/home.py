@@ -19,6 +19,7 @@ from asgiref.sync import sync_to_async
 from django.conf import settings
 from django.contrib.auth import get_user_model
 from django.contrib.auth.models import AbstractUser, AnonymousUser
+from django.contrib.sessions.backends.db import SessionStore
 from django.core.exceptions import PermissionDenied
 from django.core.handlers.asgi import ASGIRequest
 from django.db import close_old_connections
@@ -284,20 +285,21 @@ def stream_view(page: Any, request: HttpRequest) -> HttpResponseBase:
         return HttpResponse(status=204)  # a server of one thread per request cannot stream: the page asks again instead
     if _open >= STREAMS_MAX:
         return HttpResponse("Too many pages are open.", status=503, headers={"retry-after": "10"})
-    response = StreamingHttpResponse(_events(int(request.user.pk or 0)), content_type="text/event-stream")
+    events = _events(int(request.user.pk or 0), request.session.session_key or "")
+    response = StreamingHttpResponse(events, content_type="text/event-stream")
     response["cache-control"] = "no-cache"
     response["x-accel-buffering"] = "no"
     return response
 
 
-async def _events(user_id: int) -> AsyncIterator[bytes]:
+async def _events(user_id: int, session_key: str) -> AsyncIterator[bytes]:
     global _open
     _open += 1
     try:
         told = ""
         yield b"retry: 3000\n\n"
         while not _is_ending():
-            fragment = await sync_to_async(_told_to, thread_sensitive=False)(user_id)
+            fragment = await sync_to_async(_told_to, thread_sensitive=False)(user_id, session_key)
             if fragment is None:
                 return
             if fragment != told:
@@ -313,9 +315,11 @@ async def _events(user_id: int) -> AsyncIterator[bytes]:
         _open -= 1
 
 
-def _told_to(user_id: int) -> str | None:
-    """The part for this user; None when they may not see it any more."""
+def _told_to(user_id: int, session_key: str) -> str | None:
+    """The part for this user; None when they signed out or may not see it any more."""
     try:
+        if not SessionStore().exists(session_key):
+            return None
         user = get_user_model()._default_manager.filter(pk=user_id, is_active=True, is_staff=True).first()
         found = live(user) if user is not None else {}
         return _fragment(found) if found else None

@@ -17,7 +17,7 @@ from budgets.importing import WantedPool, WantedToken
 from budgets.members import WantedMember
 from budgets.models import Price
 from hoosh_site import env
-from providers import hoosh_toml, importing, publish, services, wanted
+from providers import drafts, hoosh_toml, importing, publish, services, wanted
 from providers.models import ImportState
 from providers.vault import VaultError
 from providers.wanted import ImportRefusedError, Wanted
@@ -90,8 +90,13 @@ def import_text(
     if not publish.is_reviewed():
         return _apply(file, actor, adopt=adopt)
     _store(file, actor, adopt=adopt)
+    return _joined(file, actor, f"import of {name.lower()}")
+
+
+def _joined(file: _File, actor: str, what: str) -> Report:
+    """What was imported is part of the draft."""
     if file.report.changes:
-        publish.publish_on_commit(actor, f"import of {name.lower()}")
+        publish.publish_on_commit(actor, what)
     found = publish.latest()
     file.report.version = found[0] if found is not None else 0
     file.report.warnings.append("Changes are reviewed: what was imported waits for somebody else to publish it.")
@@ -205,7 +210,10 @@ def _fingerprint(data: bytes, environ: Mapping[str, str], asked: Wanted) -> str:
 
 def _apply(file: _File, actor: str, *, adopt: bool) -> Report:
     report, path = file.report, file.report.path
+    joins = publish.is_reviewed() and drafts.differs()  # with it a draft would be published that nobody has reviewed
     _store(file, actor, adopt=adopt)
+    if joins:
+        return _joined(file, actor, f"import of {Path(path).name}")
     try:
         report.version = publish.publish(actor, f"import of {Path(path).name}").number
     except publish.PublishError as exc:

@@ -18,7 +18,7 @@ from django.views.decorators.http import require_POST
 
 from audit.admin_tools import badge, live_site, number, operator
 from audit.generics import TableInline
-from providers import admin_tls, services, validation
+from providers import admin_tls, drafts, publish, services, validation
 from providers.admin_base import PublishingAdmin, free_route_name
 from providers.exporting import LIMIT_FIELDS
 from providers.forms import CredentialForm, ProviderForm
@@ -146,6 +146,9 @@ class ProviderAdmin(PublishingAdmin):
 
     def _switch(self, request: HttpRequest, queryset: QuerySet[Provider], *, enabled: bool) -> None:
         def work(provider: Provider, actor: str) -> None:
+            if not enabled and publish.is_reviewed():
+                drafts.disable_now(provider.pk, actor)
+                return
             provider.enabled = enabled
             services.save_provider(provider, actor=actor, address_class=provider.address_class)
 

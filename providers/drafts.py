@@ -9,18 +9,23 @@ from __future__ import annotations
 
 import datetime as dt
 import logging
+from typing import Any
 
 import msgspec
+from django.contrib.auth import get_user_model
 from django.core.exceptions import ValidationError
 from django.db import transaction
 from django.utils import timezone
 
 from audit.record import record
 from providers import config, publish, revert, sequences, services
+from providers.compile import compile_document
 from providers.config import ConfigDocument
 from providers.models import ConfigVersion, DraftChange, Provider, ScheduledPublication
 
 log = logging.getLogger("hoosh.publish")
+
+PUBLISH = "providers.change_gatewaysettings"
 
 
 class DraftError(Exception):
@@ -36,6 +41,12 @@ def in_force() -> ConfigDocument:
     """The document of the version in force; the default one before the first."""
     found = publish.latest()
     return config.unpack(found[1]) if found is not None else ConfigDocument()
+
+
+def differs() -> bool:
+    """Whether what is saved is not what is in force."""
+    found = publish.latest()
+    return found is None or config.digest(compile_document()) != config.digest(config.unpack(found[1]))
 
 
 def refusal(actor: str) -> str:
@@ -75,23 +86,29 @@ def discard(actor: str) -> list[str]:
     return made.warnings
 
 
-def disable_now(provider: Provider, actor: str) -> ConfigVersion:
-    """Switch a provider off in what is in force, whatever else waits, and in the draft as well."""
+def disable_now(provider_id: int, actor: str) -> tuple[str, ConfigVersion]:
+    """Switch a provider off in what is in force, whatever else waits, and in the draft; its name, and the version.
+
+    Raises `DraftError` where there is none of this id, neither in force nor saved.
+    """
     document = in_force()
     changed = tuple(
-        msgspec.structs.replace(each, enabled=False) if each.id == provider.pk else each for each in document.providers
+        msgspec.structs.replace(each, enabled=False) if each.id == provider_id else each for each in document.providers
     )
+    row = Provider.objects.filter(pk=provider_id).first()
+    name = next((each.name for each in document.providers if each.id == provider_id), row.name if row else "")
+    if not name:
+        raise DraftError("There is no such provider.")
     with transaction.atomic():
         version = publish.publish_document(
-            msgspec.structs.replace(document, providers=changed), actor, f"provider {provider.name} switched off"
+            msgspec.structs.replace(document, providers=changed), actor, f"provider {name} switched off"
         )
-        row = Provider.objects.get(pk=provider.pk)
-        if row.enabled:
+        if row is not None and row.enabled:
             row.enabled = False
             with publish.held_back():
                 services.save_provider(row, actor=actor, address_class=row.address_class)
-        record("provider.disabled_at_once", actor=actor, target=provider.name, level="warning")
-    return version
+        record("provider.disabled_at_once", actor=actor, target=name, level="warning")
+    return name, version
 
 
 def schedule(actor: str, at: dt.datetime, *, seen: str, note: str = "") -> ScheduledPublication:
@@ -132,8 +149,16 @@ def publish_due() -> int:
     return count
 
 
+def _check_still(author: str) -> None:
+    """Whoever decided it may do so still. Raises `DraftError`."""
+    user: Any = get_user_model()._default_manager.filter(**{get_user_model().USERNAME_FIELD: author}).first()
+    if user is not None and not (user.is_active and user.is_staff and user.has_perm(PUBLISH)):
+        raise DraftError("Who scheduled it may not publish any more.")
+
+
 def _publish_scheduled(row: ScheduledPublication) -> None:
     try:
+        _check_still(row.author)
         version = approve(row.author, note=row.note or "scheduled", seen=row.digest)
     except (DraftError, publish.PublishError) as exc:
         row.state, row.result = ScheduledPublication.State.FAILED, str(exc)[:500]

@@ -35,29 +35,40 @@ class RevertError(Exception):
 
 @dataclass
 class Reverted:
-    """What came of it: the version in force now, and what could not be as it was."""
+    """What came of it: the version in force now, and what could not be as it was. `waits`: the rows are as they were,
+    as a draft that somebody else has to publish."""
 
     version: ConfigVersion
+    waits: bool = False
     warnings: list[str] = field(default_factory=list)
 
 
 def revert(number: int, *, actor: str, note: str = "") -> Reverted:
-    """Write the rows of version `number` back and publish them. All or nothing. Raises `RevertError`."""
+    """Write the rows of version `number` back and publish them. All or nothing. Raises `RevertError`.
+
+    Where changes are reviewed, they become the draft; but what is in force is never a draft.
+    """
     document = _document(number)
     warnings: list[str] = []
+    found = publish.latest()
+    waits = publish.is_reviewed() and found is not None and found[0] != number
     try:
         with publish.held_back(), transaction.atomic():
             _write(document, actor, warnings)
             data = {"note": note, "warnings": warnings[:50]}
             record("config.reverted", actor=actor, target=f"Version {number}", data=data)
             publish.draft_digest()  # what cannot be published is not written either
+        if waits:
+            publish.publish_on_commit(actor, f"back to version {number}")
     except ValidationError as exc:
         raise RevertError(" ".join(exc.messages)) from exc
     except publish.PublishError as exc:
         raise RevertError(str(exc)) from exc
+    if waits:
+        return Reverted(ConfigVersion.objects.latest("number"), True, warnings)
     told = f"back to version {number}"
     try:
-        return Reverted(publish.publish(actor, f"{told}: {note}" if note else told), warnings)
+        return Reverted(publish.publish(actor, f"{told}: {note}" if note else told), False, warnings)
     except publish.PublishError as exc:  # somebody changed rows in between
         raise RevertError(f"The rows were written back, but not published. {exc}") from exc
 
@@ -110,6 +121,7 @@ def _set_names_free(document: ConfigDocument) -> None:
         (Route, {row.id: row.name for row in document.routes}),
         (RoutingPolicy, {row.id: row.name for row in document.policies}),
         (PrivacyPolicy, {row.id: row.name for row in document.privacy}),
+        (DataPattern, {row.id: row.name for row in document.patterns}),
     )
     for model, names in wanted:
         taken = set(names.values())

@@ -64,7 +64,9 @@ _FORBIDDEN = frozenset(
 )
 _EMPTY: tuple[Any, ...] = (None, [], {}, False, 0, "none", "auto", {"type": "text"})
 _SYSTEM = ("system", "developer")
-_numbers = re.compile(r"\d+").findall
+# A sign, an operator, a currency: words that are hardly words say things that vectors do not hear.
+_telling = re.compile(r"[\d+\-*/=<>%$€£¥#^&|@~]").search
+_ENDS = ".,;:!?\"'()[]{}"
 
 _decode = msgspec.json.Decoder().decode
 _encode = msgspec.json.Encoder(order="deterministic").encode
@@ -105,7 +107,7 @@ def question_of(call: Call, tenant: bytes, scope: bytes = b"") -> Question | Non
     system, text = asked
     for name in IGNORED | _FORBIDDEN:
         doc.pop(name, None)
-    numbers = " ".join(_numbers(text))
+    numbers = " ".join(word.strip(_ENDS) for word in text.split() if _telling(word))
     told = [call.dialect, call.model, scope, call.native_headers, tenant, numbers, system, doc]
     return Question(tag_of(tenant) + hashlib.sha256(_encode(told)).digest(), text)
 

@@ -180,7 +180,7 @@ class Providers(Rows):
     @extend_schema(request=None, responses=VersionSerializer, summary="Switch it off at once")
     def disable_now(self, request: Request, **path: Any) -> Response:
         """In what is in force, whatever else waits for a review, and in the draft as well."""
-        version = drafts.disable_now(self.row(), self.actor)
+        _, version = drafts.disable_now(self.row().pk, self.actor)
         wake()
         return Response({"version": version.number})
 

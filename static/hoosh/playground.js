@@ -100,7 +100,11 @@
       const reply = await fetch(base + "/chat/completions", {
         method: "POST", headers: headers, body: JSON.stringify(asked), signal: signal, credentials: "omit",
       });
-      if (reply.status !== 401 || tries === 8) {
+      if (reply.status !== 401) {
+        return reply;
+      }
+      if (tries === 8) {
+        key = null; // another page of this person's has made a new one: so does the next question
         return reply;
       }
       await new Promise(function (done) { window.setTimeout(done, 250); });

@@ -5,12 +5,13 @@ from __future__ import annotations
 import datetime as dt
 
 import pytest
+from django.contrib.auth import get_user_model
 from django.core.exceptions import ValidationError
 from django.test import TransactionTestCase
 from django.utils import timezone
 
 from audit.models import OutboxEntry
-from providers import config, drafts, publish, services
+from providers import config, drafts, publish, revert, services
 from providers.models import ConfigVersion, DraftChange, Provider, Route, ScheduledPublication
 
 pytestmark = pytest.mark.database
@@ -97,7 +98,8 @@ class ReviewTests(Case):
 
     def test_a_provider_is_switched_off_at_once_and_the_draft_waits_on(self) -> None:
         self.change()
-        version = drafts.disable_now(self.provider, "ann")
+        name, version = drafts.disable_now(self.provider.pk, "ann")
+        self.assertEqual(name, "local")
         shown = drafts.in_force()
         self.assertEqual((self.latest(), shown.providers[0].enabled), (version.number, False))
         self.assertEqual(shown.routes[0].priority, 10)
@@ -105,6 +107,25 @@ class ReviewTests(Case):
         self.assertFalse(Provider.objects.get().enabled)
         self.assertEqual(drafts.approve("bob").number, self.latest())
         self.assertEqual((drafts.in_force().providers[0].enabled, drafts.in_force().routes[0].priority), (False, 99))
+
+    def test_a_provider_that_is_deleted_in_the_draft_is_switched_off_all_the_same(self) -> None:
+        number = self.provider.pk
+        services.delete_provider(self.provider, actor="ann")
+        name, _ = drafts.disable_now(number, "bob")
+        self.assertEqual((name, drafts.in_force().providers[0].enabled), ("local", False))
+        with self.assertRaises(drafts.DraftError):
+            drafts.disable_now(999_999, "bob")
+
+    def test_the_way_back_to_a_version_is_reviewed_too(self) -> None:
+        unreviewed = ConfigVersion.objects.order_by("number").first()
+        assert unreviewed is not None
+        made = revert.revert(unreviewed.number, actor="ann")
+        self.assertTrue(made.waits)
+        self.assertEqual((self.latest(), publish.is_reviewed()), (self.first.number, True))
+        with self.assertRaises(drafts.DraftError):
+            drafts.approve("ann")
+        drafts.approve("bob")
+        self.assertFalse(publish.is_reviewed())
 
     def test_without_reviews_nothing_waits(self) -> None:
         row = services.gateway_settings()
@@ -151,6 +172,22 @@ class ScheduleTests(Case):
         with self.assertRaises(ValidationError):
             drafts.schedule("bob", timezone.now(), seen="")
         self.assertFalse(ScheduledPublication.objects.exists())
+
+    def test_somebody_who_may_not_publish_any_more_has_decided_nothing(self) -> None:
+        bob = get_user_model().objects.create_superuser("bob", "", "pw")
+        self.change()
+        first, second = (drafts.schedule("bob", soon(), seen="") for _ in range(2))
+        bob.is_active = False
+        bob.save()
+        self.due(first)
+        drafts.publish_due()
+        first.refresh_from_db()
+        self.assertEqual((first.state, self.latest()), ("failed", self.first.number))
+        bob.is_active = True
+        bob.save()
+        self.due(second)
+        drafts.publish_due()
+        self.assertGreater(self.latest(), self.first.number)
 
     def test_it_can_be_cancelled_once(self) -> None:
         self.change()

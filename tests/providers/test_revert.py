@@ -110,6 +110,14 @@ class RevertTests(TransactionTestCase):
         self.assertEqual(made.version.digest, then.digest)
         self.assertEqual(set(Route.objects.values_list("pk", "name")), {(self.route.pk, "all"), (other.pk, "b")})
 
+    def test_patterns_that_changed_places_get_their_names_back(self) -> None:
+        one = services.save_data_pattern(DataPattern(name="one", source="1+"), actor="ann")
+        then = publish.publish("ann")
+        services.delete_data_pattern(one, actor="bob")
+        services.save_data_pattern(DataPattern(name="one", source="2+"), actor="bob")
+        publish.publish("bob")
+        self.assertEqual(revert.revert(then.number, actor="ann").version.digest, then.digest)
+
     def test_what_is_in_force_already_makes_no_version(self) -> None:
         made = revert.revert(self.first.number, actor="ann")
         self.assertEqual(made.version.number, self.first.number)

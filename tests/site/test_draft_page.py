@@ -8,7 +8,7 @@ import pytest
 from django.utils import timezone
 
 from providers import drafts, publish, services
-from providers.models import DraftChange, Provider, Route, ScheduledPublication
+from providers.models import ConfigVersion, DraftChange, Provider, Route, ScheduledPublication
 from tests.admin_case import AdminTestCase
 from tests.budgets.ledger_rows import add_usage
 
@@ -97,6 +97,27 @@ class DraftPageTest(AdminTestCase):
         self.allow(self.bob)
         self.assertEqual(self.client.get(self.url("draft")).status_code, 403)
 
+    def test_an_emergency_does_not_wait_for_a_review(self) -> None:
+        self.act("providers_provider_changelist", "disable_now", [self.provider])
+        self.assertFalse(drafts.in_force().providers[0].enabled)
+
+    def test_a_provider_that_is_deleted_here_and_still_called_has_its_switch(self) -> None:
+        number = self.provider.pk
+        services.delete_provider(self.provider, actor="bob")
+        self.assertIn("is deleted here, and still called", self.page("draft"))
+        self.post("provider_off", {}, number)
+        self.assertFalse(drafts.in_force().providers[0].enabled)
+        self.assertNotIn("is deleted here, and still called", self.page("draft"))
+
+    def test_the_way_back_becomes_the_draft(self) -> None:
+        self.change()
+        self.post("draft", self.seen())
+        before = publish.latest()
+        oldest = ConfigVersion.objects.order_by("number").first()
+        response = self.post("version_revert", {}, oldest.number)
+        self.assertIn("Somebody else has to publish it", self.messages(response))
+        self.assertEqual(publish.latest(), before)
+
 
 class RevertPageTest(AdminTestCase):
     def setUp(self) -> None:
@@ -132,4 +153,3 @@ class RevertPageTest(AdminTestCase):
         self.assertFalse(Provider.objects.get().enabled)
         self.assertFalse(drafts.in_force().providers[0].enabled)
         self.assertEqual(self.post("provider_off", {}, 999_999).status_code, 404)
-        self.assertNotIn("Switch off now", self.page("providers_provider_change", self.provider.pk))

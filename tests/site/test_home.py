@@ -101,6 +101,6 @@ class StreamTest(TransactionTestCase):
         assert told.endswith(b"\n\n")
         assert b"\n\n" not in told[:-2]
         assert b"Requests" in told
-        await User.objects.filter(pk=ada.pk).aupdate(is_active=False)
+        await client.alogout()
         assert [piece async for piece in pieces] == []
         assert home._open == 0
