@@ -6,10 +6,11 @@ of lower applications need not import the gateway.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
-from typing import Any, Protocol, TypeVar, cast
+from decimal import Decimal
+from typing import Any, NamedTuple, Protocol, TypeVar, cast
 
 from django.contrib import messages
 from django.contrib.admin import ModelAdmin, ShowFacets
@@ -46,6 +47,15 @@ class ProbeOutcome(Protocol):
     latency_ms: float | None
 
 
+class Traffic(NamedTuple):
+    """What went over a route."""
+
+    requests: int  # first attempts
+    attempts: int  # upstream calls
+    errors: int  # of them
+    cost_usd: Decimal
+
+
 class LiveSite(Protocol):
     """What the admin site offers to its pages."""
 
@@ -60,6 +70,9 @@ class LiveSite(Protocol):
 
     def route_names(self) -> dict[int, str]:
         """The routes there are, by id."""
+
+    def route_traffic(self, route_ids: Collection[int]) -> Mapping[int, Traffic]:
+        """What went over these routes since the start of the hour before this one (UTC); those without are missing."""
 
 
 def live_site(page: ModelAdmin[Any]) -> LiveSite:
@@ -156,7 +169,9 @@ class LiveAdmin(Page[_Model]):
         """Delete the chosen rows through the service."""
         self.each(request, queryset, self.erase)
 
-    def each(self, request: HttpRequest, queryset: QuerySet[_Model], work: Callable[[_Model, str], object]) -> int:
+    def each(
+        self, request: HttpRequest, queryset: QuerySet[_Model] | list[_Model], work: Callable[[_Model, str], object]
+    ) -> int:
         """Do `work` on each chosen row and say how many there were.
 
         Done in chunks, each all or none: one long transaction would keep every other writer waiting. When a row is

@@ -8,7 +8,8 @@ from __future__ import annotations
 import functools
 import logging
 import re
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from django.contrib.admin import AdminSite
@@ -21,11 +22,12 @@ from django.http import HttpRequest
 from django.template.response import TemplateResponse
 from django.urls import path, reverse
 
-from audit.admin_tools import ProbeOutcome, number
+from audit.admin_tools import ProbeOutcome, Traffic, number
 
 log = logging.getLogger(__name__)
 _ROW_OF_A_LIST = re.compile(r"form-\d+-id")
 
+_HOUR_S = 3_600
 _APPS = ("providers", "budgets", "events", "audit", "auth")
 _MODELS = (
     "Provider",
@@ -221,6 +223,22 @@ class HooshAdminSite(AdminSite):
         from providers.models import Route
 
         return dict(Route.objects.values_list("id", "name"))
+
+    def route_traffic(self, route_ids: Collection[int]) -> Mapping[int, Traffic]:
+        """What went over these routes since the start of the hour before this one; those without are missing."""
+        from django.db.models import Sum
+
+        from budgets.models import UsageRollup
+        from budgets.models.fields import HIGH_PICO, usd
+
+        since = (int(time.time()) // _HOUR_S - 1) * _HOUR_S
+        rows = UsageRollup.objects.filter(start__gte=since, seconds=_HOUR_S, route_id__in=route_ids)
+        summed = ("requests", "attempts", "errors", "cost_milli_usd", "cost_rest_pico")
+        found = rows.order_by().values_list("route_id").annotate(*(Sum(name) for name in summed))
+        return {
+            route: Traffic(requests, attempts, errors, usd(milli * HIGH_PICO + rest))
+            for route, requests, attempts, errors, milli, rest in found
+        }
 
 
 class HooshAdminConfig(AdminConfig):

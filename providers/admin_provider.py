@@ -19,7 +19,7 @@ from django.views.decorators.http import require_POST
 from audit.admin_tools import badge, live_site, number, operator
 from audit.generics import TableInline
 from providers import admin_tls, services, validation
-from providers.admin_base import PublishingAdmin, free_route_name
+from providers.admin_base import PublishingAdmin, free_route_name, probe_badge
 from providers.exporting import LIMIT_FIELDS
 from providers.forms import CredentialForm, ProviderForm
 from providers.globs import matcher
@@ -106,16 +106,14 @@ class ProviderAdmin(PublishingAdmin):
     def health(self, provider: Provider) -> SafeString:
         """What the last look at the provider found."""
         probe: ProviderProbe | None = getattr(provider, "probe", None)
-        if probe is None or probe.checked_at is None:
-            return badge("not checked")
-        if not probe.ok:
-            return format_html("{} {}", badge("down", "bad"), probe.detail)
+        if probe is None or not probe.ok or probe.checked_at is None:
+            return format_html("{} {}", probe_badge(probe), probe.detail if probe else "")
         latency = f"{probe.latency_ms:.0f} ms" if probe.latency_ms is not None else ""
         certificates = admin_tls.all_of(provider)
         ends = badge("a certificate ends soon", "warn") if any(each.ends_soon for each in certificates) else ""
         if any(each.has_ended for each in certificates):
             ends = badge("a certificate has ended", "bad")
-        return format_html("{} {} {}", badge("up", "good"), latency, ends)
+        return format_html("{} {} {}", probe_badge(probe), latency, ends)
 
     @admin.display(description="certificates")
     def certificates(self, provider: Provider) -> SafeString:
