@@ -489,4 +489,7 @@ class Runtime:
             "idle": self.desk.idle(),
             "cache": self.cache.counts(),
             "cache_purge": self._cache_purge,
+            "credentials": {
+                str(number): round(ago, 1) for number, ago in self.connections.credentials_used(now).items()
+            },
         }

@@ -262,11 +262,12 @@ def build_plane() -> ControlPlane:
     from gateway import probes
     from hoosh_site.clockwork import Clockwork
     from hoosh_site.event_plane import EventPlane
-    from providers import drafts
+    from providers import drafts, uses
 
     async def probe() -> None:
         await probes.run_forever(lambda: built.wake())
 
+    used = uses.Uses(lambda: [worker.get("status") or {} for worker in built.workers()])
     writer = Writer(settings.HOOSH_JOURNAL_DIR, on_recall=lambda *purse: built.recall(*purse), jobs=jobs.default_jobs())
     built = ControlPlane(
         writer=writer,
@@ -275,7 +276,7 @@ def build_plane() -> ControlPlane:
         idempotency=IdempotencyStore(writer),
         probe=probe,
         events=EventPlane(),
-        clockwork=Clockwork([("scheduled publications", drafts.publish_due)]),
+        clockwork=Clockwork([("scheduled publications", drafts.publish_due), ("uses of credentials", used.look)]),
     )
     return built
 

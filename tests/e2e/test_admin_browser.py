@@ -31,6 +31,8 @@ class AdminBrowserTest(AdminBrowserCase):
         page.get_by_role("link", name="Add a provider").click()
         page.get_by_label("Kind").select_option("openai")
         expect(page.get_by_label("Base URL")).to_have_attribute("placeholder", "https://api.openai.com")
+        expect(page.get_by_text("Paste a key below, under Credentials.")).to_be_visible()
+        expect(page.locator("#id_name")).to_have_value("openai")
         page.get_by_label("Kind").select_option("custom")
         page.locator("#id_name").fill("workshop")
         page.get_by_label("Base URL").fill(url)
