@@ -6,7 +6,7 @@ of lower applications need not import the gateway.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -282,14 +282,13 @@ class KeysetChangeList(ChangeList):
         return found
 
     def get_results(self, request: HttpRequest) -> None:
-        """Read one row more than a page shows, to know whether there are older ones."""
+        """Read one page."""
         keyset = cast(KeysetAdmin[Any], self.model_admin).keyset
         rows = self.queryset.order_by(*(f"-{name}" for name in keyset))
         before = request.GET.get(BEFORE, "")
         if before:
             rows = rows.filter(_behind(self.model, keyset, before))
-        found = list(rows[: self.list_per_page + 1])
-        shown = found[: self.list_per_page]
+        shown, cursor = self.read(rows, self.list_per_page)
         self.result_list = shown
         self.result_count = len(shown)
         self.full_result_count = len(shown)  # equal to the count shown: no 'of how many', which nobody counts
@@ -299,17 +298,24 @@ class KeysetChangeList(ChangeList):
         self.multi_page = False
         self.paginator = UncountedPaginator([], self.list_per_page)
         self.is_continued = bool(before)
-        more = len(found) > self.list_per_page
-        self.older_url = self.get_query_string({BEFORE: _cursor(keyset, shown[-1])}) if more else ""
+        self.older_url = self.get_query_string({BEFORE: cursor}) if cursor else ""
         self.newest_url = self.get_query_string()
+
+    def read(self, rows: Any, limit: int) -> tuple[list[Any], str]:
+        """A page of these rows, in their order, and the cursor that continues behind it; "" when that is all."""
+        found = list(rows[: limit + 1])
+        if len(found) <= limit:
+            return found, ""
+        keyset = cast(KeysetAdmin[Any], self.model_admin).keyset
+        return found[:limit], cursor_of(getattr(found[limit - 1], name) for name in keyset)
 
     def get_query_string(self, new_params: Any = None, remove: Any = None) -> str:
         """The current filters with changes. The cursor belongs to one set of filters, so it is always dropped."""
         return str(super().get_query_string(new_params, [BEFORE, *(remove or ())]))
 
 
-def _cursor(keyset: tuple[str, ...], row: models.Model) -> str:
-    values = (getattr(row, name) for name in keyset)
+def cursor_of(values: Iterable[Any]) -> str:
+    """The cursor that names a place in a list by the values of its key."""
     return "-".join(str((value - _EPOCH) // _MICROSECOND if isinstance(value, datetime) else value) for value in values)
 
 

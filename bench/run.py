@@ -13,14 +13,14 @@ import tempfile
 import time
 from pathlib import Path
 
-from bench import budgets, policies, processes, report, scenarios, translation
+from bench import budgets, console, policies, processes, report, scenarios, translation
 from bench.targets import Setup
 from tests.servers import PROJECT_DIR
 
 RESULTS_DIR = Path(__file__).parent / "results"
 RATE = 200
 ADMIN_ROWS = 1000
-PARTS = ("gateway", "budgets", "translation", "policies")
+PARTS = ("gateway", "budgets", "translation", "policies", "console")
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -99,6 +99,10 @@ def main() -> int:
             figures["translation"] = translation.measure(Path(directory), runs=options.runs, seconds=options.seconds)
         if options.only in ("", "policies"):
             figures["policies"] = policies.measure(Path(directory), runs=options.runs, seconds=options.seconds)
+        if options.only in ("", "console"):
+            figures["console"] = console.measure(
+                Path(directory), runs=options.runs, rows=console.ROWS // 10 if options.quick else console.ROWS
+            )
     now = datetime.datetime.now(datetime.UTC)
     figures |= {"date": f"{now:%Y-%m-%d}", "commit": commit(), "python": platform.python_version()}
     figures["options"] = vars(options)

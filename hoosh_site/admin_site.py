@@ -47,6 +47,7 @@ _MODELS = (
     "Costs",
     "Limits",
     "Usage",
+    "Tail",
     "Price",
     "PoolAlert",
     "PoolWindow",
@@ -69,6 +70,7 @@ _PAGE = {"model": None, "perms": {"view": True}, "view_only": True, "add_url": N
 _COSTS = {"name": "Costs", "object_name": "Costs", **_PAGE}
 _LIMITS = {"name": "Limits", "object_name": "Limits", **_PAGE}
 _DRAFT = {"name": "Draft", "object_name": "Draft", **_PAGE}
+_TAIL = {"name": "Live requests", "object_name": "Tail", **_PAGE}
 _PLAYGROUND = {"name": "Playground", "object_name": "Playground", **_PAGE}
 
 
@@ -135,6 +137,7 @@ class HooshAdminSite(AdminSite):
                 app["models"].append(_PLAYGROUND | {"admin_url": reverse("admin:playground", current_app=self.name)})
             if app["app_label"] == "budgets" and request.user.has_perm("budgets.view_usage"):
                 app["models"].append(_COSTS | {"admin_url": reverse("admin:costs", current_app=self.name)})
+                app["models"].append(_TAIL | {"admin_url": reverse("admin:tail", current_app=self.name)})
             if app["app_label"] == "budgets" and may_see(request.user):
                 app["models"].append(_LIMITS | {"admin_url": reverse("admin:limits", current_app=self.name)})
             app["models"].sort(key=lambda model: _place(model["object_name"], _MODELS))
@@ -147,6 +150,7 @@ class HooshAdminSite(AdminSite):
         from hoosh_site.explain_page import explain_view
         from hoosh_site.limits_page import limits_view
         from hoosh_site.playground import playground_key_view, playground_view
+        from hoosh_site.tail_page import tail_rows_view, tail_stream_view, tail_view
 
         page = _Page(self)
 
@@ -161,6 +165,9 @@ class HooshAdminSite(AdminSite):
             path("providers/<int:provider_id>/off/", of(disable_view), name="provider_off"),
             path("explain/", of(explain_view), name="explain"),
             path("limits/", of(limits_view), name="limits"),
+            path("tail/", of(tail_view), name="tail"),
+            path("tail/rows/", of(tail_rows_view), name="tail_rows"),
+            path("tail/stream/", of(tail_stream_view), name="tail_stream"),
             path("costs/", of(costs_view), name="costs"),
             path("costs/period/", of(period_view), name="costs_period"),
             *super().get_urls(),

@@ -16,6 +16,7 @@ from django.db import connections
 from events import retention
 from gateway import event_sources
 from gateway.event_streams import hub
+from hoosh_site import usage_tail
 from hoosh_site.webhook_delivery import Deliverer
 
 log = logging.getLogger("hoosh.events")
@@ -59,6 +60,7 @@ class EventPlane:
     def ending(self) -> None:
         """Control is about to stop: end the open streams, which would never end by themselves."""
         hub.end_all(for_good=True)
+        usage_tail.hub.end_all(for_good=True)
 
     def stop(self) -> None:
         """Write what waits, then end."""
