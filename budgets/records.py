@@ -74,6 +74,7 @@ class KeyRecord(msgspec.Struct, frozen=True, array_like=True):
     team_limits: Limited = (0, 0, 0)
     privacy_policy_id: int = 0  # of the team; 0 = the gateway's
     queue_class: int = 0  # the place in `QUEUE_CLASSES` of what it sends
+    loop_limit: int = 0  # the same prompt of its agent more often than this a minute is told; 0 = nobody counts
 
 
 class PoolRecord(msgspec.Struct, frozen=True, array_like=True):

@@ -29,6 +29,7 @@ from gateway.idempotency import Idempotency
 from gateway.limits.limiter import Limiter
 from gateway.limits.slots import Slots
 from gateway.logs import AccessLog
+from gateway.loops import Loops
 from gateway.metrics import Metrics
 from gateway.pipeline import Job
 from gateway.relay import Pinger
@@ -80,6 +81,7 @@ class Runtime:
         self.idempotency = Idempotency(options.owner, options.vault_path)
         self.connections = Connections()
         self.happenings = Happenings()
+        self.loops = Loops()
         self.cache = AnswerCache()
         self.retries = RetryBudget()
         self.jobs: set[Job] = set()
@@ -268,6 +270,7 @@ class Runtime:
             metrics.flush()
             self.cache.store.sweep()
             at = time.time()
+            self.loops.tell(self.happenings.tell)
             self.happenings.watch(self.connections.circuits(), now, at)
             self.happenings.flush(at)
             self.limiter.slots.tend()

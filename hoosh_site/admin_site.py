@@ -49,6 +49,7 @@ _MODELS = (
     "Usage",
     "Tail",
     "Price",
+    "Anomaly",
     "PoolAlert",
     "PoolWindow",
     "LedgerEntry",

@@ -257,6 +257,7 @@ def build_plane() -> ControlPlane:
     from django.conf import settings
 
     from budgets import jobs
+    from budgets.anomaly_watch import AnomalyWatch
     from budgets.idempotency import IdempotencyStore
     from budgets.settle import Writer
     from gateway import probes
@@ -267,6 +268,7 @@ def build_plane() -> ControlPlane:
     async def probe() -> None:
         await probes.run_forever(lambda: built.wake())
 
+    watch = AnomalyWatch()
     used = uses.Uses(lambda: [worker.get("status") or {} for worker in built.workers()])
     writer = Writer(settings.HOOSH_JOURNAL_DIR, on_recall=lambda *purse: built.recall(*purse), jobs=jobs.default_jobs())
     built = ControlPlane(
@@ -275,8 +277,14 @@ def build_plane() -> ControlPlane:
         link_path=settings.HOOSH_LINK_SOCKET,
         idempotency=IdempotencyStore(writer),
         probe=probe,
-        events=EventPlane(),
-        clockwork=Clockwork([("scheduled publications", drafts.publish_due), ("uses of credentials", used.look)]),
+        events=EventPlane(on_loops=watch.take),
+        clockwork=Clockwork(
+            [
+                ("scheduled publications", drafts.publish_due),
+                ("uses of credentials", used.look),
+                ("anomalies", watch.look),
+            ]
+        ),
     )
     return built
 
