@@ -6,6 +6,7 @@ import datetime as dt
 from typing import Any
 
 from django.contrib import admin, messages
+from django.contrib.admin import ShowFacets
 from django.core.exceptions import PermissionDenied
 from django.db.models import QuerySet
 from django.http import Http404, HttpRequest, HttpResponse, HttpResponseRedirect
@@ -27,12 +28,13 @@ MAY_ACKNOWLEDGE = "budgets.change_anomaly"
 class AnomalyAdmin(ReadOnlyAdmin[Anomaly]):
     """What agents did unlike themselves."""
 
-    list_display = ("when", "agent", "what", "seen", "usual", "times", "held", "state_badge")
+    list_display = ("when", "state_and_hold", "agent", "what", "seen", "usual")
     list_display_links = ("when",)
     list_filter = ("state", "kind")
     list_select_related = ("agent__team",)
     search_fields = ("agent__name", "agent__team__name")
     list_per_page = 50
+    show_facets = ShowFacets.NEVER
     actions = ("acknowledge",)  # type: ignore[assignment]  # the one thing that can be said about a row
     change_form_template = "admin/budgets/anomaly/change_form.html"
     fields = (
@@ -104,6 +106,12 @@ class AnomalyAdmin(ReadOnlyAdmin[Anomaly]):
     def state_badge(self, anomaly: Anomaly) -> SafeString:
         """Open or acknowledged."""
         return badge("open", "bad") if anomaly.state == Anomaly.State.OPEN else badge("acknowledged", "good")
+
+    @admin.display(description="state", ordering="state")
+    def state_and_hold(self, anomaly: Anomaly) -> SafeString:
+        """Open or acknowledged, and whether the agent is or was held back."""
+        hold = self.held(anomaly) if anomaly.throttled else ""
+        return format_html("{} {}{}", self.state_badge(anomaly), "held back " if hold else "", hold)
 
     @admin.action(description="Acknowledge", permissions=("acknowledge",))
     def acknowledge(self, request: HttpRequest, queryset: QuerySet[Anomaly]) -> None:
