@@ -111,7 +111,7 @@ def _rows(count: int, people: dict[str, Any]) -> Iterator[tuple[Any, ...]]:
     keys, routes = people["keys"], people["routes"]
     for number in range(count):
         key, agent, team = keys[rng.randrange(_BUSY_KEYS) if rng.random() < 0.7 else rng.randrange(KEYS)]
-        model = "rare" if number % (count // 5) == 7 else rng.choice(_MODELS)
+        model = "rare" if number % (count // 5) == 7 else _MODELS[(key * 7 + rng.randrange(2)) % len(_MODELS)]
         status, error = (
             rng.choice(((429, "rate_limit_exceeded"), (502, "upstream_error"), (499, "client_left")))
             if (rng.random() < 0.02)

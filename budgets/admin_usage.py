@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from urllib.parse import urlencode
 
@@ -21,13 +21,14 @@ from django.utils import timezone
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
 
-from audit.admin_tools import KeysetAdmin, KeysetChangeList, LiveSite, badge, cursor_of, live_site, number
+from audit.admin_tools import BEFORE, KeysetAdmin, KeysetChangeList, LiveSite, badge, cursor_of, live_site, number
 from budgets import amounts, usage_pages, usage_search
 from budgets.admin_cells import money, pool_link
 from budgets.models import Agent, ApiKey, DecisionShape, Pool, Price, Usage
 from budgets.records import PRICE_FREE, PRICE_NONE, PRICE_UNKNOWN, Basis
 
 _STATUS_WORDS = {"ok": "ok", "left": "499", "client": "4xx", "server": "5xx"}
+_LAST_SECOND = 253_402_300_799  # there is
 _DAY = timedelta(days=1)
 BASIS_WORDS: dict[int, str] = {
     Basis.REPORTED: "reported by the provider",
@@ -166,6 +167,7 @@ class UsageChangeList(KeysetChangeList):
         self.is_of_any_time = bool(usage_search.request_id(words))
         for problem in self.search.problems:
             messages.warning(request, problem)
+        self.before = number(request.GET.get(BEFORE, "").split("-")[0])
         super().get_results(request)
         providers = site.provider_names()
         wanted = {usage.key_id for usage in self.result_list}
@@ -177,6 +179,9 @@ class UsageChangeList(KeysetChangeList):
     def read(self, rows: Any, limit: int) -> tuple[list[Any], str]:
         """A page of what matches; it may end early, and then says how far back it looked."""
         span = None if self.is_of_any_time else span_of(self.params.get("day"))
+        if span is not None and self.before is not None:  # two upper bounds: SQLite might read from the other one
+            second = min(self.before // 1_000_000 + 1, _LAST_SECOND)
+            span = span[0], min(span[1], datetime.fromtimestamp(second, UTC))
         page = usage_pages.read(rows, self.search, span, limit)
         self.looked_to = page.looked_to
         return page.rows, cursor_of(page.behind) if page.behind else ""

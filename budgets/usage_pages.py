@@ -16,9 +16,9 @@ from budgets.models import LedgerState, Usage, UsageRollup
 from budgets.rollups import DAY_S, HOUR_S, ROLLED_UP
 from budgets.usage_search import Search
 
-LOOK = 20_000  # rows read for one page
+LOOK = 40_000  # rows read for one page
 _STRETCHES = 48  # of hours with matches, read for one page
-_SUMS = 400
+_SUMS = 96  # hours (or days) looked up in the sums for one page
 
 Span = tuple[dt.datetime, dt.datetime]  # from, included, and to, not included
 
@@ -46,8 +46,9 @@ def read(rows: QuerySet[Usage], search: Search, span: Span | None, limit: int, *
         seen = part[: look + 1].count()
         edge = part.values_list("at", "id")[look] if seen > look else None
         if edge is not None:
-            # Not "later, or as late and with a greater id": for an OR, SQLite reads two indexes and sorts.
-            part = part.filter(~Q(at=edge[0], id__lte=edge[1]), at__gte=edge[0])
+            # One lower bound, or SQLite might read from the other one. And not "later, or as late and with a greater
+            # id": for an OR it reads two indexes and sorts.
+            part = base.filter(~Q(at=edge[0], id__lte=edge[1]), at__gte=edge[0], at__lt=end)
         found += part.filter(*search.rest)[: limit + 1 - len(found)]
         if len(found) > limit:
             return UsagePage(found[:limit], (found[limit - 1].at, found[limit - 1].pk), None)

@@ -6,6 +6,7 @@ from typing import Any
 
 from django.contrib.auth import get_user_model
 from django.core.exceptions import PermissionDenied
+from django.core.handlers.asgi import ASGIRequest
 from django.db import close_old_connections
 from django.http import HttpRequest, HttpResponse, JsonResponse, StreamingHttpResponse
 from django.http.response import HttpResponseBase
@@ -57,8 +58,11 @@ class TailResponse(StreamingHttpResponse):
 
 
 def tail_stream_view(page: Any, request: HttpRequest) -> HttpResponseBase:
-    """The stream: each event is a JSON object with `rows` and `skipped`. 503 when too many are open."""
+    """The stream: each event is a JSON object with `rows` and `skipped`. 503 when too many are open, 204 where the web
+    server has no streams that wait: browsers then do not try again, and the page asks for rows instead."""
     search = _search(page, request)
+    if not isinstance(request, ASGIRequest):
+        return HttpResponse(status=204)
     user: Any = request.user
 
     def allowed() -> bool:

@@ -65,6 +65,10 @@ class TailPageTest(AdminTestCase):
         assert (len(told["rows"]), told["skipped"]) == (usage_tail.ROWS_MAX, 19)
         assert told["rows"][-1]["id"] == rows[-1].pk
 
+    def test_a_server_without_streams_says_so_and_keeps_no_place(self):
+        assert self.client.get(self.url("tail_stream")).status_code == 204
+        assert usage_tail.hub.watchers == 0
+
     def test_only_who_may_see_usage_may_watch(self):
         self.allow(self.bob, "view_apikey")
         for name in ("tail", "tail_rows", "tail_stream"):
