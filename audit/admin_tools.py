@@ -6,10 +6,11 @@ of lower applications need not import the gateway.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
-from typing import Any, Protocol, TypeVar, cast
+from decimal import Decimal
+from typing import Any, NamedTuple, Protocol, TypeVar, cast
 
 from django.contrib import messages
 from django.contrib.admin import ModelAdmin, ShowFacets
@@ -47,6 +48,15 @@ class ProbeOutcome(Protocol):
     latency_ms: float | None
 
 
+class Traffic(NamedTuple):
+    """What went over a route."""
+
+    requests: int  # first attempts
+    attempts: int  # upstream calls
+    errors: int  # of them
+    cost_usd: Decimal
+
+
 class LiveSite(Protocol):
     """What the admin site offers to its pages."""
 
@@ -61,6 +71,9 @@ class LiveSite(Protocol):
 
     def route_names(self) -> dict[int, str]:
         """The routes there are, by id."""
+
+    def route_traffic(self, route_ids: Collection[int]) -> Mapping[int, Traffic]:
+        """What went over these routes since the start of the hour before this one (UTC); those without are missing."""
 
 
 def live_site(page: ModelAdmin[Any]) -> LiveSite:
@@ -157,7 +170,9 @@ class LiveAdmin(LogHistory, Page[_Model]):
         """Delete the chosen rows through the service."""
         self.each(request, queryset, self.erase)
 
-    def each(self, request: HttpRequest, queryset: QuerySet[_Model], work: Callable[[_Model, str], object]) -> int:
+    def each(
+        self, request: HttpRequest, queryset: QuerySet[_Model] | list[_Model], work: Callable[[_Model, str], object]
+    ) -> int:
         """Do `work` on each chosen row and say how many there were.
 
         Done in chunks, each all or none: one long transaction would keep every other writer waiting. When a row is
@@ -268,16 +283,14 @@ class KeysetChangeList(ChangeList):
         return found
 
     def get_results(self, request: HttpRequest) -> None:
-        """Read one row more than a page shows, to know whether there are older ones."""
+        """Read one page."""
         keyset = cast(KeysetAdmin[Any], self.model_admin).keyset
         rows = self.queryset.order_by(*(f"-{name}" for name in keyset))
         before = request.GET.get(BEFORE, "")
         if before:
             rows = rows.filter(_behind(self.model, keyset, before))
-        found = list(rows[: self.list_per_page + 1])
-        shown = found[: self.list_per_page]
-        more = len(found) > self.list_per_page
-        self.show_page(shown, _cursor(keyset, shown[-1]) if more else "", continued=bool(before))
+        shown, cursor = self.read(rows, self.list_per_page)
+        self.show_page(shown, cursor, continued=bool(before))
 
     def show_page(self, shown: list[Any], older: str, *, continued: bool) -> None:
         """Show these rows. `older` is the cursor of the next page, "" where there is none; `continued`: this is not the
@@ -294,13 +307,21 @@ class KeysetChangeList(ChangeList):
         self.older_url = self.get_query_string({BEFORE: older}) if older else ""
         self.newest_url = self.get_query_string()
 
+    def read(self, rows: Any, limit: int) -> tuple[list[Any], str]:
+        """A page of these rows, in their order, and the cursor that continues behind it; "" when that is all."""
+        found = list(rows[: limit + 1])
+        if len(found) <= limit:
+            return found, ""
+        keyset = cast(KeysetAdmin[Any], self.model_admin).keyset
+        return found[:limit], cursor_of(getattr(found[limit - 1], name) for name in keyset)
+
     def get_query_string(self, new_params: Any = None, remove: Any = None) -> str:
         """The current filters with changes. The cursor belongs to one set of filters, so it is always dropped."""
         return str(super().get_query_string(new_params, [BEFORE, *(remove or ())]))
 
 
-def _cursor(keyset: tuple[str, ...], row: models.Model) -> str:
-    values = (getattr(row, name) for name in keyset)
+def cursor_of(values: Iterable[Any]) -> str:
+    """The cursor that names a place in a list by the values of its key."""
     return "-".join(str((value - _EPOCH) // _MICROSECOND if isinstance(value, datetime) else value) for value in values)
 
 

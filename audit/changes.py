@@ -18,7 +18,7 @@ def changed_fields(before: models.Model | None, row: models.Model) -> Changes:
     found: Changes = {}
     for field in row._meta.concrete_fields:
         name = field.attname
-        if field.primary_key or name in ("created_at", "updated_at"):
+        if field.primary_key or name in ("created_at", "updated_at", "used_at"):
             continue
         old, new = (None if before is None else getattr(before, name)), getattr(row, name)
         if old != new and not (before is None and new in ("", None)):

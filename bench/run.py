@@ -13,14 +13,14 @@ import tempfile
 import time
 from pathlib import Path
 
-from bench import audit, budgets, overload, policies, processes, report, scenarios, translation
+from bench import audit, budgets, console, overload, policies, processes, report, scenarios, translation
 from bench.targets import Setup
 from tests.servers import PROJECT_DIR
 
 RESULTS_DIR = Path(__file__).parent / "results"
 RATE = 200
 ADMIN_ROWS = 1000
-PARTS = ("gateway", "budgets", "translation", "policies", "overload", "audit")
+PARTS = ("gateway", "budgets", "translation", "policies", "overload", "audit", "console")
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -103,6 +103,10 @@ def main() -> int:
             figures["overload"] = overload.measure(Path(directory), runs=options.runs, seconds=options.seconds)
         if options.only in ("", "audit"):
             figures["audit"] = audit.measure(Path(directory), entries=100_000 if options.quick else audit.ENTRIES)
+        if options.only in ("", "console"):
+            figures["console"] = console.measure(
+                Path(directory), runs=options.runs, rows=console.ROWS // 10 if options.quick else console.ROWS
+            )
     now = datetime.datetime.now(datetime.UTC)
     figures |= {"date": f"{now:%Y-%m-%d}", "commit": commit(), "python": platform.python_version()}
     figures["options"] = vars(options)

@@ -7,6 +7,7 @@ reader that asks for everything above a number misses nothing. `budgets.keys` wr
 
 from __future__ import annotations
 
+import datetime as dt
 import logging
 from decimal import Decimal
 from typing import TypeVar
@@ -20,7 +21,7 @@ from audit.changes import changed_fields, object_of, recordable
 from audit.record import record
 from budgets import validation
 from budgets.limits import PoolLimits
-from budgets.models.access import Agent, ApiKey, Pool, Price, Sequence, Team
+from budgets.models.access import Agent, AnomalyAction, ApiKey, Pool, Price, Sequence, Team
 from budgets.prices import IMPORT_SOURCE, PICO_PER_USD
 from budgets.records import QUEUE_CLASSES, KeyRecord, Limited, PoolRecord, PriceRecord, Unit
 
@@ -29,6 +30,7 @@ log = logging.getLogger("hoosh.prices")
 ACCESS, PRICES = "access", "prices"
 DEFAULT_POOL = "default"
 DEFAULT_CAPACITY_TOKENS = 10_000_000
+THROTTLE_RPM = 6  # of an agent that is held back, where its row does not say
 FIRST_RUN = "init"  # `managed_by` of rows the first run made and no operator has touched
 _TOKENS_PER_MTOK = 10**6
 
@@ -46,6 +48,13 @@ def save_team(team: Team, *, actor: str) -> Team:
 def save_agent(agent: Agent, *, actor: str) -> Agent:
     """Create or change an agent. Disabling one stops its keys, and all of them draw on its budget."""
     return write(agent, what="agent", actor=actor)
+
+
+def throttle_agent(agent: Agent, until: dt.datetime | None, *, actor: str) -> Agent:
+    """Hold an agent back until a time, or (None) no more. Who lets it go at that time is `budgets.anomaly_watch`."""
+    agent = Agent.objects.get(pk=agent.pk)
+    agent.throttled_until = until
+    return write(agent, what="agent", actor=actor, action="throttled" if until else "released")
 
 
 def save_pool(pool: Pool, *, actor: str, managed_by: str | None = None) -> Pool:
@@ -212,17 +221,26 @@ def key_record(key: ApiKey) -> KeyRecord:
         budget_ids=tuple(sorted({budget for budget in (team.pool_id, agent.pool_id, key.own_pool_id) if budget})),
         pools_allowed=validation.split(key.pools_allowed),
         key_limits=_limits(key),
-        agent_limits=_limits(agent),
+        agent_limits=_throttled(agent, _limits(agent)),
         team_limits=_limits(team),
         privacy_policy_id=team.privacy_policy_id or 0,
         queue_class=QUEUE_CLASSES.index(key.queue_class),
         endpoints=validation.split(key.endpoints_allowed),
         addresses=validation.split(key.addresses_allowed),
+        loop_limit=0 if agent.anomaly_action == AnomalyAction.OFF else agent.loop_limit or 0,
     )
 
 
 def _limits(row: ApiKey | Agent | Team) -> Limited:
     return row.requests_per_minute or 0, row.tokens_per_minute or 0, row.concurrent_requests or 0
+
+
+def _throttled(agent: Agent, limits: Limited) -> Limited:
+    """An agent that is held back has its own limit of requests, or the lower one it has anyway."""
+    if agent.throttled_until is None:
+        return limits
+    most = agent.throttle_rpm or THROTTLE_RPM
+    return min(limits[0] or most, most), *limits[1:]
 
 
 def pool_record(pool: Pool) -> PoolRecord:

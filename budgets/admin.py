@@ -22,6 +22,7 @@ from django.views.decorators.http import require_POST
 
 from audit.admin_tools import BULK_LIMIT, EDITABLE_ROWS, LiveAdmin, badge, number, operator
 from budgets import access, keys, scopes, validation
+from budgets.admin_anomaly import AnomalyAdmin
 from budgets.admin_cells import pool_link, quiet
 from budgets.admin_ledger import LeaseAdmin, LedgerEntryAdmin, PoolAlertAdmin, PoolWindowAdmin, ReservationAdmin
 from budgets.admin_orders import LedgerOrderAdmin
@@ -34,6 +35,7 @@ from budgets.models import Agent, ApiKey, Team
 
 __all__ = [
     "AgentAdmin",
+    "AnomalyAdmin",
     "ApiKeyAdmin",
     "LeaseAdmin",
     "LedgerEntryAdmin",
@@ -111,7 +113,23 @@ class AgentAdmin(LiveAdmin[Agent]):
     list_select_related = ("team", "pool")
     search_fields = ("name", "team__name")
     autocomplete_fields = ("team", "pool")
-    fieldsets = ((None, {"fields": ("team", "name", "enabled", "pool", "note")}), LIMITS)
+    fieldsets = (
+        (None, {"fields": ("team", "name", "enabled", "pool", "note")}),
+        LIMITS,
+        (
+            "Anomalies",
+            {
+                "fields": ("anomaly_action", ("loop_limit", "throttle_rpm"), "held_back"),
+                "description": "Far more spent within five minutes than usual, or the same prompt again and again.",
+            },
+        ),
+    )
+    readonly_fields = ("held_back",)
+
+    @admin.display(description="held back")
+    def held_back(self, agent: Agent) -> str:
+        """Until when it may send few requests only."""
+        return f"until {agent.throttled_until:%Y-%m-%d %H:%M} UTC" if agent.throttled_until else "no"
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Agent]:
         """With the number of keys that still work."""

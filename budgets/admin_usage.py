@@ -7,11 +7,12 @@ looked up for the page that is shown.
 from __future__ import annotations
 
 import json
-from datetime import datetime, timedelta
+from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from urllib.parse import urlencode
 
-from django.contrib import admin
+from django.contrib import admin, messages
 from django.contrib.admin.views.main import ChangeList
 from django.db.models import QuerySet
 from django.http import HttpRequest, HttpResponse
@@ -20,12 +21,14 @@ from django.utils import timezone
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
 
-from audit.admin_tools import KeysetAdmin, KeysetChangeList, badge, live_site, number
-from budgets import amounts
+from audit.admin_tools import BEFORE, KeysetAdmin, KeysetChangeList, LiveSite, badge, cursor_of, live_site, number
+from budgets import amounts, usage_pages, usage_search
 from budgets.admin_cells import money, pool_link
 from budgets.models import Agent, ApiKey, DecisionShape, Pool, Price, Usage
 from budgets.records import PRICE_FREE, PRICE_NONE, PRICE_UNKNOWN, Basis
 
+_STATUS_WORDS = {"ok": "ok", "left": "499", "client": "4xx", "server": "5xx"}
+_LAST_SECOND = 253_402_300_799  # there is
 _DAY = timedelta(days=1)
 BASIS_WORDS: dict[int, str] = {
     Basis.REPORTED: "reported by the provider",
@@ -45,7 +48,7 @@ _OUTPUT_PARTS = (("reasoning_tokens", "reasoning"), ("output_audio_tokens", "aud
 
 
 class StatusFilter(admin.SimpleListFilter):
-    """What the client was told, by class."""
+    """What the client was told, by class. The list itself reads the choice: see `UsageChangeList`."""
 
     title = "status"
     parameter_name = "result"
@@ -60,21 +63,12 @@ class StatusFilter(admin.SimpleListFilter):
         ]
 
     def queryset(self, request: HttpRequest, queryset: QuerySet[Usage]) -> QuerySet[Usage]:
-        """Rows of the chosen class."""
-        match self.value():
-            case "ok":
-                return queryset.filter(status__gte=200, status__lt=400, error="")
-            case "left":
-                return queryset.filter(status=499)
-            case "client":
-                return queryset.filter(status__gte=400, status__lt=499)
-            case "server":
-                return queryset.filter(status__gte=500)
+        """All rows."""
         return queryset
 
 
 class ProviderFilter(admin.SimpleListFilter):
-    """Who answered."""
+    """Who answered. The list itself reads the choice."""
 
     title = "provider"
     parameter_name = "provider"
@@ -85,9 +79,8 @@ class ProviderFilter(admin.SimpleListFilter):
         return [(str(number), name) for number, name in sorted(names.items(), key=lambda item: item[1])]
 
     def queryset(self, request: HttpRequest, queryset: QuerySet[Usage]) -> QuerySet[Usage]:
-        """Rows of the chosen provider."""
-        provider_id = number(self.value() or "")
-        return queryset if provider_id is None else queryset.filter(provider_id=provider_id)
+        """All rows."""
+        return queryset
 
 
 class DayFilter(admin.SimpleListFilter):
@@ -98,7 +91,7 @@ class DayFilter(admin.SimpleListFilter):
 
     def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
         """The choices beside the list; the first is the usual one."""
-        return [("yesterday", "Yesterday"), ("week", "Last 7 days"), ("month", "Last 31 days")]
+        return [("hour", "Last hour"), ("yesterday", "Yesterday"), ("week", "Last 7 days"), ("month", "Last 31 days")]
 
     def choices(self, changelist: Any) -> Any:
         """As usual, with the default named."""
@@ -106,31 +99,92 @@ class DayFilter(admin.SimpleListFilter):
             yield {**choice, "display": "Last 24 hours"} if choice["display"] == "All" else choice
 
     def queryset(self, request: HttpRequest, queryset: QuerySet[Usage]) -> QuerySet[Usage]:
-        """Rows of the chosen stretch."""
-        now = timezone.now()
-        today = datetime.combine(now.date(), datetime.min.time(), tzinfo=now.tzinfo)
-        match self.value():
-            case "yesterday":
-                return queryset.filter(at__gte=today - _DAY, at__lt=today)
-            case "week":
-                return queryset.filter(at__gte=now - 7 * _DAY)
-            case "month":
-                return queryset.filter(at__gte=now - 31 * _DAY)
-        return queryset.filter(at__gte=now - _DAY)
+        """All rows."""
+        return queryset
+
+
+def span_of(chosen: str | None) -> usage_pages.Span:
+    """The stretch of time that a choice of `DayFilter` means now."""
+    now = timezone.now()
+    today = datetime.combine(now.date(), datetime.min.time(), tzinfo=now.tzinfo)
+    if chosen == "yesterday":
+        return today - _DAY, today
+    length = {"hour": _DAY / 24, "week": 7 * _DAY, "month": 31 * _DAY}.get(chosen or "", _DAY)
+    return now - length, now + _DAY  # clocks of other hosts may be ahead
+
+
+class NarrowFilter(admin.ListFilter):
+    """Boxes beside the list for what is typed: key, agent, team, model, route, error. The list itself reads them."""
+
+    title = "who and what"
+    template = "admin/budgets/usage/narrow.html"
+
+    def __init__(self, request: HttpRequest, params: dict[str, list[str]], model: Any, model_admin: Any) -> None:
+        super().__init__(request, params, model, model_admin)
+        for name in usage_search.SHOWN:
+            if values := params.pop(name, []):
+                self.used_parameters[name] = values[-1]
+
+    def has_output(self) -> bool:
+        """Always there."""
+        return True
+
+    def expected_parameters(self) -> list[str | None]:
+        """One for each box."""
+        return list(usage_search.SHOWN)
+
+    def choices(self, changelist: Any) -> Any:
+        """The boxes, and what else the address says, which the form must keep."""
+        kept = [(name, value) for name, value in changelist.params.items() if name not in usage_search.SHOWN]
+        boxes = [(name, self.used_parameters.get(name, "")) for name in usage_search.SHOWN]
+        return [{"boxes": boxes, "kept": kept, "cleared": changelist.get_query_string(remove=usage_search.SHOWN)}]
+
+    def queryset(self, request: HttpRequest, queryset: QuerySet[Usage]) -> QuerySet[Usage]:
+        """All rows."""
+        return queryset
+
+
+def search_of(params: Mapping[str, str], site: LiveSite) -> tuple[usage_search.Search, list[usage_search.Word]]:
+    """What the parameters of a usage list look for: words in `q`, boxes, and choices beside the list."""
+    words = usage_search.words_of(params.get("q", "")[:1000])
+    words += [(name, params[name]) for name in usage_search.SHOWN if params.get(name, "").strip()]
+    if result := _STATUS_WORDS.get(params.get("result", "")):
+        words.append(("status", result))
+    if (provider_id := number(params.get("provider", ""))) is not None:
+        words.append(("provider", f"#{provider_id}"))
+    return usage_search.compiled(words, providers=site.provider_names, routes=site.route_names), words
 
 
 class UsageChangeList(KeysetChangeList):
-    """The list of usage rows, with the names their ids stand for."""
+    """The list of usage rows that match, with the names their ids stand for."""
+
+    looked_to: datetime | None = None
 
     def get_results(self, request: HttpRequest) -> None:
         """Read the page, then the names: two small queries."""
+        site = live_site(self.model_admin)
+        self.search, words = search_of(request.GET.dict(), site)
+        self.is_of_any_time = bool(usage_search.request_id(words))
+        for problem in self.search.problems:
+            messages.warning(request, problem)
+        self.before = number(request.GET.get(BEFORE, "").split("-")[0])
         super().get_results(request)
-        providers = live_site(self.model_admin).provider_names()
+        providers = site.provider_names()
         wanted = {usage.key_id for usage in self.result_list}
         names = dict(ApiKey.objects.filter(pk__in=wanted).values_list("pk", "name"))
         for usage in self.result_list:
             usage.provider_shown = providers.get(usage.provider_id) or _number_of(usage.provider_id)
             usage.key_shown = names.get(usage.key_id) or _number_of(usage.key_id)
+
+    def read(self, rows: Any, limit: int) -> tuple[list[Any], str]:
+        """A page of what matches; it may end early, and then says how far back it looked."""
+        span = None if self.is_of_any_time else span_of(self.params.get("day"))
+        if span is not None and self.before is not None:  # two upper bounds: SQLite might read from the other one
+            second = min(self.before // 1_000_000 + 1, _LAST_SECOND)
+            span = span[0], min(span[1], datetime.fromtimestamp(second, UTC))
+        page = usage_pages.read(rows, self.search, span, limit)
+        self.looked_to = page.looked_to
+        return page.rows, cursor_of(page.behind) if page.behind else ""
 
 
 def _number_of(number: int) -> str:
@@ -144,15 +198,25 @@ class UsageAdmin(KeysetAdmin[Usage]):
     keyset = ("at", "id")
     list_display = ("time", "result", "model", "provider", "key", "endpoint", "charged", "cost", "latency")
     list_display_links = ("time",)
-    list_filter = (DayFilter, StatusFilter, ProviderFilter)
-    search_fields = ("=rid", "=client_request_id")
-    search_help_text = "Exact request id (x-hoosh-request), inside the chosen time."
+    list_filter = (DayFilter, NarrowFilter, StatusFilter, ProviderFilter)
+    search_fields = ("rid",)  # shows the box; the words in it are read by `UsageChangeList`
+    search_help_text = (
+        "A request id of any time, or words that must all hold: key: agent: team: model:gpt-* route: provider: "
+        "status:5xx error:upstream_timeout min:500ms"
+    )
+    change_list_template = "admin/budgets/usage/change_list.html"
     change_form_template = "admin/budgets/usage/change_form.html"
     fields = ("rid",)
 
     def get_changelist(self, request: HttpRequest, **kwargs: Any) -> type[ChangeList]:
         """The list that knows names."""
         return UsageChangeList
+
+    def get_search_results(
+        self, request: HttpRequest, queryset: QuerySet[Usage], search_term: str
+    ) -> tuple[QuerySet[Usage], bool]:
+        """All rows: the list itself reads the words."""
+        return queryset, False
 
     @admin.display(description="time (UTC)")
     def time(self, usage: Usage) -> SafeString:

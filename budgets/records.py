@@ -82,6 +82,7 @@ class KeyRecord(msgspec.Struct, frozen=True, array_like=True, gc=False):
     queue_class: int = 0  # the place in `QUEUE_CLASSES` of what it sends
     endpoints: tuple[str, ...] = ()  # of `ENDPOINTS`; () = all
     addresses: tuple[str, ...] = ()  # networks a client must come from; () = anywhere
+    loop_limit: int = 0  # the same prompt of its agent more often than this a minute is told; 0 = nobody counts
 
 
 class WarmRecord(msgspec.Struct, frozen=True, array_like=True):

@@ -27,6 +27,7 @@ class Kind(NamedTuple):
 HEALTH, CIRCUIT, RATE_LIMITED = "provider.health_changed", "provider.circuit_changed", "provider.rate_limited"
 THRESHOLD, REFUSED, PUBLISHED = "budget.threshold", "request.refused", "config.published"
 COMPLETED, FAILED = "inference.completed", "inference.failed"
+ANOMALY = "agent.anomaly"
 DISABLED, TEST = "webhook.disabled", "webhook.test"
 CHECKPOINT, BROKEN = "audit.checkpoint", "audit.broken"
 
@@ -41,6 +42,7 @@ KINDS: Mapping[str, Kind] = {
     THRESHOLD: Kind("budgets/threshold", "warning"),
     REFUSED: Kind("requests/refused"),
     PUBLISHED: Kind("config/published"),
+    ANOMALY: Kind("agents/anomaly", "warning"),
     DISABLED: Kind("webhooks/disabled", "error"),
     TEST: Kind("webhooks/test"),
     CHECKPOINT: Kind("audit/checkpoint"),

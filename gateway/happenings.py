@@ -8,6 +8,7 @@ Items are small tuples, the kind first, times in Unix seconds:
     ("circuit", at, provider id, "open" | "half-open" | "closed", what failed last)
     ("refused", at, "auth" | "limit" | "budget" | "privacy", code, status, key id, key prefix, model, request id, 0)
     ("refused", minute, kind, code, status, key id, key prefix, "", "", how many more there were in that minute)
+    ("loop", minute, agent id, digest of the prompt, how often it came in that minute so far)
     ("rate_limited", at, provider id, 0), and at the minute's end with how many more there were
 """
 
@@ -96,6 +97,10 @@ class Happenings:
         name = ("rate_limited", provider_id)
         item = ("rate_limited", now, provider_id, 0)
         self._count(name, item, name, item, now)
+
+    def tell(self, item: Item) -> None:
+        """Anything else, as it is."""
+        self._tell(item)
 
     def circuit(self, number: int, provider_id: int, state: str, error: str, now: float) -> None:
         """A circuit is in this state; told when that is news. `number` names the circuit in this worker."""

@@ -14,7 +14,7 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from gateway import caching, idempotency, limiting, relay
+from gateway import caching, idempotency, limiting, loops, relay
 from gateway.admission import Head, client_request_id, find_key
 from gateway.attempt import Attempt, AttemptFailedError
 from gateway.cache.store import Entry
@@ -229,6 +229,7 @@ async def serve(runtime: Runtime, exchange: Exchange, endpoint: Endpoint) -> Non
             job.call = endpoint.parse(body, exchange)
             guard(job)
             limiting.admit(job)
+            loops.look(job)
             if has_policy(job):
                 await screen(job)
             route(job)

@@ -30,6 +30,7 @@ from gateway.idempotency import Idempotency
 from gateway.limits.limiter import Limiter
 from gateway.limits.slots import Slots
 from gateway.logs import AccessLog
+from gateway.loops import Loops
 from gateway.metrics import Metrics
 from gateway.pipeline import Job
 from gateway.queueing.waiting import Queue
@@ -84,6 +85,7 @@ class Runtime:
         self.idempotency = Idempotency(options.owner, options.vault_path)
         self.connections = Connections()
         self.happenings = Happenings()
+        self.loops = Loops()
         self.cache = AnswerCache()
         self.embedder = Embedder(options.embedder_path)
         self.warmer = Warmer(self)
@@ -284,6 +286,7 @@ class Runtime:
             metrics.flush()
             self.cache.store.sweep()
             at = time.time()
+            self.loops.tell(self.happenings.tell)
             self.happenings.watch(self.connections.circuits(), now, at)
             self.happenings.flush(at)
             self.limiter.slots.tend()
@@ -529,4 +532,7 @@ class Runtime:
             },
             "cache_purge": self._cache_purge,
             "queue": self.queue.report(),
+            "credentials": {
+                str(number): round(ago, 1) for number, ago in self.connections.credentials_used(now).items()
+            },
         }

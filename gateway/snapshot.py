@@ -225,6 +225,14 @@ class Connections:
         for (provider_id, _), circuit in self._circuits.items():
             yield provider_id, circuit
 
+    def credentials_used(self, now: float) -> dict[int, float]:
+        """By id of a credential, how many seconds ago the last call was sent with it; those without any are missing."""
+        found: dict[int, float] = {}
+        for (_, credential_id), circuit in self._circuits.items():
+            if credential_id and circuit.started_at:
+                found[credential_id] = max(0.0, now - circuit.started_at)
+        return found
+
     def close(self) -> None:
         """Close every idle connection."""
         for pool in self._pools.values():

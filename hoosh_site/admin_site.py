@@ -8,7 +8,8 @@ from __future__ import annotations
 import functools
 import logging
 import re
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from django.contrib.admin import AdminSite
@@ -21,11 +22,12 @@ from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.template.response import TemplateResponse
 from django.urls import path, reverse
 
-from audit.admin_tools import ProbeOutcome, number
+from audit.admin_tools import ProbeOutcome, Traffic, number
 
 log = logging.getLogger(__name__)
 _ROW_OF_A_LIST = re.compile(r"form-\d+-id")
 
+_HOUR_S = 3_600
 _APPS = ("providers", "budgets", "events", "audit", "auth", "people")
 _MODELS = (
     "Provider",
@@ -46,7 +48,9 @@ _MODELS = (
     "Costs",
     "Limits",
     "Usage",
+    "Tail",
     "Price",
+    "Anomaly",
     "PoolAlert",
     "PoolWindow",
     "LedgerEntry",
@@ -71,6 +75,7 @@ _PAGE = {"model": None, "perms": {"view": True}, "view_only": True, "add_url": N
 _COSTS = {"name": "Costs", "object_name": "Costs", **_PAGE}
 _LIMITS = {"name": "Limits", "object_name": "Limits", **_PAGE}
 _DRAFT = {"name": "Draft", "object_name": "Draft", **_PAGE}
+_TAIL = {"name": "Live requests", "object_name": "Tail", **_PAGE}
 _PLAYGROUND = {"name": "Playground", "object_name": "Playground", **_PAGE}
 _API = {"name": "Management API", "object_name": "ManagementApi", **_PAGE}
 
@@ -138,6 +143,7 @@ class HooshAdminSite(AdminSite):
                 app["models"].append(_PLAYGROUND | {"admin_url": reverse("admin:playground", current_app=self.name)})
             if app["app_label"] == "budgets" and request.user.has_perm("budgets.view_usage"):
                 app["models"].append(_COSTS | {"admin_url": reverse("admin:costs", current_app=self.name)})
+                app["models"].append(_TAIL | {"admin_url": reverse("admin:tail", current_app=self.name)})
             if app["app_label"] == "budgets" and request.user.has_perm("budgets.view_apikey"):
                 app["models"].append(_API | {"admin_url": reverse("management-docs")})
             if app["app_label"] == "budgets" and may_see(request.user):
@@ -153,6 +159,7 @@ class HooshAdminSite(AdminSite):
         from hoosh_site.home import live_view, stream_view
         from hoosh_site.limits_page import limits_view
         from hoosh_site.playground import playground_key_view, playground_view
+        from hoosh_site.tail_page import tail_rows_view, tail_stream_view, tail_view
 
         page = _Page(self)
 
@@ -169,6 +176,9 @@ class HooshAdminSite(AdminSite):
             path("providers/<int:provider_id>/off/", of(disable_view), name="provider_off"),
             path("explain/", of(explain_view), name="explain"),
             path("limits/", of(limits_view), name="limits"),
+            path("tail/", of(tail_view), name="tail"),
+            path("tail/rows/", of(tail_rows_view), name="tail_rows"),
+            path("tail/stream/", of(tail_stream_view), name="tail_stream"),
             path("costs/", of(costs_view), name="costs"),
             path("costs/period/", of(period_view), name="costs_period"),
             *super().get_urls(),
@@ -269,6 +279,22 @@ class HooshAdminSite(AdminSite):
         from providers.models import Route
 
         return dict(Route.objects.values_list("id", "name"))
+
+    def route_traffic(self, route_ids: Collection[int]) -> Mapping[int, Traffic]:
+        """What went over these routes since the start of the hour before this one; those without are missing."""
+        from django.db.models import Sum
+
+        from budgets.models import UsageRollup
+        from budgets.models.fields import HIGH_PICO, usd
+
+        since = (int(time.time()) // _HOUR_S - 1) * _HOUR_S
+        rows = UsageRollup.objects.filter(start__gte=since, seconds=_HOUR_S, route_id__in=route_ids)
+        summed = ("requests", "attempts", "errors", "cost_milli_usd", "cost_rest_pico")
+        found = rows.order_by().values_list("route_id").annotate(*(Sum(name) for name in summed))
+        return {
+            route: Traffic(requests, attempts, errors, usd(milli * HIGH_PICO + rest))
+            for route, requests, attempts, errors, milli, rest in found
+        }
 
 
 class HooshAdminConfig(AdminConfig):

@@ -269,6 +269,7 @@ def build_plane() -> ControlPlane:
     from django.conf import settings
 
     from budgets import jobs
+    from budgets.anomaly_watch import AnomalyWatch
     from budgets.idempotency import IdempotencyStore
     from budgets.settle import Writer
     from gateway import probes
@@ -276,11 +277,13 @@ def build_plane() -> ControlPlane:
     from hoosh_site.clockwork import Clockwork
     from hoosh_site.event_plane import EventPlane
     from hoosh_site.live_figures import figures
-    from providers import drafts
+    from providers import drafts, uses
 
     async def probe() -> None:
         await probes.run_forever(lambda: built.wake())
 
+    watch = AnomalyWatch()
+    used = uses.Uses(lambda: [worker.get("status") or {} for worker in built.workers()])
     audit = audit_plane.build(
         tell=lambda size, root: built.tell_checkpoint(size, root),
         submit=lambda work: writer.submit(work),
@@ -298,8 +301,15 @@ def build_plane() -> ControlPlane:
         link_path=settings.HOOSH_LINK_SOCKET,
         idempotency=IdempotencyStore(writer),
         probe=probe,
-        events=EventPlane(),
-        clockwork=Clockwork([("scheduled publications", drafts.publish_due), ("figures", figures.take)]),
+        events=EventPlane(on_loops=watch.take),
+        clockwork=Clockwork(
+            [
+                ("scheduled publications", drafts.publish_due),
+                ("figures", figures.take),
+                ("uses of credentials", used.look),
+                ("anomalies", watch.look),
+            ]
+        ),
         anchors=audit.anchors,
     )
     return built

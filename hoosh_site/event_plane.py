@@ -16,6 +16,7 @@ from django.db import connections
 from events import retention
 from gateway import event_sources
 from gateway.event_streams import hub
+from hoosh_site import usage_tail
 from hoosh_site.webhook_delivery import Deliverer
 
 log = logging.getLogger("hoosh.events")
@@ -32,9 +33,15 @@ class EventPlane:
     """Started and stopped by the control plane. `take` and `ending` may be called from any thread and never wait."""
 
     def __init__(
-        self, *, sample: float | None = None, days: int | None = None, deliverer: Deliverer | None = None
+        self,
+        *,
+        sample: float | None = None,
+        days: int | None = None,
+        deliverer: Deliverer | None = None,
+        on_loops: Callable[[int, Sequence[Any]], object] | None = None,
     ) -> None:
-        """`sample` and `days` left out come from the settings."""
+        """`sample` and `days` left out come from the settings; `on_loops` gets what a worker told of prompts."""
+        self._on_loops = on_loops
         self._sample = settings.HOOSH_EVENTS_SAMPLE if sample is None else sample
         self._days = settings.HOOSH_EVENTS_DAYS if days is None else days
         self._deliverer = deliverer or Deliverer()
@@ -54,11 +61,15 @@ class EventPlane:
 
     def take(self, worker: int, items: Sequence[Sequence[Any]]) -> None:
         """What a worker told (`gateway.happenings`)."""
-        self._waiting.extend((worker, item) for item in items)
+        prompts = [item for item in items if item and item[0] == "loop"]
+        if prompts and self._on_loops is not None:
+            self._on_loops(worker, prompts)
+        self._waiting.extend((worker, item) for item in items if not item or item[0] != "loop")
 
     def ending(self) -> None:
         """Control is about to stop: end the open streams, which would never end by themselves."""
         hub.end_all(for_good=True)
+        usage_tail.hub.end_all(for_good=True)
 
     def stop(self) -> None:
         """Write what waits, then end."""

@@ -8,10 +8,11 @@ from typing import Any
 
 from django.contrib import messages
 from django.http import HttpRequest
+from django.utils.safestring import SafeString
 
-from audit.admin_tools import LiveAdmin, operator
+from audit.admin_tools import LiveAdmin, badge, operator
 from providers import publish
-from providers.models import ConfigVersion, Route
+from providers.models import ConfigVersion, ProviderProbe, Route
 
 
 class PublishingAdmin(LiveAdmin[Any]):
@@ -46,3 +47,10 @@ def free_route_name(wanted: str) -> str:
     if base not in taken:
         return base
     return next(name for number in range(2, len(taken) + 3) if (name := f"{base} {number}") not in taken)
+
+
+def probe_badge(probe: ProviderProbe | None) -> SafeString:
+    """What the last look at a provider found, as a coloured label."""
+    if probe is None or probe.checked_at is None:
+        return badge("not checked")
+    return badge("up", "good") if probe.ok else badge("down", "bad")

@@ -19,7 +19,7 @@ from django.views.decorators.http import require_POST
 from audit.admin_tools import badge, live_site, number, operator
 from audit.generics import TableInline
 from providers import admin_tls, drafts, publish, services, validation
-from providers.admin_base import PublishingAdmin, free_route_name
+from providers.admin_base import PublishingAdmin, free_route_name, probe_badge
 from providers.exporting import LIMIT_FIELDS
 from providers.forms import CredentialForm, ProviderForm
 from providers.globs import matcher
@@ -34,8 +34,8 @@ class CredentialInline(TableInline[Credential, Provider]):
 
     model = Credential
     form = CredentialForm
-    fields = ("name", "secret", "stored", "enabled")
-    readonly_fields = ("stored",)
+    fields = ("name", "secret", "stored", "used", "enabled")
+    readonly_fields = ("stored", "used")
     verbose_name = "credential"
 
     def get_extra(self, request: HttpRequest, obj: Provider | None = None, **kwargs: Any) -> int:
@@ -48,8 +48,13 @@ class CredentialInline(TableInline[Credential, Provider]):
         if not credential.pk or not credential.ciphertext:
             return badge("none")
         state = badge("in use", "good") if credential.is_usable else badge("type it again", "warn")
-        since = f"{credential.rotated_at:%Y-%m-%d}" if credential.rotated_at else ""
+        since = f"since {credential.rotated_at:%Y-%m-%d}" if credential.rotated_at else ""
         return format_html('<span class="hoosh-mono">…{}</span> {} {}', credential.last4, state, since)
+
+    @admin.display(description="last used (UTC)")
+    def used(self, credential: Credential) -> str:
+        """When the last call was sent with it, to the minute."""
+        return f"{credential.used_at:%Y-%m-%d %H:%M}" if credential.used_at else "never"
 
 
 @admin.register(Provider)
@@ -106,16 +111,14 @@ class ProviderAdmin(PublishingAdmin):
     def health(self, provider: Provider) -> SafeString:
         """What the last look at the provider found."""
         probe: ProviderProbe | None = getattr(provider, "probe", None)
-        if probe is None or probe.checked_at is None:
-            return badge("not checked")
-        if not probe.ok:
-            return format_html("{} {}", badge("down", "bad"), probe.detail)
+        if probe is None or not probe.ok or probe.checked_at is None:
+            return format_html("{} {}", probe_badge(probe), probe.detail if probe else "")
         latency = f"{probe.latency_ms:.0f} ms" if probe.latency_ms is not None else ""
         certificates = admin_tls.all_of(provider)
         ends = badge("a certificate ends soon", "warn") if any(each.ends_soon for each in certificates) else ""
         if any(each.has_ended for each in certificates):
             ends = badge("a certificate has ended", "bad")
-        return format_html("{} {} {}", badge("up", "good"), latency, ends)
+        return format_html("{} {} {}", probe_badge(probe), latency, ends)
 
     @admin.display(description="certificates")
     def certificates(self, provider: Provider) -> SafeString:
@@ -248,13 +251,28 @@ class ProviderAdmin(PublishingAdmin):
         }
         return TemplateResponse(request, "admin/providers/provider/found.html", context)
 
+    def response_add(self, request: HttpRequest, obj: Provider, post_url_continue: str | None = None) -> HttpResponse:
+        """Where to go behind a save."""
+        return self._tested(request, obj) or super().response_add(request, obj, post_url_continue)
+
+    def response_change(self, request: HttpRequest, obj: Provider) -> HttpResponse:
+        """Where to go behind a save."""
+        return self._tested(request, obj) or super().response_change(request, obj)
+
+    def _tested(self, request: HttpRequest, provider: Provider) -> HttpResponse | None:
+        """The connection test, where the save was asked for with it. The rows are committed by now."""
+        return self.test_view(request, provider.pk) if "_test" in request.POST else None
+
     @method_decorator(require_POST)
     def route_view(self, request: HttpRequest, provider_id: int) -> HttpResponse:
-        """Create the obvious route for one discovered model (or `*`)."""
+        """Create the obvious route for each of the chosen models (or for `*`), as one version."""
         provider = self._provider(request, provider_id, change=False)
         if not request.user.has_perm("providers.add_route"):
             raise PermissionDenied
-        model = request.POST.get("model", "")
+        chosen = list(dict.fromkeys(request.POST.getlist("model")))
+        if len(chosen) != 1:
+            return self._many_routes(request, provider, chosen)
+        model = chosen[0]
         back = HttpResponseRedirect(reverse("admin:providers_provider_found", args=(provider.pk,)))
         route = Route(name=free_route_name(f"{provider.name} {model}"), pattern=model, provider=provider)
         if "*" in model:
@@ -270,6 +288,27 @@ class ProviderAdmin(PublishingAdmin):
         self.message_user(
             request, format_html('Route “<a href="{}">{}</a>” was created.', url, route), messages.SUCCESS
         )
+        return back
+
+    def _many_routes(self, request: HttpRequest, provider: Provider, chosen: list[str]) -> HttpResponse:
+        back = HttpResponseRedirect(reverse("admin:providers_provider_found", args=(provider.pk,)))
+        routed = set(provider.routes.values_list("pattern", flat=True))
+        wanted = [Route(pattern=model, provider=provider) for model in chosen if model not in routed]
+        if not wanted:
+            self.message_user(request, "Choose models that have no route of their own yet.", messages.WARNING)
+            return back
+
+        def create(route: Route, actor: str) -> None:
+            route.name = free_route_name(f"{provider.name} {route.pattern}")
+            services.save_route(route, actor=actor)
+            self.log_addition(request, route, [{"added": {}}])
+
+        try:
+            count = self.each(request, wanted, create)
+        except ValidationError as exc:
+            self.message_user(request, " ".join(exc.messages), messages.ERROR)
+            return back
+        self.message_user(request, f"{count} route(s) were created.", messages.SUCCESS)
         return back
 
     @method_decorator(require_POST)

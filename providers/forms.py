@@ -11,7 +11,7 @@ from django.core.exceptions import ValidationError
 
 from audit.generics import RowForm
 from providers import services, validation
-from providers.catalog import CATALOG
+from providers.catalog import CATALOG, Kind
 from providers.exporting import LIMIT_FIELDS
 from providers.models import ClientCertificate, Credential, GatewaySettings, Provider, Route
 
@@ -80,8 +80,8 @@ class ProviderForm(RowForm[Provider]):
                 key.help_text += f" {since}; {state}."
         kind = self.fields.get("kind")
         if kind is not None:
-            usual = {row.name: row.base_url for row in CATALOG.values()}
-            kind.widget.attrs["data-hoosh-addresses"] = json.dumps(usual)
+            guides = {row.name: {"address": row.base_url, "hint": _hint(row)} for row in CATALOG.values()}
+            kind.widget.attrs["data-hoosh-kinds"] = json.dumps(guides)
 
     def clean(self) -> dict[str, Any]:
         """Bring the base URL into its stored form and look its address up when it is new."""
@@ -126,6 +126,20 @@ class ProviderForm(RowForm[Provider]):
             self.add_error(None, exc)
         else:
             self.client = chain, key
+
+
+def _hint(kind: Kind) -> str:
+    """What the form says about a kind while it is chosen."""
+    if kind.name == "demo":
+        return "Answers by itself, for a first try: no address, no credential."
+    address = (
+        f"Leave the address blank for {kind.base_url}."
+        if kind.base_url
+        else "Enter the address of your own server or resource."
+    )
+    if kind.auth == "none" or kind.local:
+        return f"Usually runs on this host or beside it. {address} A credential only if the server asks for one."
+    return f"{address} Paste a key below, under Credentials."
 
 
 class CredentialForm(RowForm[Credential]):

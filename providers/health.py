@@ -18,7 +18,16 @@ PROBE_S = 60.0  # a probing call that never reports back blocks further probes n
 class Circuit:
     """The circuit of one upstream. Times are seconds of one monotonic clock."""
 
-    __slots__ = ("_random", "cooldown_until", "ejections", "failures", "last_error", "open_until", "probing_until")
+    __slots__ = (
+        "_random",
+        "cooldown_until",
+        "ejections",
+        "failures",
+        "last_error",
+        "open_until",
+        "probing_until",
+        "started_at",
+    )
 
     def __init__(self, rand: Callable[[], float] = random.random) -> None:
         self.failures = 0
@@ -26,6 +35,7 @@ class Circuit:
         self.open_until = 0.0
         self.cooldown_until = 0.0
         self.probing_until = 0.0
+        self.started_at = 0.0  # of the last call; 0 = there was none
         self.last_error = ""
         self._random = rand
 
@@ -49,6 +59,7 @@ class Circuit:
 
     def started(self, now: float) -> None:
         """A call is being sent; in the half-open state it is the probe."""
+        self.started_at = now
         if self.open_until and now >= self.open_until:
             self.probing_until = now + PROBE_S
 

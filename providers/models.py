@@ -147,6 +147,9 @@ class Credential(models.Model):
     enabled = models.BooleanField(default=True)
     created_at = models.DateTimeField(auto_now_add=True)
     rotated_at = models.DateTimeField(null=True, blank=True, editable=False)
+    used_at = models.DateTimeField(
+        null=True, blank=True, editable=False
+    )  # last call, to the minute; see providers.uses
 
     class Meta:
         ordering = ("provider", "position", "id")

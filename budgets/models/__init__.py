@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from budgets.models.access import Agent, ApiKey, LedgerOrder, Pool, Price, Sequence, Team, WarmQuestion
+from budgets.models.anomaly import Anomaly, SpendHistory
 from budgets.models.ledger import (
     DecisionShape,
     IdempotentReply,
@@ -20,6 +21,7 @@ from budgets.models.ledger import (
 
 __all__ = [
     "Agent",
+    "Anomaly",
     "ApiKey",
     "DecisionShape",
     "IdempotentReply",
@@ -35,6 +37,7 @@ __all__ = [
     "Price",
     "Reservation",
     "Sequence",
+    "SpendHistory",
     "Team",
     "Usage",
     "UsageRollup",

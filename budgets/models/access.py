@@ -79,6 +79,14 @@ class Team(models.Model):
         return self.name
 
 
+class AnomalyAction(models.TextChoices):
+    """What happens when an agent behaves unlike itself."""
+
+    ALERT = "", "Alert: tell the operators"
+    OFF = "off", "Nothing: do not look"
+    THROTTLE = "throttle", "Hold it back: alert, and few requests per minute for 15 minutes"
+
+
 class Agent(models.Model):
     """An app or agent of a team; keys belong to agents."""
 
@@ -88,6 +96,29 @@ class Agent(models.Model):
     requests_per_minute = _limit("requests per minute")
     tokens_per_minute = _limit("tokens per minute")
     concurrent_requests = _limit("requests at once")
+    anomaly_action = models.CharField(
+        "when it behaves unlike itself",
+        max_length=16,
+        choices=AnomalyAction.choices,
+        default=AnomalyAction.ALERT,
+        blank=True,
+        help_text="What happens when it spends far more than usual, or asks the same again and again.",
+    )
+    loop_limit = models.PositiveIntegerField(
+        "same prompt per minute",
+        null=True,
+        blank=True,
+        validators=(MinValueValidator(1), MaxValueValidator(100_000)),
+        help_text="More often than this is a loop. Blank = prompts are not compared.",
+    )
+    throttle_rpm = models.PositiveIntegerField(
+        "requests per minute while held back",
+        null=True,
+        blank=True,
+        validators=(MinValueValidator(1), MaxValueValidator(validation.RATE_LIMIT)),
+        help_text="Blank = 6.",
+    )
+    throttled_until = models.DateTimeField(null=True, blank=True, editable=False)
     enabled = models.BooleanField(default=True)
     note = models.TextField(blank=True)
     managed_by = models.CharField(max_length=64, blank=True, editable=False)

@@ -155,6 +155,10 @@ class Usage(models.Model):
             models.Index(fields=("at",), name="usage_at"),
             models.Index(fields=("key_id", "at"), name="usage_key_at"),
             models.Index(fields=("agent_id", "at"), name="usage_agent_at"),
+            # Of the few rows that have something: they cost the others nothing when they are written.
+            models.Index(fields=("at",), name="usage_failed_at", condition=Q(status__gte=400)),
+            models.Index(fields=("error", "at"), name="usage_error_at", condition=~Q(error="")),
+            models.Index(fields=("client_request_id",), name="usage_client_id", condition=~Q(client_request_id="")),
         )
 
     def __str__(self) -> str:

@@ -5,77 +5,34 @@ The browser must report nothing: no script error, no refused resource, no violat
 
 from __future__ import annotations
 
-import os
 import re
 
 import pytest
-from django.contrib.auth.models import User
-from django.contrib.staticfiles.testing import StaticLiveServerTestCase
 from django.utils import timezone
-from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
+from playwright.sync_api import Page, expect
 
 from budgets import access
 from budgets.keys import create_key, digest_of
 from budgets.models import ApiKey, Lease, LedgerOrder, Pool, PoolWindow, Usage
 from providers import services
 from providers.models import ConfigVersion, Provider, Route
-from tests.browser import launch, needs_browser
+from tests.browser import needs_browser
+from tests.e2e.admin_browser import AdminBrowserCase
 from tests.small_server import SmallServer
 
 pytestmark = [pytest.mark.browser, needs_browser]
 
 MODELS = {"/v1/models": (200, {"data": [{"id": "tiny"}, {"id": "large"}]})}
 SECRET = "sk-canary-in-a-browser-0001"
-_VIOLATIONS = "document.addEventListener('securitypolicyviolation', event => console.error('CSP ' + event.blockedURI))"
 
 
-class AdminBrowserTest(StaticLiveServerTestCase):
-    databases = "__all__"
-    browser: Browser
-
-    @classmethod
-    def setUpClass(cls) -> None:
-        # Playwright's loop runs in this thread, which Django would take for an async context.
-        os.environ["DJANGO_ALLOW_ASYNC_UNSAFE"] = "true"
-        super().setUpClass()
-        cls.playwright = cls.enterClassContext(sync_playwright())
-        cls.browser = launch(cls.playwright)
-        cls.addClassCleanup(os.environ.pop, "DJANGO_ALLOW_ASYNC_UNSAFE")
-        cls.addClassCleanup(cls.browser.close)
-
-    def setUp(self) -> None:
-        User.objects.create_superuser("ada", "", "a-long-password")
-        self.complaints: list[str] = []
-
-    def open(self, **options) -> tuple[BrowserContext, Page]:
-        context = self.browser.new_context(**options)
-        self.addCleanup(context.close)
-        context.add_init_script(_VIOLATIONS)
-        page = context.new_page()
-        page.set_default_timeout(10_000)
-        page.on("console", lambda message: self.complain(message.type, message.text))
-        page.on("pageerror", lambda error: self.complain("error", str(error)))
-        page.on(
-            "response",
-            lambda reply: self.complain("error", f"{reply.status} {reply.url}") if reply.status >= 400 else None,
-        )
-        return context, page
-
-    def complain(self, kind: str, text: str) -> None:
-        if kind in ("error", "warning"):
-            self.complaints.append(text)
-
-    def sign_in(self, page: Page) -> None:
-        page.goto(f"{self.live_server_url}/admin/")
-        page.get_by_label("Username").fill("ada")
-        page.get_by_label("Password").fill("a-long-password")
-        page.get_by_role("button", name="Log in").click()
-        expect(page.get_by_role("heading", name="Overview")).to_be_visible()
-
+class AdminBrowserTest(AdminBrowserCase):
     def add_provider(self, page: Page, url: str) -> None:
         page.get_by_role("link", name="Add a provider").click()
         page.get_by_label("Kind").select_option("openai")
         expect(page.get_by_label("Base URL")).to_have_attribute("placeholder", "https://api.openai.com")
+        expect(page.get_by_text("Paste a key below, under Credentials.")).to_be_visible()
+        expect(page.locator("#id_name")).to_have_value("openai")
         page.get_by_label("Kind").select_option("custom")
         page.locator("#id_name").fill("workshop")
         page.get_by_label("Base URL").fill(url)

@@ -352,11 +352,11 @@ class RoutePagesTest(AdminTestCase):
     def test_the_list_asks_the_same_number_of_questions_for_one_route_and_for_many(self):
         self.post("providers_route_add", route_form(self.provider))
         self.page("providers_route_changelist")
-        with self.queries(7):
+        with self.queries(8):
             self.page("providers_route_changelist")
         for number in range(20):
             services.save_route(Route(name=f"r{number}", pattern=f"m{number}", provider=self.provider), actor="test")
-        with self.queries(7):
+        with self.queries(8):
             self.page("providers_route_changelist")
 
 

@@ -73,3 +73,11 @@ def test_a_call_that_started_while_it_was_open_is_not_the_probe() -> None:
     circuit.started(29.0)  # the last candidate there was
     assert not circuit.failed(29.5, threshold=5, open_s=30.0, error="again")
     assert circuit.reason(34.1) == ""
+
+
+def test_a_circuit_knows_when_the_last_call_was_sent_whatever_became_of_it():
+    circuit = Circuit()
+    assert circuit.started_at == 0.0
+    circuit.started(12.0)
+    circuit.failed(13.0, threshold=5, open_s=30.0, error="connect")
+    assert circuit.started_at == 12.0
