@@ -29,7 +29,7 @@ ADMIN_PERMISSIONS = (
     | _of("budgets", ("view", "add", "change"), "apikey")
     | _of("budgets", ("view", "add"), "price")
     | _of("budgets", ("view", "change"), "poolwindow")
-    | _of("budgets", ("view",), "usage", "poolalert", "ledgerentry", "ledgerorder", "lease", "reservation")
+    | _of("budgets", ("view",), "usage", "poolalert", "anomaly", "ledgerentry", "ledgerorder", "lease", "reservation")
     | _of("events", _ALL, "webhook")
     | _of("events", ("view",), "event")
     | _of("audit", ("view",), "auditentry", "outboxentry")

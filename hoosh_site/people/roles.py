@@ -40,6 +40,7 @@ MODELS: dict[str, tuple[frozenset[str], frozenset[str]]] = {
     "budgets.lease": (_SEE, _SEE),
     "budgets.reservation": (_SEE, _SEE),
     "budgets.warmquestion": (_ALL, _SEE),
+    "budgets.anomaly": (_SEE | {CHANGE}, _SEE | {CHANGE}),
     "events.event": (_SEE, _SEE),
     "events.webhook": (_ALL, _SEE),
     "audit.auditentry": (_SEE, _SEE),

@@ -29,6 +29,7 @@ from audit.models import AuditEntry, OutboxEntry
 from budgets import access
 from budgets.keys import create_key
 from budgets.models import (
+    Anomaly,
     Lease,
     LedgerEntry,
     LedgerOrder,
@@ -87,6 +88,12 @@ OWN: dict[str, tuple[Allowed | None, Allowed | None]] = {
     "playground": (needs("budgets.add_apikey", "providers.view_route"),) * 2,
     "playground_key": (None, needs("budgets.add_apikey", "providers.view_route")),
     "explain": (needs("providers.view_route"), None),
+    "providers_route_matches": (needs("providers.view_route"), None),
+    "providers_route_move": (None, needs("providers.change_route")),
+    "budgets_anomaly_acknowledge": (None, needs("budgets.change_agent")),
+    "tail": (needs("budgets.view_usage"), None),
+    "tail_rows": (needs("budgets.view_usage"), None),
+    "tail_stream": (needs("budgets.view_usage"), None),
     "audit_verification": (needs("audit.view_auditentry"), None),
     "audit_proof": (needs("audit.view_auditentry"), None),
     "audit_verifier": (needs("audit.view_auditentry"), None),
@@ -122,7 +129,7 @@ _NEVER = {  # pages of admin that allow something to nobody, whatever their perm
 _LOGS = {
     *("providers.configversion", "budgets.ledgerorder", "budgets.poolwindow", "budgets.lease", "budgets.ledgerentry"),
     *("budgets.poolalert", "budgets.reservation", "budgets.usage", "events.event", "audit.outboxentry"),
-    "audit.auditentry",
+    *("audit.auditentry", "budgets.anomaly"),
 }
 
 
@@ -281,6 +288,9 @@ class MatrixTest(AdminTestCase):
             "budgets.ledgerorder": LedgerOrder.objects.create(kind="correction", actor="ada"),
             "budgets.lease": Lease.objects.create(window=window, **lease),
             "budgets.reservation": Reservation.objects.create(id="1" * 32, **ids, **reserved),
+            "budgets.anomaly": Anomaly.objects.create(
+                agent=agent, kind="loop", stretch=0, unit="requests", observed=9, expected=1
+            ),
             "budgets.warmquestion": WarmQuestion.objects.create(key=key, model="tiny", question="Who?"),
             "events.event": Event.objects.create(topic="config", name="config.published"),
             "events.webhook": Webhook.objects.create(
