@@ -32,6 +32,7 @@ ADMIN_PERMISSIONS = (
     | _of("budgets", ("view",), "usage", "poolalert", "anomaly", "ledgerentry", "ledgerorder", "lease", "reservation")
     | _of("events", _ALL, "webhook")
     | _of("events", ("view",), "event")
+    | _of("budgets", ("change",), "anomaly")
     | _of("audit", ("view",), "auditentry", "outboxentry")
     | {GIVE}
 )
