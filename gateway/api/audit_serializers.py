@@ -14,7 +14,7 @@ class IntegritySerializer(serializers.Serializer[None]):
     index = serializers.IntegerField(help_text="Its leaf in that log, from 0.")
 
 
-class EntrySerializer(serializers.Serializer[None]):
+class AuditedSerializer(serializers.Serializer[None]):
     """One entry. `data` has before and after of a change; numbers in it are texts."""
 
     id = serializers.IntegerField()
@@ -54,7 +54,7 @@ class VerifiedSerializer(serializers.Serializer[None]):
 class AuditSerializer(serializers.Serializer[None]):
     """A page of entries. `count` and `valid` are `total` and `chain_valid` by hoosh's other names."""
 
-    entries = EntrySerializer(many=True)
+    entries = AuditedSerializer(many=True)
     total = serializers.IntegerField(help_text="Entries there are, whatever was asked for.")
     count = serializers.IntegerField()
     chain_valid = serializers.BooleanField()

@@ -192,7 +192,7 @@ class Events(ReadOnlyRows):
     filters = {**_TIME, **{name: Filter(name) for name in ("topic", "name", "level")}}
 
 
-class AuditSerializer(serializers.ModelSerializer[AuditEntry]):
+class LoggedSerializer(serializers.ModelSerializer[AuditEntry]):
     """Who did what to which row. `actor` and `target` are names; those of people who were erased are "erased"."""
 
     data = serializers.DictField()  # type: ignore[assignment]  # a field, not the property
@@ -213,7 +213,7 @@ class AuditEntries(ReadOnlyRows):
     """Newest first. More ways to ask, and proofs: `GET /v1/audit`."""
 
     label = "audit.auditentry"
-    serializer_class = AuditSerializer
+    serializer_class = LoggedSerializer
     queryset = AuditEntry.objects.all()
     keyset = ("seq",)
     newest_first = True

@@ -91,7 +91,7 @@ class ScheduleSerializer(PublishSerializer):
     at = Moment()
 
 
-class WaitingSerializer(serializers.ModelSerializer[DraftChange]):
+class WaitingChangeSerializer(serializers.ModelSerializer[DraftChange]):
     """A change that waits for its review."""
 
     class Meta:
@@ -119,7 +119,7 @@ class DraftSerializer(serializers.Serializer[None]):
     problems = ProblemSerializer(many=True)
     changes = ChangeSerializer(many=True)
     more = serializers.IntegerField(help_text="Changes that are not told.")
-    waiting = WaitingSerializer(many=True)
+    waiting = WaitingChangeSerializer(many=True)
 
 
 class ScheduledSerializer(serializers.ModelSerializer[ScheduledPublication]):
@@ -288,7 +288,7 @@ class Draft(Acting):
                     {"row": each.row, "field": each.field, "remedy": each.remedy} for each in problems[:CHANGES_SHOWN]
                 ],
                 **_changes(differences.described(now, document)),
-                "waiting": WaitingSerializer(DraftChange.objects.order_by("-id")[:100], many=True).data,
+                "waiting": WaitingChangeSerializer(DraftChange.objects.order_by("-id")[:100], many=True).data,
             }
         )
 

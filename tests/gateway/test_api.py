@@ -517,6 +517,7 @@ class OtherPathsTest(ApiCase):
         paths |= {"/v1/costs", "/v1/costs/reset", "/v1/cost/estimate", "/v1/cost/recommend"}
         paths |= {"/v1/models/pull", "/v1/models/delete", "/v1/training/status", "/v1/catalog/sync"}
         paths |= {"/v1/events", "/v1/events/recent", "/v1/cache/stats", "/v1/cache/purge", "/v1/queue/status"}
+        paths |= {f"/v1/audit{name}" for name in ("", "/checkpoint", "/proof/inclusion", "/proof/consistency")}
         assert set(schema["paths"]) - {"/api/schema/"} == paths
         assert "apiKey" in schema["components"]["securitySchemes"]
 

@@ -327,7 +327,8 @@ class MatrixTest(AdminTestCase):
         assert entry.name is not None
         names = list(entry.pattern.converters) or list(entry.pattern.regex.groupindex)
         label = label or next((each for each in self.rows if entry.name.startswith(each.replace(".", "_"))), "")
-        own = {"app_label": "budgets", "owner": "w-dead", "kind": "release", "number": 1}
+        own = {"app_label": "budgets", "owner": "w-dead", "kind": "release"}
+        own["number"] = self.rows["providers.configversion"].pk
         row_id = self.rows[label].pk if label else self.rows["providers.provider"].pk
         query = "?app_label=budgets&model_name=apikey&field_name=pool" if entry.name == "autocomplete" else ""
         return reverse(f"admin:{entry.name}", kwargs={each: own.get(each, row_id) for each in names}) + query
