@@ -13,6 +13,7 @@ from audit.growing import state
 from audit.models import AuditEntry, Checkpoint, Log, LoggedBatch, Tile, UsageBatch
 from audit.record import record
 from audit.retention import AuditRetention
+from audit.walking import Walk
 from budgets import retention as usage_retention
 from budgets import rollups
 from budgets.models import Usage
@@ -79,6 +80,7 @@ class RetentionCase(LogCase):
         roots = [bytes(row.root) for row in left]
         assert merkle.verify_consistency(left[0].size, left[1].size, *roots, consistent)
         assert merkle.root_at(tree, old[-1].size) == bytes(old[-1].root)
+        assert Walk().step(100_000) is None, "what is left still holds"
         assert not triggers.missing(self.connection)
 
     def test_the_log_says_that_it_was_pruned_before_anything_goes(self) -> None:
