@@ -84,7 +84,7 @@ def _document(number: int) -> ConfigDocument:
 
 
 def _write(document: ConfigDocument, actor: str, warnings: list[str]) -> None:
-    _set_names_free(document)
+    names = _set_names_free(document)
     for pattern in document.patterns:
         row = _row(DataPattern, pattern.id)
         services.save_data_pattern(_filled(row, pattern), actor=actor)
@@ -97,7 +97,7 @@ def _write(document: ConfigDocument, actor: str, warnings: list[str]) -> None:
         services.save_route(_filled(_row(Route, route.id), route), actor=actor)
     for rule in document.policies:
         services.save_policy(_filled(_row(RoutingPolicy, rule.id), rule), actor=actor)
-    _remove(document, actor, warnings)
+    _remove(document, actor, warnings, names)
 
 
 def _row(model: type[models.Model], number: int) -> Any:
@@ -114,8 +114,13 @@ def _filled(row: Any, document: Any, *, without: Iterable[str] = ()) -> Any:
     return row
 
 
-def _set_names_free(document: ConfigDocument) -> None:
-    """Rows that shall have other names, and those that shall not be, give theirs up first: two may change places."""
+_Names = dict[tuple[type[models.Model], int], str]
+
+
+def _set_names_free(document: ConfigDocument) -> _Names:
+    """Rows that shall have other names, and those that shall not be, give theirs up first: two may change places. What
+    they were called."""
+    given_up: _Names = {}
     wanted: Sequence[tuple[type[models.Model], Mapping[int, str]]] = (
         (Provider, {row.id: row.name for row in document.providers}),
         (Route, {row.id: row.name for row in document.routes}),
@@ -127,9 +132,11 @@ def _set_names_free(document: ConfigDocument) -> None:
         taken = set(names.values())
         for number, name in model._default_manager.values_list("pk", "name"):
             if name in taken and names.get(number) != name:
+                given_up[model, number] = name
                 model._default_manager.filter(pk=number).update(name=f"renamed-{number}")
     # A pattern is not renamed while a policy switches it off; the policies get their lists back behind the patterns.
     PrivacyPolicy.objects.filter(pk__in=[row.id for row in document.privacy]).update(disabled="")
+    return given_up
 
 
 def _settings(document: ConfigDocument, actor: str, warnings: list[str]) -> None:
@@ -170,7 +177,7 @@ def _provider(document: ProviderDoc, actor: str, warnings: list[str]) -> None:
         warnings.append(f"The provider “{row.name}” {now}: versions do not hold keys, so that stays.")
 
 
-def _remove(document: ConfigDocument, actor: str, warnings: list[str]) -> None:
+def _remove(document: ConfigDocument, actor: str, warnings: list[str], names: _Names) -> None:
     """What the version does not have goes; what something else still needs stays, and is told."""
 
     def beyond(model: Any, rows: Iterable[Any]) -> Any:
@@ -179,7 +186,8 @@ def _remove(document: ConfigDocument, actor: str, warnings: list[str]) -> None:
     for route in beyond(Route, document.routes):
         services.delete_route(route, actor=actor)
     for provider in beyond(Provider, document.providers):
-        warnings.append(f"The provider “{provider.name}” is deleted, with its stored secrets.")
+        name = names.get((Provider, provider.pk), provider.name)
+        warnings.append(f"The provider “{name}” is deleted, with its stored secrets.")
         services.delete_provider(provider, actor=actor)
     for rule in beyond(RoutingPolicy, document.policies):
         services.delete_policy(rule, actor=actor)
@@ -187,9 +195,17 @@ def _remove(document: ConfigDocument, actor: str, warnings: list[str]) -> None:
         try:
             services.delete_privacy_policy(policy, actor=actor)
         except ValidationError:
-            warnings.append(f"The privacy policy “{policy}” stays: a team has it.")
+            warnings.append(f"The privacy policy “{_kept(policy, names)}” stays: a team has it.")
     for pattern in beyond(DataPattern, document.patterns):
         try:
             services.delete_data_pattern(pattern, actor=actor)
         except ValidationError:
-            warnings.append(f"The data pattern “{pattern}” stays: a privacy policy switches it off.")
+            warnings.append(f"The data pattern “{_kept(pattern, names)}” stays: a privacy policy switches it off.")
+
+
+def _kept(row: PrivacyPolicy | DataPattern, names: _Names) -> str:
+    """The name under which a row stays: what it was called, with a number where another has that name now."""
+    if (type(row), row.pk) in names:
+        row.name = f"{names[type(row), row.pk][:50]}-{row.pk}"
+        type(row)._default_manager.filter(pk=row.pk).update(name=row.name)
+    return row.name

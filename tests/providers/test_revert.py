@@ -7,6 +7,8 @@ import pytest
 from django.test import TransactionTestCase
 
 from audit.models import OutboxEntry
+from budgets import access
+from budgets.models import Team
 from providers import config, differences, publish, revert, services
 from providers.models import (
     ConfigVersion,
@@ -117,6 +119,21 @@ class RevertTests(TransactionTestCase):
         services.save_data_pattern(DataPattern(name="one", source="2+"), actor="bob")
         publish.publish("bob")
         self.assertEqual(revert.revert(then.number, actor="ann").version.digest, then.digest)
+
+    def test_what_stays_or_goes_is_told_by_the_name_operators_know(self) -> None:
+        settings = services.gateway_settings()
+        settings.privacy_policy = None
+        services.save_settings(settings, actor="bob")
+        services.delete_privacy_policy(self.privacy, actor="bob")
+        again = services.save_privacy_policy(PrivacyPolicy(name="strict"), actor="bob")
+        access.save_team(Team(name="red", privacy_policy=again), actor="bob")
+        services.delete_provider(self.provider, actor="bob")
+        services.save_provider(Provider(name="local", kind="vllm", base_url=OTHER), actor="bob")
+        publish.publish("bob")
+        told = " ".join(revert.revert(self.first.number, actor="ann").warnings)
+        self.assertIn("The provider “local” is deleted", told)
+        self.assertIn(f"The privacy policy “strict-{again.pk}” stays", told)
+        self.assertEqual(set(PrivacyPolicy.objects.values_list("name", flat=True)), {"strict", f"strict-{again.pk}"})
 
     def test_what_is_in_force_already_makes_no_version(self) -> None:
         made = revert.revert(self.first.number, actor="ann")
