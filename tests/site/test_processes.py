@@ -201,7 +201,7 @@ class Load:
                 writer = None
 
     async def through(self, action: Callable[[], None], done: Callable[[], bool], limit_s: float) -> None:
-        clients = [asyncio.create_task(self.client()) for _ in range(8)]
+        clients = [asyncio.create_task(self.client()) for _ in range(20)]  # by chance all could meet one worker
         await asyncio.sleep(0.3)
         action()
         ends_at = time.monotonic() + limit_s
