@@ -103,6 +103,15 @@ def _header_line(header: ExportHeader) -> bytes:
     return encode(first) + b"\n"
 
 
+class MissingEntryError(ValueError):
+    """An entry that a checkpoint signs is not there: somebody took it out. `seq` names it."""
+
+    def __init__(self, seq: int, found: int | None) -> None:
+        instead = "the log ends before it" if found is None else f"the next one is {found}"
+        super().__init__(f"Entry {seq} is not there: {instead}.")
+        self.seq = seq
+
+
 def _log_lines(log: ExportLog) -> Iterator[bytes]:
     yield _line({"kind": "log", "name": log.name, "number": str(log.number), "first_seq": str(log.first_seq)})
     entries = iter(log.entries)
@@ -111,7 +120,7 @@ def _log_lines(log: ExportLog) -> Iterator[bytes]:
         while size < covered:
             seq, body, leaf = next(entries, (None, None, b""))
             if seq != log.first_seq + size:
-                raise ValueError(f"log {log.number}: entry {log.first_seq + size} is not there, but {seq}")
+                raise MissingEntryError(log.first_seq + size, seq)
             if body is None:
                 yield _line({"kind": "leaf", "seq": str(seq), "hash": leaf.hex()})
             else:

@@ -681,18 +681,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     summary = result["summary"] = export.summary() if options.export else result["summary"]
     if not options.key:
         result["warnings"] += ["no --key: the key is the export's own, and anybody can make it all anew"]
+    if options.anchors and not any(value for name, value in summary.items() if name.startswith("anchors_")):
+        result["warnings"] += ["the anchor files hold no checkpoint: nothing was compared with them"]
     if summary.get("anchors_newer") or summary.get("anchors_elsewhere"):
         result["warnings"] += ["some anchored checkpoints are newer than the export, or of logs it does not have"]
-    if options.json:
-        print(json.dumps(result, indent=1, ensure_ascii=False))
-        return 0 if result["ok"] else 1
-    for warning in result["warnings"]:
-        print(f"WARNING: {warning}")
-    for name, value in summary.items():
-        print(f"{name.replace('_', ' '):18}{value}")
+    lines = [f"WARNING: {warning}" for warning in result["warnings"]]
+    lines += [f"{name.replace('_', ' '):18}{value}" for name, value in summary.items()]
     if found := result["fault"]:
-        print(f"FAULT at line {found['line']}, entry {found['seq']}: {found['what']}\nThe rest was not looked at.")
-    print("OK: everything fits." if result["ok"] else "NOT OK.")
+        lines += [f"FAULT at line {found['line']}, entry {found['seq']}: {found['what']}\nThe rest was not looked at."]
+    lines += ["OK: everything fits." if result["ok"] else "NOT OK."]
+    print(json.dumps(result, indent=1, ensure_ascii=False) if options.json else "\n".join(lines))
     return 0 if result["ok"] else 1
 
 

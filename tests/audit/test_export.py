@@ -245,6 +245,16 @@ class CommandTest(ExportCase):
         assert status == 1
         assert json.loads(told[told.index("{") :])["fault"]["seq"] == AuditEntry.objects.get(target="r1").seq
 
+    def test_an_entry_taken_out_of_the_live_log_is_a_fault_and_not_a_failure(self) -> None:
+        self.busy()
+        seq = AuditEntry.objects.get(target="r1").seq
+        changed("audit_entry", "DELETE FROM audit_entry WHERE target = 'r1'")
+        status, told = self.call("audit_verify")
+        assert (status, f"FAULT at entry {seq}" in told, told.endswith("NOT OK.\n")) == (1, True, True), told
+        status, told = self.call("audit_verify", "--json")
+        found = json.loads(told)
+        assert (status, found["ok"], found["fault"]["seq"]) == (1, False, seq)
+
     def test_what_cannot_be_done_is_status_2(self) -> None:
         assert self.call("audit_export", "--out", str(self.path))[0] == 2
         self.busy()

@@ -202,6 +202,9 @@ def test_the_command_says_what_it_found_by_its_exit_status(files):
     assert "OK: everything fits." in good.stdout
     assert "WARNING" not in good.stdout
     assert f"anchors matched   {len(all_notes(log))}" in good.stdout
+    (path / "empty").write_text("another line\n")
+    unused = run(path / "good", *key, "--anchors", path / "empty")
+    assert "WARNING: the anchor files hold no checkpoint" in unused.stdout
     bad = run(path / "bad", *key)
     assert bad.returncode == 1
     assert "FAULT at line 45, entry 21: entries 21 to 40 are not those that were signed" in bad.stdout

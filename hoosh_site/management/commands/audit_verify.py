@@ -5,6 +5,7 @@ Exit status: the verifier's. 0 everything fits, 1 a fault, 2 the input cannot be
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import tempfile
@@ -15,6 +16,7 @@ from django.core.management.base import BaseCommand, CommandError, CommandParser
 
 from audit import proving
 from audit.admin import VERIFIER
+from audit.export_lines import MissingEntryError
 from hoosh_site.management.commands.audit_export import REFUSED, write
 
 
@@ -41,11 +43,26 @@ class Command(BaseCommand):
             sys.exit(self._run(Path(options["export"]), more))
         with tempfile.TemporaryDirectory(prefix="hoosh-audit-") as directory:
             path = Path(directory) / "export.jsonl"
-            with path.open("wb") as out:
-                write(out)
+            try:
+                with path.open("wb") as out:
+                    write(out)
+            except CommandError as exc:
+                if not isinstance(exc.__cause__, MissingEntryError):
+                    raise
+                sys.exit(self._missing(exc.__cause__, as_json=options["json"]))
             if not options["key"] and (vkeys := proving.vkeys()):
                 self.stderr.write(f"The first key is taken from the database itself: {vkeys[0]}")
             sys.exit(self._run(path, more))
+
+    def _missing(self, missing: MissingEntryError, *, as_json: bool) -> int:
+        """Tell a fault that is found before there is anything to run the verifier over, as it would."""
+        fault = {"line": 0, "seq": missing.seq, "what": str(missing)}
+        if as_json:
+            result = {"ok": False, "fault": fault, "warnings": [], "summary": {}}
+            self.stdout.write(json.dumps(result, indent=1, ensure_ascii=False))
+        else:
+            self.stdout.write(f"FAULT at entry {missing.seq}: {missing}\nNOT OK.")
+        return 1
 
     def _run(self, path: Path, more: list[str]) -> int:
         command = [sys.executable, "-I", str(VERIFIER), str(path), *more]

@@ -13,6 +13,7 @@ from decimal import Decimal
 from typing import Any
 
 import httpx
+from django.conf import settings
 from django.core.management.base import BaseCommand, CommandError
 from django.utils import timezone
 
@@ -44,7 +45,7 @@ class Command(BaseCommand):
     def add_arguments(self, parser: ArgumentParser) -> None:
         """How many requests, and where to."""
         parser.add_argument("--requests", type=int, default=120, help="Requests to send; 0 = only rows (default: 120).")
-        parser.add_argument("--url", default="http://127.0.0.1:8088", help="The running gateway.")
+        parser.add_argument("--url", default=f"http://127.0.0.1:{settings.HOOSH_PORT}", help="The running gateway.")
 
     def handle(self, *args: Any, **options: Any) -> None:
         """Make what is missing, then ask."""
