@@ -25,15 +25,15 @@ class Head:
     """What the gateway reads of a request's headers, in one pass."""
 
     __slots__ = (
-        *("cache_control", "coding", "explain", "idempotency", "length", "pool", "priority", "route", "secret"),
-        *("session", "tags"),
+        *("cache_control", "coding", "explain", "idempotency", "is_inner", "length", "pool", "priority", "route"),
+        *("secret", "session", "tags"),
     )
 
     def __init__(self, headers: Headers) -> None:
         """Raises UnauthorizedError without a credential, BadRequestError when two of them or of the keys differ."""
         secret: bytes | None = None
         self.cache_control = self.coding = self.pool = self.route = self.session = self.tags = b""
-        self.explain = False
+        self.explain = self.is_inner = False
         self.priority = 0  # the class it asks for, a place in `QUEUE_CLASSES`
         self.idempotency: bytes | None = None
         self.length = -1
@@ -65,7 +65,9 @@ class Head:
     @classmethod
     def inner(cls, *headers: tuple[bytes, bytes]) -> Head:
         """The head of a request that the gateway makes itself. Its key is known: what stands for one is not read."""
-        return cls([(b"x-api-key", b"-"), *headers])
+        head = cls([(b"x-api-key", b"-"), *headers])
+        head.is_inner = True
+        return head
 
     def _read_ours(self, name: bytes, value: bytes) -> None:
         """The gateway's own headers; others of that prefix are left alone."""
@@ -123,7 +125,11 @@ def _same(known: bytes | None, value: bytes) -> bytes:
 
 def find_key(keys: Mapping[bytes, Key], secret: bytes) -> Key:
     """The key a credential belongs to. Looked up by its whole SHA-256, so nothing about others leaks in time."""
-    key = keys.get(hashlib.sha256(secret).digest())
+    return usable(keys.get(hashlib.sha256(secret).digest()))
+
+
+def usable(key: Key | None) -> Key:
+    """The key, if it may be used now. Raises UnauthorizedError else, also for None."""
     if key is None or not key.record.enabled:
         raise UnauthorizedError("This API key is not known or was revoked.")
     if key.record.expires_at is not None and key.record.expires_at <= time.time():

@@ -26,7 +26,7 @@ from gateway.errors import (
     RateLimitedError,
 )
 from gateway.limits.limiter import BUSY_RETRY_S, LIMIT_MAX, Limits, Refusal, Subjects, Ticket, group
-from gateway.queueing.room import Choice, Displaced, Place, TooLate
+from gateway.queueing.room import Changed, Choice, Displaced, Place, TooLate
 from gateway.queueing.waiting import Queue
 from providers.canonical import Call
 from providers.config import ProviderDoc, RouteDoc
@@ -122,7 +122,8 @@ def refused_call(refusal: Refusal, call: Call) -> RateLimitedError:
 
 
 async def wait(job: Job, busy: Sequence[Step], refusal: GatewayError) -> list[Step]:
-    """Wait until one of the candidates that only lacked a place has one: what to call, that one first.
+    """Wait until one of the candidates that only lacked a place has one: what to call, that one first; nothing where
+    the request's key or the configuration has changed meanwhile, so that all is to be chosen anew.
 
     Its place is `job.place` until it is called. Raises `refusal` where nobody waits here, the 503 where no place came
     in time or too many wait, and the 429 of a limit per minute that was reached meanwhile.
@@ -153,13 +154,22 @@ async def wait(job: Job, busy: Sequence[Step], refusal: GatewayError) -> list[St
     outcome = None
     try:
         outcome = await queue.wait(
-            choices, rank=rank, key=key.record.id, tokens=choices[0].tokens, now=now, until=job.wait_until
+            choices,
+            rank=rank,
+            key=key.record.id,
+            tokens=choices[0].tokens,
+            now=now,
+            until=job.wait_until,
+            is_stale=lambda: is_stale(job),
         )
     finally:
         waited_us = int((time.monotonic() - now) * 1_000_000)
         job.queued_us += waited_us
-        job.runtime.metrics.queued(_OUTCOMES[type(outcome)], waited_us)
+        if not isinstance(outcome, Changed):  # then it waits on
+            job.runtime.metrics.queued(_OUTCOMES[type(outcome)], waited_us)
     match outcome:
+        case Changed():
+            return []
         case Place():
             job.place = outcome
             return [outcome.what, *(step for step in busy if step is not outcome.what)]
@@ -169,6 +179,17 @@ async def wait(job: Job, busy: Sequence[Step], refusal: GatewayError) -> list[St
             raise QueueFullError(retry_after_s=_retry_s(expected_s))
         case TooLate():
             raise too_late(outcome.wait_s)
+
+
+def is_stale(job: Job) -> bool:
+    """Whether a request's key or the configuration is no longer what it began with."""
+    runtime, began_with, key = job.runtime, job.snapshot, job.key
+    assert began_with is not None
+    assert key is not None
+    in_use = runtime.snapshot
+    return in_use is not None and (
+        in_use.table is not began_with.table or in_use.keys.get(key.record.digest) is not key
+    )
 
 
 _OUTCOMES = {Place: "admitted", Refusal: "limited", Displaced: "refused_full", TooLate: "timed_out", type(None): "left"}

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from gateway import caching, idempotency, limiting, loops, relay
-from gateway.admission import Head, client_request_id, find_key
+from gateway.admission import Head, client_request_id, find_key, usable
 from gateway.attempt import Attempt, AttemptFailedError
 from gateway.cache.store import Entry
 from gateway.caching import Keeping
@@ -263,6 +263,12 @@ def job_snapshot(job: Job) -> Snapshot:
     return job.snapshot
 
 
+def job_decision(job: Job) -> Decision:
+    """The candidates it goes by now."""
+    assert job.decision is not None
+    return job.decision
+
+
 def snapshot_of(runtime: Runtime) -> Snapshot:
     """The configuration in use. Raises `GatewayUnavailableError` before there is one."""
     if runtime.snapshot is None:
@@ -277,10 +283,7 @@ def admit(job: Job) -> None:
     snapshot = job.snapshot = snapshot_of(runtime)
     head = job.head = Head(job.exchange.headers)
     key = job.key = find_key(snapshot.keys, head.secret)
-    if "inference" not in key.record.scopes:
-        raise ForbiddenError("This API key may not call models (it lacks the scope 'inference').")
-    if key.reach is not None:
-        key.reach.check(job.endpoint.name, job.exchange.client)
+    check_scope(job, key)
     if head.length > snapshot.settings.body_limit_bytes:
         raise PayloadTooLargeError(snapshot.settings.body_limit_bytes)
     if head.coding and head.coding.strip().lower() != b"identity":
@@ -289,6 +292,14 @@ def admit(job: Job) -> None:
         raise GatewayUnavailableError(
             "The gateway cannot write its journal.", code="journal_unavailable", retry_after_s=5
         )
+
+
+def check_scope(job: Job, key: Key) -> None:
+    """Raises the 403 of a key that may not call models, or not this way."""
+    if "inference" not in key.record.scopes:
+        raise ForbiddenError("This API key may not call models (it lacks the scope 'inference').")
+    if key.reach is not None:
+        key.reach.check(job.endpoint.name, job.exchange.client)
 
 
 async def replay(job: Job, body: bytes) -> int:
@@ -355,7 +366,31 @@ async def call_candidates(job: Job, waited_for: Sequence[Step] | None = None) ->
     assert failure is not None
     if not busy or job.attempts:
         raise failure
-    await call_candidates(job, await limiting.wait(job, busy, failure))
+    if waited_for := await limiting.wait(job, busy, failure):
+        await call_candidates(job, waited_for)
+    else:
+        await choose_anew(job)
+        await call_candidates(job, job_decision(job).steps)
+
+
+async def choose_anew(job: Job) -> None:
+    """Keys or configuration have changed while the request waited, and nothing of it was sent yet: from here on it goes
+    by what is in use now. Raises the refusal of what may not be asked any more."""
+    assert job.key is not None
+    job.snapshot, deadline = snapshot_of(job.runtime), job.deadline
+    job.key = usable(job.snapshot.keys.get(job.key.record.digest))
+    if job.head is not None and not job.head.is_inner:
+        check_scope(job, job.key)
+    job.call, job.spoken, job.verdict, job.shapings = job.asked, None, None, None
+    job.through = Through()
+    if job.keeping is not None:
+        job.keeping.give_up()  # other routes may give another answer than it was to be kept for
+        job.keeping = None
+    guard(job)
+    if has_policy(job):
+        await screen(job)
+    route(job)
+    job.deadline = min(deadline, job.deadline)
 
 
 def may_go_on(job: Job, snapshot: Snapshot, candidate: Candidate) -> bool:

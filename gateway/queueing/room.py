@@ -67,13 +67,18 @@ class Displaced(NamedTuple):
     """The room is full, and somebody with fewer that wait, or of a higher class, has taken its place in it."""
 
 
-Outcome = Place | Refusal | TooLate | Displaced
+class Changed(NamedTuple):
+    """What it waited by is no longer what is: it must look again where to wait, or whether it may."""
+
+
+Outcome = Place | Refusal | TooLate | Displaced | Changed
 
 
 class Waiter:
-    """A request that waits. `end` is called once, unless it leaves; `is_over` says that nobody listens any more."""
+    """A request that waits. `end` is called once, unless it leaves; `is_over` says that nobody listens any more, and
+    `is_stale` that what it waits by has changed."""
 
-    __slots__ = ("blocked", "end", "is_over", "key", "rank", "since", "tokens", "until")
+    __slots__ = ("blocked", "end", "is_over", "is_stale", "key", "rank", "since", "tokens", "until")
 
     def __init__(
         self,
@@ -85,9 +90,10 @@ class Waiter:
         until: float,
         end: Callable[[Outcome], object],
         is_over: Callable[[], bool] = lambda: False,
+        is_stale: Callable[[], bool] = lambda: False,
     ) -> None:
         self.rank, self.key, self.tokens, self.since, self.until = rank, key, tokens, since, until
-        self.end, self.is_over = end, is_over
+        self.end, self.is_over, self.is_stale = end, is_over, is_stale
         self.blocked: dict[int, list[Choice]] = {}  # by the key of the subject that had no place
 
 
@@ -243,6 +249,14 @@ class Room:
         if waiter in self.waiting:
             self.counts["left"] += 1
             self._forget(waiter)
+
+    def changed(self, waiter: Waiter) -> bool:
+        """End its wait where what it waits by has changed; it is in no figure, for it comes again. Whether it ended."""
+        if waiter not in self.waiting or not waiter.is_stale():
+            return False
+        self._forget(waiter)
+        waiter.end(Changed())
+        return True
 
     def freed(self, subjects: Subjects, now: float) -> None:
         """A call of this worker has given back its places: those who are next get them."""

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from gateway.limits.limiter import Limiter, Subjects
 from gateway.queueing.room import Choice, Outcome, Place, Room, Waiter
 
 POLL_S: Final = 0.025  # how late a place that another worker gave back may be noticed
+_AT_ONCE: Final = 10  # of those that look again after a change: a millisecond or two of the loop
 
 
 class Queue:
@@ -21,7 +22,15 @@ class Queue:
         self._timer: asyncio.TimerHandle | None = None
 
     async def wait(
-        self, choices: Sequence[Choice], *, rank: int, key: int, tokens: int, now: float, until: float
+        self,
+        choices: Sequence[Choice],
+        *,
+        rank: int,
+        key: int,
+        tokens: int,
+        now: float,
+        until: float,
+        is_stale: Callable[[], bool],
     ) -> Outcome:
         """Wait for one of the choices; how it ended. A place must be used or given back by the caller.
 
@@ -33,7 +42,9 @@ class Queue:
             if not future.done():
                 future.set_result(outcome)
 
-        waiter = Waiter(rank=rank, key=key, tokens=tokens, since=now, until=until, end=end, is_over=future.done)
+        waiter = Waiter(
+            rank=rank, key=key, tokens=tokens, since=now, until=until, end=end, is_over=future.done, is_stale=is_stale
+        )
         self.room.enter(waiter, choices, now)
         self._watch()
         try:
@@ -43,6 +54,16 @@ class Queue:
             if future.done() and not future.cancelled() and isinstance(got := future.result(), Place):
                 self.give_back(got)
             raise
+
+    async def changed(self) -> None:
+        """Keys, routes or limits may be others now: whoever waits by what has changed looks again, in the order they
+        came, some at a time."""
+        ended = 0
+        for waiter in list(self.room.waiting):
+            ended += self.room.changed(waiter)
+            if ended == _AT_ONCE:
+                ended = 0
+                await asyncio.sleep(0)  # they take their turn here
 
     def give_back(self, place: Place) -> None:
         """A place that was not used: the call was not made."""

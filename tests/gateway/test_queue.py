@@ -18,7 +18,7 @@ import pytest
 from budgets.records import KeyRecord
 from gateway.limits.status import read_status
 from gateway.queueing.stats import OUTCOMES
-from providers.config import SettingsDoc
+from providers.config import PrivacyDoc, SettingsDoc
 from tests.gateway.harness import (
     KEY,
     OTHER_KEY,
@@ -432,6 +432,72 @@ def test_over_workers_there_are_never_more_at_once_and_all_are_answered(
         assert most == 3
         wait_for(lambda: not in_flight(tmp_path))
         assert counts(first).keys() | counts(second).keys() == {"admitted"}
+
+
+# --- what changes meanwhile -------------------------------------------------------------------------------------------
+
+
+def test_a_key_that_is_revoked_while_it_waits_gets_nothing(up: FaultUpstream, tmp_path: Path, binding: str) -> None:
+    with one_place(tmp_path, up) as server, Occupied(server, key=OTHER_KEY):
+        asked = Asked(server)
+        waiting(server, 1)
+        server.call(server.runtime.on_access, 2, True, server.keys[1:], server.pools)
+        assert code(asked.reply) == (401, "invalid_api_key")
+        assert asked.seconds < 5
+        assert served(up) == []
+        assert counts(server) == {}
+
+
+def test_who_waits_goes_where_a_new_configuration_says(up: FaultUpstream, tmp_path: Path) -> None:
+    with one_place(tmp_path, up, queue_wait_s=20.0) as server, Occupied(server):
+        asked = [Asked(server, f"ok@{number}") for number in range(25)]
+        waiting(server, 25)
+        server.reconfigure(msgspec.structs.replace(server.document, providers=(provider(1, up.url),)))
+        assert {code(each.reply) for each in asked} == {SERVED}
+        assert max(each.seconds for each in asked) < 10
+        assert all("x-hoosh-queue-ms" in each.reply.headers for each in asked)
+        assert {each.reply.headers["x-hoosh-config"] for each in asked} == {str(server.version)}
+
+
+def test_who_waits_on_after_a_change_keeps_its_time_and_its_place_in_line(up: FaultUpstream, tmp_path: Path) -> None:
+    with one_place(tmp_path, up, queue_wait_s=2.0) as server:
+        with Occupied(server) as occupied:
+            late = Asked(server, "ok@late")
+            waiting(server, 1)
+            time.sleep(1.2)
+            then = []
+            for number in range(3):
+                then.append(Asked(server, f"ok@{number}"))
+                waiting(server, 2 + number)
+            for _ in range(3):
+                server.reconfigure(server.document)
+                waiting(server, 4)
+            assert code(late.reply) == (503, "queue_timeout")
+            assert 1.5 < late.seconds < 4
+            occupied.release()
+            assert {code(each.reply) for each in then} == {SERVED}
+        assert served(up) == ["0", "1", "2"]
+
+
+def test_a_privacy_policy_that_came_meanwhile_is_kept_to(up: FaultUpstream, tmp_path: Path) -> None:
+    with one_place(tmp_path, up, queue_wait_s=20.0) as server, Occupied(server) as occupied:
+        private = Asked(server, messages=[{"role": "user", "content": "write to ada@example.org"}])
+        waiting(server, 1)
+        settings = msgspec.structs.replace(server.document.settings, privacy_policy_id=1)
+        redact = PrivacyDoc(1, "redact", internal="redact", confidential="redact", restricted="redact")
+        server.reconfigure(msgspec.structs.replace(server.document, settings=settings, privacy=(redact,)))
+        waiting(server, 1)
+        occupied.release()
+        assert code(private.reply) == SERVED
+        assert up.inference[-1].json["messages"][0]["content"] == "write to [EMAIL_1]"
+
+
+def test_a_route_that_is_gone_ends_the_wait(up: FaultUpstream, tmp_path: Path) -> None:
+    with one_place(tmp_path, up) as server, Occupied(server):
+        asked = Asked(server)
+        waiting(server, 1)
+        server.reconfigure(msgspec.structs.replace(server.document, routes=()))
+        assert asked.reply.status_code == 404
 
 
 # --- what operators see -----------------------------------------------------------------------------------------------
