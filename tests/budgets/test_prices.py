@@ -217,8 +217,8 @@ def test_a_question_asked_before_is_answered_at_once() -> None:
     """A price list is thousands of rows: only the first request for a model may pay for walking them."""
     book = PriceBook.build([row(number, pattern=f"model-{number}-*") for number in range(1, 5000)])
     book.find("east", "openai", "model-77-x", 1, route="fast", input_tokens=5)
-    began = time.perf_counter()
+    began = time.process_time()
     for _ in range(1000):
         book.find("east", "openai", "model-77-x", 1, route="fast", input_tokens=5)
         book.bound("east", "openai", "model-77-x", 1, route="fast", input_tokens=5)
-    assert time.perf_counter() - began < 0.5  # walking takes milliseconds each time
+    assert time.process_time() - began < 0.5  # walking takes milliseconds each time

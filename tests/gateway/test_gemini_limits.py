@@ -146,9 +146,9 @@ def test_results_find_their_calls_at_once_however_many_there_are(ids: bool) -> N
     results = [
         {"functionResponse": {"name": f"f{i}", **({"id": f"c{i}"} if ids else {})}} for i in reversed(range(count))
     ]
-    begin = time.perf_counter()
+    begin = time.process_time()
     told = read({"role": "model", "parts": calls}, {"role": "user", "parts": results})
-    assert time.perf_counter() - begin < 2
+    assert time.process_time() - begin < 2
     made = [call["id"] for call in told[0]["tool_calls"]]
     assert [message["tool_call_id"] for message in told[1:]] == made[::-1]
 
@@ -163,9 +163,9 @@ def test_calls_of_one_name_and_one_id_are_answered_in_their_order() -> None:
 
 def test_long_thoughts_in_small_parts_are_joined_once() -> None:
     part = {"text": "x" * 2000, "thought": True}
-    begin = time.perf_counter()
+    begin = time.process_time()
     told = read({"role": "model", "parts": [part] * PARTS_MAX})
-    assert time.perf_counter() - begin < 2
+    assert time.process_time() - begin < 2
     assert told[0]["reasoning_content"] == "x" * 2000 * PARTS_MAX
 
 
@@ -181,10 +181,10 @@ def test_too_many_turns_or_parts_are_refused_before_they_are_read() -> None:
         ([{"role": "model", "parts": calls}, {"parts": results}], "contents[0].parts"),
         ([{"parts": [nested]}], "contents[0].parts[0].functionResponse.parts"),
     ):
-        begin = time.perf_counter()
+        begin = time.process_time()
         with pytest.raises(BadRequestError) as caught:
             read(*contents)
-        assert time.perf_counter() - begin < 1
+        assert time.process_time() - begin < 1
         assert caught.value.param == param
     with pytest.raises(BadRequestError) as caught:
         parse(systemInstruction={"parts": [{"text": "x"}] * (PARTS_MAX + 1)})
@@ -199,9 +199,9 @@ def test_too_many_turns_or_parts_are_refused_before_they_are_read() -> None:
 def test_many_allowed_tools_are_found_at_once() -> None:
     names = [f"f{i}" for i in range(20_000)]
     config = {"functionCallingConfig": {"mode": "ANY", "allowedFunctionNames": names[::-1]}}
-    begin = time.perf_counter()
+    begin = time.process_time()
     call = parse(tools=[{"functionDeclarations": [{"name": name} for name in names]}], toolConfig=config)
-    assert time.perf_counter() - begin < 3
+    assert time.process_time() - begin < 3
     assert len(json.loads(call.body)["tools"]) == len(names)
 
 

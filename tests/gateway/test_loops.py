@@ -29,9 +29,9 @@ def test_long_prompts_differ_by_beginning_end_and_length():
     long = "x" * (2 * HASHED)
     assert digest_of(body(long)) == digest_of(body(long))
     assert len({digest_of(body(text)) for text in (long, "y" + long, long + "y", long[1:])}) == 4
-    started = time.perf_counter()
+    started = time.process_time()
     digest_of(body("x" * 20_000_000))
-    assert time.perf_counter() - started < 1.0
+    assert time.process_time() - started < 1.0
 
 
 def test_counts_are_by_agent_and_minute():

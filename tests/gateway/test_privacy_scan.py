@@ -132,18 +132,18 @@ def test_ordinary_text_costs_little_and_time_is_linear() -> None:
     def best(data: str) -> float:
         runs = []
         for _ in range(20):
-            began = time.perf_counter()
+            began = time.process_time()
             assert SCANNER.scan([data]) is NOTHING
-            runs.append(time.perf_counter() - began)
+            runs.append(time.process_time() - began)
         return min(runs)
 
     best(text)
     assert best(text[:4096]) < 200e-6  # an eighth of it on a quiet machine
     assert best(text[:76_000]) < 2500e-6
     hostile = "a" * 60_000 + "@" + "a." * 30_000 + "-" * 5000 + "1 " * 30_000 + "AKIA" * 10_000
-    began = time.perf_counter()
+    began = time.process_time()
     SCANNER.scan([hostile])
-    assert time.perf_counter() - began < 2
+    assert time.process_time() - began < 2
 
 
 def test_nothing_that_holds_a_text_shows_it() -> None:

@@ -456,11 +456,11 @@ class TestTools:
     def test_many_allowed_tools_are_found_at_once(self) -> None:
         tools = [{"type": "function", "function": {"name": f"f{i}", "strict": True}} for i in range(10_000)]
         wanted = {"type": "allowed_tools", "allowed_tools": {"mode": "auto", "tools": tools[::-1]}}
-        begin = time.perf_counter()
+        begin = time.process_time()
         request = ADAPTER.build(
             call(tools=tools, tool_choice=wanted, **{f"x{i}": 1 for i in range(5000)}), target(strict=False), None
         )
-        assert time.perf_counter() - begin < 2
+        assert time.process_time() - begin < 2
         assert len(json.loads(request.body)["tools"][0]["functionDeclarations"]) == len(tools)
         assert list(request.dropped).count("tools.function.strict") == 1
 

@@ -87,10 +87,10 @@ def test_an_event_of_exactly_the_limit_passes() -> None:
 def test_tiny_feeds_take_linear_time() -> None:
     def seconds(size: int) -> float:
         splitter = sse.Splitter()
-        began = time.perf_counter()
+        began = time.process_time()
         for _ in range(size):
             splitter.feed(b"\rx")
-        return time.perf_counter() - began
+        return time.process_time() - began
 
     seconds(1_000)
     small = min(seconds(4_000) for _ in range(3))
