@@ -47,12 +47,19 @@ class Connection(Protocol):
     """What a server of ours offers in `scope["hoosh.connection"]`: a call when the client leaves."""
 
     on_gone: Callable[[], None] | None
+    task: asyncio.Task[None] | None  # of the request it is asked about
+
+    def body(self, receive: Receive) -> bytes | None:
+        """The body of the request, where all of it is here already; None where it must be received."""
 
     def listen(self, gone: Callable[[], None]) -> None:
         """Call `gone` when the client leaves. The body is complete: reading goes on, or its end would not be seen."""
 
     def reply(self, send: Send, status: int, headers: list[tuple[bytes, bytes]], body: bytes) -> bool:
         """Send a complete reply in one go; False when it must be sent the ordinary way."""
+
+    def piece(self, send: Send, data: bytes) -> bool:
+        """Send a piece of a reply that has begun; False when it must be sent the ordinary way."""
 
     def cork(self, send: Send) -> None:
         """Let the head of the reply wait for the first piece of its body, so that both leave in one write."""
@@ -90,8 +97,8 @@ class AsgiExchange:
         self.client = client
         self.gone = self.begun = self.keep_running = False
         self._receive, self._send = receive, send
-        self.task = asyncio.current_task()
         self._connection: Connection | None = scope.get("hoosh.connection")
+        self.task = self._connection.task if self._connection is not None else asyncio.current_task()
         self._watcher: asyncio.Task[None] | None = None
         self._deadline = 0.0
         self._expired = self._finished = self._closing = False
@@ -99,6 +106,18 @@ class AsgiExchange:
 
     async def read_body(self, limit_bytes: int, timeout_s: float) -> bytes:
         """The whole body; starts watching for the client's leaving once it is complete."""
+        body = self._connection.body(self._receive) if self._connection is not None else None
+        if body is None:
+            body = await self._receive_body(limit_bytes, timeout_s)
+        if len(body) > limit_bytes:
+            raise PayloadTooLargeError(limit_bytes)
+        if self._connection is not None:
+            self._connection.listen(self._left)
+        else:
+            self._watcher = asyncio.get_running_loop().create_task(self._watch())
+        return body
+
+    async def _receive_body(self, limit_bytes: int, timeout_s: float) -> bytes:
         self._deadline = time.monotonic() + timeout_s
         try:
             message = await self._receive()
@@ -115,12 +134,6 @@ class AsgiExchange:
         if message["type"] == "http.disconnect":
             self.gone = True
             raise asyncio.CancelledError
-        if len(body) > limit_bytes:
-            raise PayloadTooLargeError(limit_bytes)
-        if self._connection is not None:
-            self._connection.listen(self._left)
-        else:
-            self._watcher = asyncio.get_running_loop().create_task(self._watch())
         return body
 
     async def _read_rest(self, first: bytes, limit_bytes: int) -> bytes:
@@ -195,7 +208,7 @@ class AsgiExchange:
 
     async def write(self, data: bytes) -> None:
         """One piece; waits while the client reads too slowly. Goes nowhere once the client is gone."""
-        if not self.gone:
+        if not self.gone and (self._connection is None or not self._connection.piece(self._send, data)):
             await self._send({"type": "http.response.body", "body": data, "more_body": True})
 
     async def finish(self, data: bytes = b"") -> None:
@@ -208,6 +221,8 @@ class AsgiExchange:
         """Stop watching. Call when the handling is over, however it ended."""
         if self._connection is not None:
             self._connection.on_gone = None
+            if self._connection.task is self.task:  # not that of a pipelined request, which has begun by now
+                self._connection.task = None
         elif self._watcher is not None:
             self._watcher.cancel()
         # A cancelled task's traceback leads back here: a cycle that would be left to the collector.

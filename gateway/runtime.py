@@ -11,7 +11,7 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from gateway import explain
 from gateway.app import PATTERN, Asgi, GatewayApp
 from gateway.cache.answers import AnswerCache
 from gateway.embedding import Embedder
+from gateway.endpoints import INFERENCE
 from gateway.estimate import Ratios
 from gateway.happenings import Happenings
 from gateway.idempotency import Idempotency
@@ -174,6 +175,7 @@ class Runtime:
         return self.app
 
     inference_pattern = PATTERN
+    inference_paths: Collection[str] = tuple(INFERENCE)
 
     # --- what the request path asks --------------------------------------------------------------------------------
 

@@ -113,6 +113,7 @@ class StrictProtocol(HttpToolsProtocol):
         self._ending = False  # the request being read is the connection's last
         self._served: RequestResponseCycle | None = None  # the one being answered; `cycle` is the one being read
         self.on_gone: Callable[[], None] | None = None  # told when the client leaves; see `gateway.app.Connection`
+        self.task: asyncio.Task[None] | None = None  # of the request being answered
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Start the clock for the first request; note a connection over the cap (answered at its first byte)."""
@@ -275,6 +276,23 @@ class StrictProtocol(HttpToolsProtocol):
         self.on_gone = gone
         self._read_on()
 
+    def body(self, receive: Any) -> bytes | None:
+        """The whole body of a request, if all of it was read before its application asked; None else."""
+        cycle: RequestResponseCycle = receive.__self__
+        if cycle.more_body or cycle.disconnected or cycle.waiting_for_100_continue:
+            return None
+        body, cycle.body = bytes(cycle.body), bytearray()
+        cycle.message_event.clear()
+        return body
+
+    def piece(self, send: Any, data: bytes) -> bool:
+        """Write a piece of a chunked reply, as an ASGI message would; False = use that."""
+        cycle: RequestResponseCycle = send.__self__
+        if cycle.flow.write_paused or cycle.disconnected or not (cycle.chunked_encoding and data):
+            return False
+        cycle.transport.write(b"%x\r\n%b\r\n" % (len(data), data))
+        return True
+
     def cork(self, send: Any) -> None:
         """Let the head of the reply that `send` is about to start wait for the first piece of its body: one write."""
         cycle = send.__self__
@@ -314,7 +332,9 @@ class StrictProtocol(HttpToolsProtocol):
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         self._served = cycle
-        super()._start_asgi_task(cycle, app)
+        task = self.task = self.loop.create_task(cycle.run_asgi(app))
+        task.add_done_callback(self.tasks.discard)
+        self.tasks.add(task)
 
     def _has_length(self) -> bool:
         return any(name == b"content-length" for name, _ in self.headers)

@@ -19,7 +19,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -63,6 +63,23 @@ FIRST_PUSH_S = 20.0  # how long a start waits for control; then the worker serve
 LAME_DUCK_S = 2.0  # how long idle connections may still bring a request once the drain has begun
 ABORT_BEFORE_S = 1.0  # streams are ended this long before the deadline
 KEEP_ALIVE_S = 75  # above every client pool's own limit, so that clients close first
+
+
+class KnownPaths(URLRouter):  # type: ignore[misc]
+    """Channels' router, which tries no patterns for a path that is known letter by letter: that is most requests, and
+    a pattern, its match and the copy of the scope cost each of them more than their authentication."""
+
+    def __init__(self, routes: list[Any], known: Mapping[str, Any]) -> None:
+        super().__init__(routes)
+        self._known = known
+
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
+        """One request."""
+        application = self._known.get(scope["path"])
+        if application is None or scope["root_path"]:
+            application = super().__call__
+        found: Awaitable[None] = application(scope, receive, send)
+        return found
 
 
 class DeskLike(Protocol):
@@ -127,6 +144,7 @@ class RuntimeLike(Protocol):
     """What a worker needs of `gateway.runtime.Runtime`."""
 
     inference_pattern: str
+    inference_paths: Collection[str]  # those of them that most requests are sent to
 
     @property
     def desk(self) -> DeskLike:
@@ -257,11 +275,13 @@ class Worker:
         self.forwarder = Forwarder(options.control_socket, trust, draining=lambda: self.draining)
         self.link: LinkClient | None = None
         self._status_written = True
+        inference = runtime.asgi(self.forwarder)
         routes = [
-            re_path(runtime.inference_pattern, runtime.asgi(self.forwarder)),
+            re_path(runtime.inference_pattern, inference),
             re_path(r"", self.forwarder),  # type: ignore[arg-type]
         ]
-        self.asgi = ProtocolTypeRouter({"http": URLRouter(routes), "lifespan": self._lifespan})
+        http = KnownPaths(routes, dict.fromkeys(runtime.inference_paths, inference))
+        self.asgi = ProtocolTypeRouter({"http": http, "lifespan": self._lifespan})
 
     async def start(self) -> None:
         """Open the runtime, connect to control and wait a little for the first configuration and keys."""

@@ -59,6 +59,7 @@ class StubRuntime:
     """Answers who it is and what it was told; streams slowly."""
 
     inference_pattern = r"^v1/chat/completions$"
+    inference_paths = ("/v1/chat/completions",)
 
     def __init__(self) -> None:
         self.desk = StubDesk()
