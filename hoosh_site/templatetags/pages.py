@@ -62,7 +62,7 @@ ABOUT = {
         "Add one: choose the agent it is for and the pool it draws on, and copy it into the app.",
     ),
     "budgets.pool": About(
-        "Budgets of tokens or money that keys draw on. Once it is used up requests are refused, until it begins anew.",
+        "Budgets of tokens or money that keys draw on. Once one is used up it refuses, until it begins anew.",
         "Every key needs one. Add one without a limit to begin with.",
     ),
     "budgets.usage": About(

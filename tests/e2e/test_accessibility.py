@@ -288,7 +288,7 @@ def test_pages_of_a_gateway_at_work_are_for_everybody(tmp_path: Path) -> None:
         told = re.search(r"password:\s*(\S+)", (gateway.data_dir / "first-run.txt").read_text())
         assert told is not None
         browser = launch(playwright)
-        page = browser.new_page(base_url=gateway.base_url, viewport=accessibility.DESK)
+        page = browser.new_context(base_url=gateway.base_url, viewport=accessibility.DESK).new_page()
         page.add_init_script(VIOLATIONS)
         page.on("console", lambda message: wrong.append(message.text) if message.type in ("error", "warning") else None)
         page.goto("/admin/")
@@ -308,7 +308,7 @@ def test_pages_of_a_gateway_at_work_are_for_everybody(tmp_path: Path) -> None:
         asking.goto("/admin/playground/")
         asking.get_by_label("Model").first.fill("demo-small")
         asking.get_by_role("button", name="Ask").click()
-        asking.locator(".hoosh-told:visible").wait_for()
+        asking.locator(".hoosh-told:visible").first.wait_for()
         asking.get_by_text("The same from an app").first.click()
         wrong += accessibility.look(asking, exclude=accessibility.MENU)
         page.locator("#tail tbody tr").first.wait_for()
