@@ -26,7 +26,7 @@ from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
 
-from audit.generics import Page
+from audit.generics import Page, RowForm
 from audit.history import LogHistory
 
 _Model = TypeVar("_Model", bound=models.Model)
@@ -96,6 +96,16 @@ def operator(request: HttpRequest) -> str:
     return request.user.get_username()
 
 
+class _NamedRowForm(RowForm[_Model]):
+    """A row of an editable list. Its fields have no labels there, so each is named by its column and its row."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        for field in self.fields.values():
+            if not field.widget.is_hidden:
+                field.widget.attrs.setdefault("aria-label", f"{field.label} of {self.instance}")
+
+
 class LiveAdmin(LogHistory, Page[_Model]):
     """A page whose saves go through a service and are live at once.
 
@@ -112,6 +122,10 @@ class LiveAdmin(LogHistory, Page[_Model]):
         if field is not None and isinstance(field.widget, RelatedFieldWidgetWrapper):
             field.widget.can_change_related = field.widget.can_delete_related = field.widget.can_view_related = False
         return field
+
+    def get_changelist_form(self, request: HttpRequest, **kwargs: Any) -> Any:
+        """The form of one row of an editable list."""
+        return super().get_changelist_form(request, **{"form": _NamedRowForm, **kwargs})
 
     def get_changeform_initial_data(self, request: HttpRequest) -> dict[str, Any]:
         """What the query string says about the fields of a new row; what cannot be a field's value is left out."""

@@ -24,7 +24,13 @@ else:
         """A `ModelAdmin`."""
 
     class TableInline(_Subscriptable, TabularInline):
-        """A `TabularInline`."""
+        """A `TabularInline` whose fields have names, where Django's have only a column's heading."""
+
+        def formfield_for_dbfield(self, db_field, request, **kwargs):
+            field = super().formfield_for_dbfield(db_field, request, **kwargs)
+            if field is not None:
+                field.widget.attrs.setdefault("aria-label", str(field.label))
+            return field
 
     class RowForm(_Subscriptable, ModelForm):
         """A `ModelForm`."""

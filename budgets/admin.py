@@ -184,7 +184,7 @@ class ApiKeyAdmin(LiveAdmin[ApiKey]):
     """API keys. The text of one is shown on the page that follows its creation, and nowhere else."""
 
     form = ApiKeyForm
-    list_display = ("name", "visible_prefix", "agent", "pool", "may", "models_shown", "state", "expires_at")
+    list_display = ("name", "state", "visible_prefix", "agent", "pool", "may", "models_shown", "expires_at")
     list_filter = (KeyStateFilter, "pool", "agent__team")
     list_select_related = ("agent__team", "pool")
     search_fields = ("name", "prefix", "agent__name")

@@ -281,7 +281,7 @@ def cost_cell(usage: Usage) -> SafeString:
     if usage.price_id == PRICE_FREE:
         return badge("free (local)")
     if usage.price_id == PRICE_NONE:
-        return badge("not priced")
+        return badge("not priced") if usage.attempts else badge("kept answer", "good")
     if usage.price_id == PRICE_UNKNOWN and usage.tokens:
         return badge("no price known", "bad")
     return money(usage.cost_usd)

@@ -72,6 +72,8 @@ class ApiKeyForm(RowForm[ApiKey]):
             *("requests_per_minute", "tokens_per_minute", "concurrent_requests", "queue_class"),
         )
         help_texts = {
+            "name": "What it is for, such as the app and where it runs.",
+            "agent": "The app that will use it. The plus beside it makes a new one.",
             "models_allowed": "Model names, comma-separated; * stands for any text. Blank = every model.",
             "expires_at": "UTC. Blank = never.",
         }

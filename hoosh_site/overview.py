@@ -19,6 +19,7 @@ from budgets.balances import PoolBalance, balances
 from budgets.models import ApiKey, Pool, PoolAlert, Usage
 from budgets.records import PRICE_UNKNOWN
 from gateway import plane
+from hoosh_site.playground import may_play
 from providers import publish
 from providers.compile import Problem
 from providers.models import ConfigVersion, Provider, Route
@@ -188,6 +189,8 @@ def _steps(found: Overview, user: AbstractUser | AnonymousUser) -> None:
         for text, app, model in things
         if user.has_perm(f"{app}.add_{model.__name__.lower()}")
     ]
+    if steps and may_play(user) and user.has_perm("budgets.view_usage"):
+        steps.append(Step("Ask something in the playground", reverse("admin:playground"), found.recent_requests > 0))
     if not all(step.done for step in steps):
         found.steps = steps
 

@@ -63,7 +63,7 @@ class ProviderAdmin(PublishingAdmin):
 
     form = ProviderForm
     inlines = (CredentialInline,)
-    list_display = ("name", "kind", "base_url", "address_class", "health", "model_count", "enabled_badge")
+    list_display = ("name", "health", "enabled_badge", "kind", "base_url", "address_class", "model_count")
     list_filter = ("enabled", "kind")
     list_select_related = ("probe", "client_certificate")
     search_fields = ("name", "base_url")

@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 AWAY = "The database does not answer. Try again shortly."
 INTERNAL = "Something failed inside the gateway; its log has the details."
 
+_PAGES = ("/admin/", "/team/", "/account/")
 _TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
 _CODES = {
     400: "invalid_request",
@@ -111,8 +112,8 @@ def bad_request(request: HttpRequest, exception: Exception) -> HttpResponse:
 
 
 def not_found(request: HttpRequest, exception: Exception) -> HttpResponse:
-    """`handler404`: JSON, except below /admin/ where people look at pages."""
-    if request.path.startswith("/admin/"):
+    """`handler404`: JSON, except where people look at pages."""
+    if request.path.startswith(_PAGES):
         return defaults.page_not_found(request, exception)
     return JsonResponse(body(404, f"There is nothing at {request.path[:200]}."), status=404)
 

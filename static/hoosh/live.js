@@ -10,12 +10,19 @@
   let failures = 0;
   let timer = null;
 
+  // Said again, the same words would be read out again.
+  function say(text) {
+    if (state.textContent !== text) {
+      state.textContent = text;
+    }
+  }
+
   function show(html) {
     // Markup of our own server, made by the same template as the page: it holds no scripts, and none would run.
     if (!part.contains(document.activeElement)) {
       part.innerHTML = html;
     }
-    state.textContent = "live";
+    say("Live: these figures are kept fresh.");
   }
 
   async function poll() {
@@ -26,7 +33,7 @@
       }
       show(await reply.text());
     } catch {
-      state.textContent = "not fresh: the gateway does not answer";
+      say("Not fresh: the gateway does not answer.");
     }
     timer = window.setTimeout(poll, 10000);
   }

@@ -5,6 +5,7 @@
   const table = document.getElementById("tail");
   const body = table.tBodies[0];
   const state = document.getElementById("tail-state");
+  const count = document.getElementById("tail-waiting");  // no live region: it changes with every request
   const none = document.getElementById("tail-none");
   const pause = document.getElementById("tail-pause");
   let waiting = [];
@@ -13,6 +14,13 @@
   let source = null;
   let failures = 0;
   let last = null;
+
+  // Said again, the same words would be read out again.
+  function say(text) {
+    if (state.textContent !== text) {
+      state.textContent = text;
+    }
+  }
 
   function cell(row, text, kind) {
     const made = row.insertCell();
@@ -46,16 +54,19 @@
 
   function show() {
     if (paused) {
-      state.textContent = "Paused; " + (waiting.length + missed) + " waiting.";
+      say("Paused.");
+      pause.textContent = "Go on";
+      count.textContent = waiting.length + missed + " waiting";
       return;
     }
+    count.textContent = "";
     waiting.forEach(add);
     waiting = [];
     while (body.rows.length > SHOWN) {
       body.deleteRow(-1);
     }
     none.hidden = body.rows.length > 0;
-    state.textContent = (source ? "Live" : "Asking every 2 s") + (missed ? "; " + missed + " passed over, too many to show." : ".");
+    say((source ? "Live" : "Asking every 2 s") + (missed ? "; " + missed + " passed over, too many to show." : "."));
   }
 
   function take(told) {
@@ -73,10 +84,10 @@
         last = told.last;
         take(told);
       } else {
-        state.textContent = "No answer (" + reply.status + "). Sign in again?";
+        say("No answer (" + reply.status + "). Sign in again?");
       }
     } catch {
-      state.textContent = "No answer; asking again.";
+      say("No answer; asking again.");
     }
     window.setTimeout(poll, 2000);
   }
@@ -96,7 +107,7 @@
         source = null;
         poll();
       } else if (!paused) {
-        state.textContent = "Connecting…";
+        say("Connecting…");
       }
     });
   }
@@ -104,7 +115,6 @@
   pause.hidden = false;
   pause.addEventListener("click", function () {
     paused = !paused;
-    pause.setAttribute("aria-pressed", String(paused));
     pause.textContent = paused ? "Go on" : "Pause";
     show();
   });
@@ -113,7 +123,7 @@
       source.close();
     }
   });
-  state.textContent = "Connecting…";
+  say("Connecting…");
   if (window.EventSource) {
     listen();
   } else {

@@ -551,6 +551,15 @@ class FirstPageTest(AdminTestCase):
         html = self.page("index")
         assert "First steps" in html
         assert self.url("providers_provider_add") in html
+        assert "Ask something in the playground" in html
+
+    def test_an_empty_list_says_what_to_do_and_an_empty_search_what_to_undo(self):
+        html = self.page("providers_provider_changelist")
+        assert "Servers that answer" in html
+        assert "Add one: choose its kind" in html
+        html = self.page("providers_provider_changelist", query="?q=nothing-like-it")
+        assert "Nothing matches" in html
+        assert "Add one: choose its kind" not in html
 
     def test_the_first_page_asks_a_fixed_number_of_questions(self):
         agent = access.agent_named("t", "a", actor="test")

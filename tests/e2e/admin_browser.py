@@ -10,7 +10,7 @@ from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_play
 
 from tests.browser import launch
 
-_VIOLATIONS = "document.addEventListener('securitypolicyviolation', event => console.error('CSP ' + event.blockedURI))"
+VIOLATIONS = "document.addEventListener('securitypolicyviolation', event => console.error('CSP ' + event.blockedURI))"
 
 
 class AdminBrowserCase(StaticLiveServerTestCase):
@@ -36,16 +36,19 @@ class AdminBrowserCase(StaticLiveServerTestCase):
     def open(self, **options) -> tuple[BrowserContext, Page]:
         context = self.browser.new_context(**options)
         self.addCleanup(context.close)
-        context.add_init_script(_VIOLATIONS)
+        context.add_init_script(VIOLATIONS)
+        return context, self.new_tab(context)
+
+    def new_tab(self, context: BrowserContext) -> Page:
         page = context.new_page()
         page.set_default_timeout(10_000)
-        page.on("console", lambda message: self.complain(message.type, message.text))
-        page.on("pageerror", lambda error: self.complain("error", str(error)))
+        page.on("console", lambda message: self.complain(message.type, f"{page.url}: {message.text}"))
+        page.on("pageerror", lambda error: self.complain("error", f"{page.url}: {error}"))
         page.on(
             "response",
             lambda reply: self.complain("error", f"{reply.status} {reply.url}") if reply.status >= 400 else None,
         )
-        return context, page
+        return page
 
     def complain(self, kind: str, text: str) -> None:
         if kind in ("error", "warning"):

@@ -37,7 +37,7 @@ def test_the_first_page_shows_new_requests_without_a_reload(tmp_path: Path) -> N
         page.get_by_label("Username").fill("admin")
         page.get_by_label("Password").fill(found[1])
         page.get_by_role("button", name="Log in").click()
-        expect(page.locator("#hoosh-live-state")).to_have_text("live")
+        expect(page.locator("#hoosh-live-state")).to_have_text(re.compile("^Live"))
         body = {"model": "ok", "messages": [{"role": "user", "content": "one"}], "max_tokens": 3}
         for _ in range(5):
             reply = httpx.post(

@@ -239,18 +239,11 @@ class GroupTest(AdminTestCase):
         assert OutboxEntry.objects.filter(action="group.restored").count() == 4
 
 
-class MatrixTest(AdminTestCase):
-    """Each request is made by each role, inside a savepoint, so that none finds what another did."""
+class EveryRow:
+    """A row of every model of admin (`rows`, by its label), and with them the address of any of its pages."""
 
-    @classmethod
-    def setUpTestData(cls) -> None:
-        cls.make_people()
-        cls.rows = cls.make_rows()
-        cls.staff = {}
-        for role in roles.ROLES:
-            cls.staff[role] = User.objects.create_user(f"{role}-person", "", "pw", is_staff=True)
-            cls.staff[role].groups.add(Group.objects.get(name=role))
-        cls.staff["nobody"] = cls.bob
+    carl: User
+    rows: dict[str, Any]
 
     @classmethod
     def make_rows(cls) -> dict[str, Any]:
@@ -308,6 +301,30 @@ class MatrixTest(AdminTestCase):
         assert rows.keys() == roles.MODELS.keys()
         return rows
 
+    def address(self, entry: URLPattern, label: str = "") -> str:
+        assert entry.name is not None
+        names = list(entry.pattern.converters) or list(entry.pattern.regex.groupindex)
+        label = label or next((each for each in self.rows if entry.name.startswith(each.replace(".", "_"))), "")
+        own = {"app_label": "budgets", "owner": "w-dead", "kind": "release"}
+        own["number"] = self.rows["providers.configversion"].pk
+        row_id = self.rows[label].pk if label else self.rows["providers.provider"].pk
+        query = "?app_label=budgets&model_name=apikey&field_name=pool" if entry.name == "autocomplete" else ""
+        return reverse(f"admin:{entry.name}", kwargs={each: own.get(each, row_id) for each in names}) + query
+
+
+class MatrixTest(EveryRow, AdminTestCase):
+    """Each request is made by each role, inside a savepoint, so that none finds what another did."""
+
+    @classmethod
+    def setUpTestData(cls) -> None:
+        cls.make_people()
+        cls.rows = cls.make_rows()
+        cls.staff = {}
+        for role in roles.ROLES:
+            cls.staff[role] = User.objects.create_user(f"{role}-person", "", "pw", is_staff=True)
+            cls.staff[role].groups.add(Group.objects.get(name=role))
+        cls.staff["nobody"] = cls.bob
+
     def cases(self) -> Iterator[tuple[str, str, Allowed | None, Allowed | None]]:
         """Every address of admin: its page's name, itself, who may look, who may send."""
         for entry in patterns(admin.site.get_urls()):
@@ -322,16 +339,6 @@ class MatrixTest(AdminTestCase):
                 yield name, self.address(entry, label), *self.allowed(label, view)
             else:
                 raise AssertionError(f"{name} asks for a permission nobody has written down: OWN, and docs/console.md")
-
-    def address(self, entry: URLPattern, label: str = "") -> str:
-        assert entry.name is not None
-        names = list(entry.pattern.converters) or list(entry.pattern.regex.groupindex)
-        label = label or next((each for each in self.rows if entry.name.startswith(each.replace(".", "_"))), "")
-        own = {"app_label": "budgets", "owner": "w-dead", "kind": "release"}
-        own["number"] = self.rows["providers.configversion"].pk
-        row_id = self.rows[label].pk if label else self.rows["providers.provider"].pk
-        query = "?app_label=budgets&model_name=apikey&field_name=pool" if entry.name == "autocomplete" else ""
-        return reverse(f"admin:{entry.name}", kwargs={each: own.get(each, row_id) for each in names}) + query
 
     def allowed(self, label: str, view: str) -> tuple[Allowed | None, Allowed | None]:
         app, _, name = label.partition(".")
