@@ -21,7 +21,7 @@ from typing import NamedTuple
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 from budgets.models.ledger import LedgerState, Usage, UsageDay, UsageRollup
-from budgets.summed import DAY_S, SUMS, TEXTS, WHO, hour_of_row
+from budgets.summed import COUNTED, DAY_S, SUMS, TEXTS, WHO, rows_by_hour
 
 _WHERE = ("provider_id", "route_id", "endpoint", "model", "upstream_model")
 _FAR = 2**62  # later than any usage row: nothing is in the cut, and nothing of an earlier one is left there
@@ -77,26 +77,27 @@ def forget_if_behind(connection: BaseDatabaseWrapper) -> dict[str, int]:
 def add(connection: BaseDatabaseWrapper, known: Mapping[str, int], *, period: int, low: int, high: int) -> None:
     """Add the usage rows with ids in (`low`, `high`] to the cuts; `known` is what `forget_if_behind` gave.
 
-    In the transaction that adds them to the hourly sums.
+    In the transaction that adds them to the hourly sums, behind that (on SQLite it leaves them in `COUNTED`).
     """
     if known:
-        sql = _adding(connection.vendor == "postgresql", tuple(sorted(known.items())), period)
+        postgres = connection.vendor == "postgresql"
+        sql = _adding(postgres, tuple(sorted(known.items())), period)
         with connection.cursor() as cursor:
-            cursor.execute(sql, (low, high))
+            cursor.execute(sql, (low, high) if postgres else ())
     _set(connection, _TO, high)
 
 
-def cover(connection: BaseDatabaseWrapper) -> bool:
-    """Bring older hourly sums into the cuts for about `STEP_S`; whether anything is left to do.
+def cover(connection: BaseDatabaseWrapper, *, step_s: float = STEP_S) -> bool:
+    """Bring older hourly sums into the cuts for about `step_s`, one hour at least; whether anything is left to do.
 
     In a transaction in which no usage row is counted. One hour's sums for one cut are one statement.
     """
-    began = time.monotonic()
+    began, worked = time.monotonic(), False
     known = forget_if_behind(connection)
     while missing := [name for name in CUTS if known.get(name) != 0]:
-        if time.monotonic() - began >= STEP_S:
+        if worked and time.monotonic() - began >= step_s:
             return True
-        name = max(missing, key=lambda each: known.get(each, _FAR + 1))
+        worked, name = True, max(missing, key=lambda each: known.get(each, _FAR + 1))
         since = _cleared(connection, name) if name not in known else _older(connection, name, known[name])
         if since is not None:
             known[name] = since
@@ -148,17 +149,12 @@ def _set(connection: BaseDatabaseWrapper, name: str, value: int) -> None:
 @lru_cache(maxsize=8)
 def _adding(postgres: bool, known: tuple[tuple[str, int], ...], period: int) -> str:
     """The statement that adds usage rows to the cuts, to each as far back as it is known. The rows are grouped once."""
-    hour, group = hour_of_row(postgres)
-    sums = ", ".join(f"{expression} AS {name}" for name, expression in SUMS.items())
     parts = []
     for name, since in known:
         where = f" WHERE start >= {since:d}" if since else ""
-        parts.append(_part(CUTS[name], f"{period:d}", f"fine{where}", ""))
-    return (
-        f"INSERT INTO {_DAYS} ({_COLUMNS}) WITH fine AS MATERIALIZED "  # noqa: S608
-        f"(SELECT {hour} AS start, {_WHO}, {sums} FROM {_USAGE} WHERE id > %s AND id <= %s GROUP BY {group}, {_WHO}) "
-        f"{' UNION ALL '.join(parts)} {_ADD}"
-    )
+        parts.append(_part(CUTS[name], f"{period:d}", f"{COUNTED}{where}", ""))
+    counted = f"WITH {COUNTED} AS MATERIALIZED ({rows_by_hour(True, _USAGE)})" if postgres else ""
+    return f"INSERT INTO {_DAYS} ({_COLUMNS}) {counted} {' UNION ALL '.join(parts)} {_ADD}"
 
 
 def _part(cut: Cut, period: str, source: str, also_by: str) -> str:

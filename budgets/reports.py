@@ -123,21 +123,16 @@ def leading(
 ) -> Leading:
     """The `top` most expensive groups by this dimension (not "day") of all there are; the rest as for `totals`."""
     query = _query((name, "day"), filters or {}, since, until)
-    made, values = _cells(query, filters or {}, since, until, period)
-    cell_of = {each: (cell, place) for cell, (names, _) in made.items() for place, each in enumerate(names)}
-    sums = ", ".join(f"SUM({each})" for each in _SUMMED)
-    cell, place = cell_of[name]
-    groups = f"SELECT 0, g{place}, {sums} FROM {cell} GROUP BY g{place} ORDER BY {_RANK}, g{place} LIMIT {top:d}"  # noqa: S608
+    cells, values, groups, days = _ranked(query, name, filters or {}, since, until, period, top)
     nothing, zeros = _nothing(name), ", ".join(["0"] * (len(_SUMMED) - 1))
-    count = f"SELECT 1, {nothing}, COUNT(DISTINCT g{place}), {zeros} FROM {cell}"  # noqa: S608
-    cell, place = cell_of["day"]
-    day = f"CAST(g{place} AS text)" if name in _TEXTS else f"g{place}"
-    days = f"SELECT 2, {day}, {sums} FROM {cell} GROUP BY g{place}"  # noqa: S608
-    cells = ", ".join(f"{cell} AS MATERIALIZED ({sql})" for cell, (_, sql) in made.items())
+    day = "CAST(d AS text)" if name in _TEXTS else "d"
+    figures = ", ".join(_SUMMED)
     parts: tuple[list[Any], list[Any], list[Any]] = ([], [], [])
     with query.connection.cursor() as cursor:
         cursor.execute(
-            f"WITH {cells} SELECT * FROM ({groups}) AS ranked UNION ALL {count} UNION ALL {days}",  # noqa: S608
+            f"WITH {', '.join(cells)} SELECT 0, g0, {figures} FROM ({groups}) AS groups "  # noqa: S608
+            f"UNION ALL SELECT 1, {nothing}, COUNT(*), {zeros} FROM every_group "
+            f"UNION ALL SELECT 2, {day}, {figures} FROM ({days}) AS days",
             values,
         )
         for part, *row in cursor.fetchall():
@@ -149,24 +144,33 @@ def leading(
     )
 
 
-def _cells(
+def _ranked(
     query: _Query,
+    name: str,
     filters: Mapping[str, Collection[Key]],
     since: int | None,
     until: int | None,
     period: int | None,
-) -> tuple[dict[str, tuple[list[str], str]], list[Any]]:
-    """Statements that between them know the query's dimensions, by a name: the dimensions of each and its SQL. Those
-    that are read from one source are in one. And the values of all."""
-    by_source: dict[day_sums.Cut | None, list[str]] = {}
-    for name in query.group_by:
-        by_source.setdefault(query.source((name, *filters), since), []).append(name)
-    made, values = {}, []
-    for number, (source, names) in enumerate(by_source.items()):
-        sql, needed = query.statement(names, source, filters, since, until, period)
-        made[f"c{number}"] = (names, sql)
-        values += needed
-    return made, values
+    top: int,
+) -> tuple[list[str], list[Any], str, str]:
+    """For `leading`: common table expressions, of which `every_group` has a row for each group; the values; and
+    statements for the sums of the first groups (g0) and of the days (d)."""
+    scope = (filters, since, until, period)
+    source, of_days = query.source((name, *filters), since), query.source(filters, since)
+    best = f"SELECT g0 FROM every_group ORDER BY {_RANK}, g0 LIMIT {top:d}"  # noqa: S608
+    if source is None:  # the hourly sums are many: read once
+        sums = ", ".join(f"SUM({each}) AS {each}" for each in _SUMMED)
+        cells, values = query.statement((name, "day"), None, *scope)
+        every = f"SELECT g0, {sums} FROM cells GROUP BY g0"  # noqa: S608
+        made = [f"cells AS MATERIALIZED ({cells})", f"every_group AS MATERIALIZED ({every})"]
+        groups = f"SELECT * FROM every_group WHERE g0 IN ({best})"  # noqa: S608
+        return made, values, groups, f"SELECT g1 AS d, {sums} FROM cells GROUP BY g1"  # noqa: S608
+    # Daily sums are read twice: everything of the few shown costs less than everything of ten thousand.
+    every, values = query.statement((name,), source, *scope, summed=_RANKING)
+    made = [f"every_group AS MATERIALIZED ({every})", f"best AS MATERIALIZED ({best})"]
+    groups, more = query.statement((name,), source, *scope, within=(name, "SELECT g0 FROM best"))
+    days, last = query.statement(("day",), of_days or source, *scope)
+    return made, [*values, *more, *last], groups, f"SELECT g0 AS d, {', '.join(_SUMMED)} FROM ({days}) AS by_day"  # noqa: S608
 
 
 def _nothing(name: str) -> str:
@@ -198,6 +202,9 @@ class _Query:
         self._covered = day_sums.covered(connection)
         self._sums = {**_COLUMNS, "day": f"start - start %% {DAY_S}", "period": "period"}
         self._rows = {**_COLUMNS, "day": self._day_of_row(), "period": _state("period")}
+        # The rows not summed yet are few and found by their ids, never along an index by key or agent.
+        plain = {name: f"({column} + 0)" for name, column in _COLUMNS.items() if name not in _TEXTS}
+        self._row_conditions = self._rows | plain
 
     def source(self, names: Iterable[str], since: int | None) -> day_sums.Cut | None:
         """The cut of the daily sums that knows these dimensions from `since` on; None = only the hourly sums do."""
@@ -214,10 +221,12 @@ class _Query:
         period: int | None,
         *,
         unpriced_only: bool = False,
+        summed: Sequence[str] = _SUMMED,
+        within: tuple[str, str] | None = None,
     ) -> tuple[str, list[Any]]:
-        """The statement and its values."""
+        """The statement and its values; `within` is a dimension and a query for the values of it that count."""
         sums, sum_values = self._conditions(self._sums, filters, period)
-        rows, row_values = self._conditions(self._rows, filters, period)
+        rows, row_values = self._conditions(self._row_conditions, filters, period)
         if source is not None:
             sums.insert(0, f"cut = {source.number:d}")
         elif "team" not in filters:
@@ -232,14 +241,17 @@ class _Query:
                 sum_values.append(moment)
                 rows.append(f"at {sign} %s")
                 row_values.append(self._moment(moment))
+        if within is not None:
+            sums.append(f"{self._sums[within[0]]} IN ({within[1]})")
+            rows.append(f"{self._row_conditions[within[0]]} IN ({within[1]})")
         groups = [f"g{number}" for number in range(len(group_by))]
         table = (UsageRollup if source is None else UsageDay)._meta.db_table
         parts = (
-            self._part(group_by, table, self._sums, sums, {name: name for name in _SUMMED}),
-            self._part(group_by, Usage._meta.db_table, self._rows, rows, _OF_ROW),
+            self._part(group_by, table, self._sums, sums, {name: name for name in summed}),
+            self._part(group_by, Usage._meta.db_table, self._rows, rows, {name: _OF_ROW[name] for name in summed}),
         )
-        summed = ", ".join(f"SUM({name}) AS {name}" for name in _SUMMED)
-        sql = f"SELECT {', '.join([*groups, summed])} FROM ({' UNION ALL '.join(parts)}) AS parts"  # noqa: S608
+        figures = ", ".join(f"SUM({name}) AS {name}" for name in summed)
+        sql = f"SELECT {', '.join([*groups, figures])} FROM ({' UNION ALL '.join(parts)}) AS parts"  # noqa: S608
         if groups:
             sql += f" GROUP BY {', '.join(groups)}"
         return sql, sum_values + row_values
@@ -322,8 +334,9 @@ def _key(name: str, value: Any) -> Key:
 
 
 # Both parts of a cost as one number in two columns: what is left of the second is never negative.
-_REST = f"((SUM(cost_rest_pico) %% {HIGH_PICO} + {HIGH_PICO}) %% {HIGH_PICO})"
-_RANK = f"SUM(cost_milli_usd) + (SUM(cost_rest_pico) - {_REST}) / {HIGH_PICO} DESC, {_REST} DESC, SUM(tokens) DESC"
+_REST = f"((cost_rest_pico %% {HIGH_PICO} + {HIGH_PICO}) %% {HIGH_PICO})"
+_RANK = f"cost_milli_usd + (cost_rest_pico - {_REST}) / {HIGH_PICO} DESC, {_REST} DESC, tokens DESC"
+_RANKING = ("cost_milli_usd", "cost_rest_pico", "tokens")
 
 # What a usage row counts for; the same as the job that makes the rollups counts.
 _OF_ROW: Mapping[str, str] = {

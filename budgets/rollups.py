@@ -19,7 +19,7 @@ from budgets import day_sums, summed
 from budgets.ledger_sql import ROLLUP_LOCK
 from budgets.models.ledger import LedgerState, Usage, UsageRollup
 from budgets.pace import Chunk
-from budgets.summed import SUMS, WHO, hour_of_row
+from budgets.summed import COUNTED, SUMS, WHO, rows_by_hour
 
 PERIOD_S = 2.0
 AGAIN_S = 0.05  # pause when there is more than one pass takes
@@ -148,7 +148,13 @@ def _count_rows(connection: BaseDatabaseWrapper, limit: int) -> int:
         if not rows:
             return 0
         period = state(connection, REPORTING_PERIOD)
-        cursor.execute(_ROLL_UP[connection.vendor == "postgresql"], (period, low, high))
+        if connection.vendor == "postgresql":
+            cursor.execute(_ROLL_UP_POSTGRES, (low, high, period))
+        else:
+            for statement in _EMPTY_COUNTED:
+                cursor.execute(statement)
+            cursor.execute(_COUNT, (low, high))
+            cursor.execute(_ROLL_UP_SQLITE, (period,))
         day_sums.add(connection, day_sums.forget_if_behind(connection), period=period, low=low, high=high)
         cursor.execute(_NAMED_SHAPES, (low, high))
     set_state(connection, ROLLED_UP, high)
@@ -165,15 +171,19 @@ _ADD = (
 _NEXT_IDS = f"SELECT COUNT(*), MAX(id) FROM (SELECT id FROM {_USAGE} WHERE id > %s ORDER BY id LIMIT %s) AS next_rows"  # noqa: S608
 
 
-def _roll_up_sql(postgres: bool) -> str:
-    hour, group = hour_of_row(postgres)
-    return (
-        f"INSERT INTO {_ROLLUP} ({_COLUMNS}) SELECT {hour}, {HOUR_S}, %s, {_WHO}, "  # noqa: S608
-        f"{', '.join(SUMS.values())} FROM {_USAGE} WHERE id > %s AND id <= %s GROUP BY {group}, {_WHO} {_ADD}"
-    )
-
-
-_ROLL_UP = (_roll_up_sql(False), _roll_up_sql(True))
+_EMPTY_COUNTED = (
+    f"CREATE TEMPORARY TABLE IF NOT EXISTS {COUNTED} (start, {_WHO}, {', '.join(SUMS)})",
+    f"DELETE FROM {COUNTED}",  # noqa: S608
+)
+_COUNT = f"INSERT INTO {COUNTED} {rows_by_hour(False, _USAGE)}"
+_ROLL_UP_SQLITE = (
+    f"INSERT INTO {_ROLLUP} ({_COLUMNS}) SELECT start, {HOUR_S}, %s, {_WHO}, {', '.join(SUMS)} "  # noqa: S608
+    f"FROM {COUNTED} WHERE true {_ADD}"
+)
+_ROLL_UP_POSTGRES = (
+    f"WITH {COUNTED} AS MATERIALIZED ({rows_by_hour(True, _USAGE)}) "  # noqa: S608
+    f"INSERT INTO {_ROLLUP} ({_COLUMNS}) SELECT start, {HOUR_S}, %s, {_WHO}, {', '.join(SUMS)} FROM {COUNTED} {_ADD}"
+)
 _NAMED_SHAPES = (
     f"INSERT INTO {_STATE} (name, value) SELECT shape, MAX(id) FROM {_USAGE} "  # noqa: S608
     "WHERE id > %s AND id <= %s AND shape <> '' GROUP BY shape "

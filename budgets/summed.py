@@ -25,9 +25,24 @@ SUMS: dict[str, str] = {
 }
 WHO = ("team_id", "agent_id", "key_id", "pool_id", "provider_id", "route_id", "endpoint", "model", "upstream_model")
 TEXTS = frozenset(("endpoint", "model", "upstream_model"))  # of `WHO`; the others are ids
+# On SQLite the writer groups the rows it counts once, into a temporary table of this name that all sums are made from.
+# On PostgreSQL, where such a table is an expense to the catalogue, each statement groups them itself.
+COUNTED = "hoosh_counted"
 
 
-def hour_of_row(postgres: bool) -> tuple[str, str]:
+def rows_by_hour(postgres: bool, usage: str) -> str:
+    """SQL that sums usage rows (ids from the first value to the second) by hour and `WHO`: a column each for "start",
+    `WHO` and `SUMS`."""
+    hour, group = _hour_of_row(postgres)
+    sums = ", ".join(f"{expression} AS {name}" for name, expression in SUMS.items())
+    who = ", ".join(WHO)
+    return (
+        f"SELECT {hour} AS start, {who}, {sums} FROM {usage} "  # noqa: S608
+        f"WHERE id > %s AND id <= %s GROUP BY {group}, {who}"
+    )
+
+
+def _hour_of_row(postgres: bool) -> tuple[str, str]:
     """SQL for the start of a usage row's hour (Unix seconds, UTC), and what to group by to have it once an hour."""
     if postgres:
         hour = "date_trunc('hour', at, 'UTC')"
