@@ -69,8 +69,8 @@ class LiveSite(Protocol):
     def provider_names(self) -> dict[int, str]:
         """The providers there are, by id."""
 
-    def route_names(self) -> dict[int, str]:
-        """The routes there are, by id."""
+    def route_names(self, ids: Collection[int] | None = None) -> dict[int, str]:
+        """What those of these routes that exist are called, by id; without any, of all there are."""
 
     def route_traffic(self, route_ids: Collection[int]) -> Mapping[int, Traffic]:
         """What went over these routes since the start of the hour before this one (UTC); those without are missing."""

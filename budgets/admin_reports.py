@@ -44,6 +44,7 @@ _BARS, _BARS_LEAST = 92, 14
 _UNPRICED_SHOWN = 20
 _RECENT_DAYS = 31  # shown when nothing else is asked for
 _PERIODS_OFFERED = 24
+_NAMES_AT_ONCE = 5_000  # a statement takes only so many values
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")  # how a cell begins that a spreadsheet would compute
 _CSV_COLUMNS = (
     *("requests", "attempts", "errors", "unpriced"),
@@ -87,10 +88,13 @@ class Question:
         """The sums by these dimensions."""
         return reports.totals(group_by, unpriced_only=unpriced_only, **self._scope())
 
-    def tables(self) -> tuple[list[reports.Total], list[reports.Total]]:
-        """The sums by what is asked for and by day."""
-        found = reports.tables(*dict.fromkeys((self.group, "day")), **self._scope())
-        return found[self.group], list(found["day"])
+    def leading(self) -> reports.Leading:
+        """The rows of the table, as many as are shown, and the sums by day."""
+        if self.group != "day":
+            return reports.leading(self.group, top=_ROWS_SHOWN, **self._scope())
+        days = self.totals("day")
+        newest = sorted(days, key=lambda total: str(total.keys["day"]), reverse=True)
+        return reports.Leading(newest[:_ROWS_SHOWN], len(days), days)
 
     def _scope(self) -> dict[str, Any]:
         recent = timezone.now().astimezone(dt.UTC).date() - dt.timedelta(days=_RECENT_DAYS - 1)
@@ -158,15 +162,12 @@ def costs_view(page: Any, request: HttpRequest) -> HttpResponse:
     if not request.user.has_perm("budgets.view_usage"):
         raise PermissionDenied
     question = Question.read(request.GET)
-    is_csv = request.GET.get("format") == "csv"
-    found, by_day = (question.totals(question.group), []) if is_csv else question.tables()
-    if question.group == "day":
-        found.sort(key=lambda total: str(total.keys["day"]), reverse=True)
-    name_of = _names(page, question.group, found)
-    if is_csv:
-        return _csv(question, found, name_of)
-    whole = _sum(found)
-    bars, by_money = _bars(by_day)
+    if request.GET.get("format") == "csv":
+        return _csv(page, question)
+    found = question.leading()
+    name_of = _names(page, question.group, found.first)
+    whole = _sum(found.days)
+    bars, by_money = _bars(found.days)
     periods, since = _periods()
     context = {
         **page.admin_site.each_context(request),
@@ -179,8 +180,8 @@ def costs_view(page: Any, request: HttpRequest) -> HttpResponse:
         "recent_days": _RECENT_DAYS,
         "period_since": since,
         "chips": _chips(page, question),
-        "lines": _lines(question, found[:_ROWS_SHOWN], name_of, whole),
-        "more": max(0, len(found) - _ROWS_SHOWN),
+        "lines": _lines(question, found.first, name_of, whole),
+        "more": found.groups - len(found.first),
         "whole": whole,
         "bars": bars,
         "bars_width": 10 * len(bars),
@@ -219,11 +220,13 @@ def period_view(page: Any, request: HttpRequest) -> HttpResponse:
 
 
 def _names(page: Any, group: str, found: Sequence[reports.Total]) -> Callable[[Any], str]:
-    """What the values of a dimension are called: one query at most."""
-    values = {total.keys[group] for total in found}
+    """What the values of a dimension are called: one query for each `_NAMES_AT_ONCE` of them."""
     if group in ("model", "day"):
         return lambda value: str(value) or "(none)"
-    names = _name_table(page, group, values)
+    values = sorted({total.keys[group] for total in found}, key=str)
+    names: dict[Any, str] = {}
+    for at in range(0, len(values), _NAMES_AT_ONCE):
+        names |= _name_table(page, group, set(values[at : at + _NAMES_AT_ONCE]))
     return lambda value: names.get(value) or (f"#{value}" if value else "(none)")
 
 
@@ -232,7 +235,7 @@ def _name_table(page: Any, group: str, values: set[Any]) -> Mapping[Any, str]:
         case "provider":
             return live_site(page).provider_names()
         case "route":
-            return live_site(page).route_names()
+            return live_site(page).route_names(values)
         case "agent":
             return {agent.pk: str(agent) for agent in Agent.objects.select_related("team").filter(pk__in=values)}
         case "key":
@@ -338,7 +341,11 @@ def _unpriced(page: Any, question: Question) -> list[tuple[str, str, int, str]]:
     ]
 
 
-def _csv(question: Question, found: Sequence[reports.Total], name_of: Callable[[Any], str]) -> HttpResponse:
+def _csv(page: Any, question: Question) -> HttpResponse:
+    found = question.totals(question.group)
+    if question.group == "day":
+        found.sort(key=lambda total: str(total.keys["day"]), reverse=True)
+    name_of = _names(page, question.group, found)
     text = io.StringIO()
     writer = csv.writer(text)
     writer.writerow([f"{question.group}_value", question.group, *_CSV_COLUMNS, "cost_usd"])

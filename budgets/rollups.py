@@ -1,5 +1,6 @@
-"""Bringing usage rows into hourly sums, and old hourly sums into daily ones. Runs in the writer's thread.
+"""Bringing usage rows into the sums, and old hourly sums into daily ones. Runs in the writer's thread.
 
+The hourly sums keep every dimension; those by day (`budgets.day_sums`) are made in the same transaction.
 Each usage row is counted once: how far that went (the last usage id, `LedgerState` "rolled_up") moves in the same
 transaction. A row's own time decides its bucket, the reporting period in force when it is counted decides its period.
 Each pass also notes, per decision shape, the last usage row that names it (`LedgerState` named by the shape's digest),
@@ -14,36 +15,18 @@ from typing import NamedTuple
 from django.db import transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
 
+from budgets import day_sums, summed
 from budgets.ledger_sql import ROLLUP_LOCK
-from budgets.models.fields import HIGH_PICO
 from budgets.models.ledger import LedgerState, Usage, UsageRollup
 from budgets.pace import Chunk
+from budgets.summed import COUNTED, SUMS, WHO, rows_by_hour
 
 PERIOD_S = 2.0
 AGAIN_S = 0.05  # pause when there is more than one pass takes
 PASS_ROWS, LEAST_ROWS = 4_000, 500  # in one pass; fewer where that takes longer than
 PASS_S = 0.02
-HOUR_S, DAY_S = 3_600, 86_400
-ROLLED_UP, REPORTING_PERIOD, PERIOD_SINCE = "rolled_up", "period", "period_since"  # names in LedgerState
-
-# What is summed: the rollup's column and its SQL over usage rows. Reports over rows not counted yet use the same. Costs
-# are summed in two parts: rows of up to a million USD each fit, as long as there are fewer than 9 billion.
-SUMS: dict[str, str] = {
-    "requests": "SUM(CASE WHEN attempt = 0 THEN 1 ELSE 0 END)",
-    "attempts": "COUNT(*)",
-    "errors": "SUM(CASE WHEN error <> '' THEN 1 ELSE 0 END)",
-    "unpriced": "SUM(CASE WHEN price_id = 0 AND tokens > 0 THEN 1 ELSE 0 END)",
-    **{
-        name: f"SUM({name})"
-        for name in (
-            *("input_tokens", "cached_tokens", "cache_write_tokens", "output_tokens", "reasoning_tokens"),
-            *("tokens", "latency_us"),
-        )
-    },
-    "cost_milli_usd": f"SUM(cost_pico / {HIGH_PICO})",
-    "cost_rest_pico": f"SUM(cost_pico %% {HIGH_PICO})",
-}
-WHO = ("team_id", "agent_id", "key_id", "pool_id", "provider_id", "route_id", "endpoint", "model", "upstream_model")
+HOUR_S, DAY_S = summed.HOUR_S, summed.DAY_S
+ROLLED_UP, REPORTING_PERIOD, PERIOD_SINCE = day_sums.ROLLED_UP, "period", "period_since"  # names in LedgerState
 
 
 class Pass(NamedTuple):
@@ -65,7 +48,8 @@ class Rollups:
         """Count what is new; soon again when that was not all."""
         with self._chunk as rows:
             done = roll_up(connection, rows)
-        self.period_s = AGAIN_S if done.more else PERIOD_S
+        caught_up = not done.more and cover(connection)
+        self.period_s = PERIOD_S if caught_up else AGAIN_S
 
     def owner_ended(self, connection: BaseDatabaseWrapper, owner: str) -> None:
         """Nothing here belongs to a worker."""
@@ -78,6 +62,12 @@ def roll_up(connection: BaseDatabaseWrapper, limit: int = PASS_ROWS) -> Pass:
             return Pass(0, more=True)
         rows = _count_rows(connection, limit)
     return Pass(rows, more=rows == limit)
+
+
+def cover(connection: BaseDatabaseWrapper) -> bool:
+    """Bring what older hourly sums hold into the sums by day, for some milliseconds; whether all is in them."""
+    with transaction.atomic(using=connection.alias, durable=True):
+        return locked(connection) and not day_sums.cover(connection)
 
 
 def start_period(connection: BaseDatabaseWrapper, *, order: str, limit: int = PASS_ROWS) -> int | None:
@@ -105,11 +95,11 @@ def fold(connection: BaseDatabaseWrapper, *, since: int, before: int, limit: int
     """Add up to `limit` hourly sums that start in [`since`, `before`) to daily ones and delete them.
 
     How many there were, and the start of the last of them (`before` when none is left). None while another host settles
-    or works on sums: try again.
+    or works on sums, and while the sums by day are being made: try again.
     """
     rollup = UsageRollup._meta.db_table
     with transaction.atomic(using=connection.alias, durable=True), connection.cursor() as cursor:
-        if not locked(connection):
+        if not locked(connection) or day_sums.hinders_folding(connection, before):
             return 0, since
         cursor.execute(
             f"SELECT id, start FROM {rollup} WHERE start >= %s AND start < %s AND seconds = %s "  # noqa: S608
@@ -157,8 +147,15 @@ def _count_rows(connection: BaseDatabaseWrapper, limit: int) -> int:
         rows, high = cursor.fetchone()
         if not rows:
             return 0
-        sql = _ROLL_UP_POSTGRES if connection.vendor == "postgresql" else _ROLL_UP_SQLITE
-        cursor.execute(sql, (state(connection, REPORTING_PERIOD), low, high))
+        period = state(connection, REPORTING_PERIOD)
+        if connection.vendor == "postgresql":
+            cursor.execute(_ROLL_UP_POSTGRES, (low, high, period))
+        else:
+            for statement in _EMPTY_COUNTED:
+                cursor.execute(statement)
+            cursor.execute(_COUNT, (low, high))
+            cursor.execute(_ROLL_UP_SQLITE, (period,))
+        day_sums.add(connection, day_sums.forget_if_behind(connection), period=period, low=low, high=high)
         cursor.execute(_NAMED_SHAPES, (low, high))
     set_state(connection, ROLLED_UP, high)
     return int(rows)
@@ -172,17 +169,20 @@ _ADD = (
     f"{', '.join(f'{name} = {_ROLLUP}.{name} + excluded.{name}' for name in SUMS)}"
 )
 _NEXT_IDS = f"SELECT COUNT(*), MAX(id) FROM (SELECT id FROM {_USAGE} WHERE id > %s ORDER BY id LIMIT %s) AS next_rows"  # noqa: S608
-# SQLite keeps times as text in UTC; grouped by its first 13 characters, only groups are made into numbers.
+
+
+_EMPTY_COUNTED = (
+    f"CREATE TEMPORARY TABLE IF NOT EXISTS {COUNTED} (start, {_WHO}, {', '.join(SUMS)})",
+    f"DELETE FROM {COUNTED}",  # noqa: S608
+)
+_COUNT = f"INSERT INTO {COUNTED} {rows_by_hour(False, _USAGE)}"
 _ROLL_UP_SQLITE = (
-    f"INSERT INTO {_ROLLUP} ({_COLUMNS}) "  # noqa: S608
-    f"SELECT CAST(strftime('%%s', substr(at, 1, 13) || ':00:00') AS INTEGER), {HOUR_S}, %s, {_WHO}, "
-    f"{', '.join(SUMS.values())} FROM {_USAGE} WHERE id > %s AND id <= %s GROUP BY substr(at, 1, 13), {_WHO} {_ADD}"
+    f"INSERT INTO {_ROLLUP} ({_COLUMNS}) SELECT start, {HOUR_S}, %s, {_WHO}, {', '.join(SUMS)} "  # noqa: S608
+    f"FROM {COUNTED} WHERE true {_ADD}"
 )
 _ROLL_UP_POSTGRES = (
-    f"INSERT INTO {_ROLLUP} ({_COLUMNS}) "  # noqa: S608
-    f"SELECT EXTRACT(epoch FROM date_trunc('hour', at, 'UTC'))::bigint, {HOUR_S}, %s, {_WHO}, "
-    f"{', '.join(SUMS.values())} FROM {_USAGE} WHERE id > %s AND id <= %s "
-    f"GROUP BY date_trunc('hour', at, 'UTC'), {_WHO} {_ADD}"
+    f"WITH {COUNTED} AS MATERIALIZED ({rows_by_hour(True, _USAGE)}) "  # noqa: S608
+    f"INSERT INTO {_ROLLUP} ({_COLUMNS}) SELECT start, {HOUR_S}, %s, {_WHO}, {', '.join(SUMS)} FROM {COUNTED} {_ADD}"
 )
 _NAMED_SHAPES = (
     f"INSERT INTO {_STATE} (name, value) SELECT shape, MAX(id) FROM {_USAGE} "  # noqa: S608

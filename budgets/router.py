@@ -20,6 +20,7 @@ LEDGER_MODELS = frozenset(
         "poolwindow",
         "reservation",
         "usage",
+        "usageday",
         "usagerollup",
     }
 )

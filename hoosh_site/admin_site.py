@@ -274,11 +274,12 @@ class HooshAdminSite(AdminSite):
         rid = request_proofs.request_id(request_id)
         return None if rid is None else request_proofs.find(rid)
 
-    def route_names(self) -> dict[int, str]:
-        """The routes there are, by id."""
+    def route_names(self, ids: Collection[int] | None = None) -> dict[int, str]:
+        """What those of these routes that exist are called, by id; without any, of all there are."""
         from providers.models import Route
 
-        return dict(Route.objects.values_list("id", "name"))
+        routes = Route.objects.all() if ids is None else Route.objects.filter(pk__in=ids)
+        return dict(routes.values_list("id", "name"))
 
     def route_traffic(self, route_ids: Collection[int]) -> Mapping[int, Traffic]:
         """What went over these routes since the start of the hour before this one; those without are missing."""

@@ -16,6 +16,7 @@ from budgets.models.ledger import (
     PoolWindow,
     Reservation,
     Usage,
+    UsageDay,
     UsageRollup,
 )
 
@@ -40,6 +41,7 @@ __all__ = [
     "SpendHistory",
     "Team",
     "Usage",
+    "UsageDay",
     "UsageRollup",
     "WarmQuestion",
 ]

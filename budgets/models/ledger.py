@@ -335,8 +335,56 @@ class UsageRollup(models.Model):
         self.cost_milli_usd, self.cost_rest_pico = divmod(pico(amount), HIGH_PICO)
 
 
+class UsageDay(models.Model):
+    """Sums of usage rows over one day for some of the dimensions: those of its cut (`budgets.day_sums`).
+
+    The other dimensions are 0 or empty. Kept for ever; made from the usage rows and hourly sums, and can be made again.
+    """
+
+    cut = models.PositiveSmallIntegerField(help_text="Which dimensions it is by.")
+    start = models.BigIntegerField(help_text="Unix seconds, start of the day in UTC.")
+    period = models.BigIntegerField(default=0)
+    team_id = models.BigIntegerField()
+    agent_id = models.BigIntegerField()
+    key_id = models.BigIntegerField()
+    pool_id = models.BigIntegerField()
+    provider_id = models.BigIntegerField()
+    route_id = models.BigIntegerField()
+    endpoint = models.CharField(max_length=32)
+    model = models.CharField(max_length=256)
+    upstream_model = models.CharField(max_length=256, blank=True)
+    requests = models.BigIntegerField(default=0, help_text="First attempts.")
+    attempts = models.BigIntegerField(default=0)
+    errors = models.BigIntegerField(default=0, help_text="Attempts that ended with an error.")
+    unpriced = models.BigIntegerField(default=0, help_text="Attempts that used tokens no price was known for.")
+    input_tokens = models.BigIntegerField(default=0)
+    cached_tokens = models.BigIntegerField(default=0)
+    cache_write_tokens = models.BigIntegerField(default=0)
+    output_tokens = models.BigIntegerField(default=0)
+    reasoning_tokens = models.BigIntegerField(default=0)
+    tokens = models.BigIntegerField(default=0)
+    cost_milli_usd = models.BigIntegerField(default=0, help_text="Sum of the costs' whole thousandths of a USD.")
+    cost_rest_pico = models.BigIntegerField(default=0, help_text="Sum of what is left of each cost, in pico-USD.")
+    latency_us = models.BigIntegerField(default=0, help_text="Sum over the attempts.")
+
+    class Meta:
+        ordering = ("start", "id")
+        constraints = (
+            models.UniqueConstraint(
+                fields=(
+                    *("cut", "start", "period", "team_id", "agent_id", "key_id", "pool_id", "provider_id"),
+                    *("route_id", "endpoint", "model", "upstream_model"),
+                ),
+                name="usage_day_once",
+            ),
+        )
+
+    def __str__(self) -> str:
+        return f"{self.start}: {self.tokens} tokens"
+
+
 class LedgerState(models.Model):
-    """Single numbers the writer keeps: "rolled_up" (last usage id in the rollups), "period", "period_since"."""
+    """Single numbers the writer keeps, such as "rolled_up" (last usage id in the rollups), "period", "period_since"."""
 
     name = models.CharField(max_length=64, primary_key=True)
     value = models.BigIntegerField(default=0)

@@ -165,12 +165,12 @@ class QuestionTest(CostsCase):
     def test_the_page_asks_a_fixed_number_of_questions(self):
         self.use()
         self.report("?group=key")
-        with self.queries(5):
+        with self.queries(6):
             self.report("?group=key")
         for number in range(40):
             key, _ = keys.create_key(self.agent, self.pool, f"k{number}", actor="test")
             self.use(key_id=key.pk)
-        with self.queries(5):
+        with self.queries(6):
             self.report("?group=key")
 
     def test_without_a_question_it_is_the_last_days(self):

@@ -156,3 +156,8 @@ def check_rollups(connection: Any, sums: Sums, verdict: Verdict) -> None:
     if found != wanted:
         kind = "doubled" if found > wanted else "lost"
         verdict.note(kind, f"the rollups come to {found} (rows, tokens, pico-USD), the usage rows to {wanted}")
+    for cut, *counts, milli, rest in rows(connection, f"SELECT cut, {columns} FROM budgets_usageday GROUP BY cut"):
+        found = (*map(int, counts), int(milli) * PICO_PER_MILLI_USD + int(rest))
+        if found != wanted:
+            kind = "doubled" if found > wanted else "lost"
+            verdict.note(kind, f"the sums by day {cut} come to {found}, the usage rows to {wanted}")
