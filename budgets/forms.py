@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 from collections.abc import Callable, Iterable
 from decimal import Decimal
 from typing import Any, ClassVar
@@ -72,6 +73,8 @@ class ApiKeyForm(RowForm[ApiKey]):
             *("requests_per_minute", "tokens_per_minute", "concurrent_requests", "queue_class"),
         )
         help_texts = {
+            "name": "What the key is for, such as the host or the app that gets it.",
+            "agent": "The app that uses it; it belongs to a team. The + makes a new one.",
             "models_allowed": "Model names, comma-separated; * stands for any text. Blank = every model.",
             "expires_at": "UTC. Blank = never.",
         }
@@ -100,6 +103,25 @@ class ApiKeyForm(RowForm[ApiKey]):
         if expires_at is not None and self.instance._state.adding and expires_at <= timezone.now():
             raise ValidationError("The key would already be expired.")
         return expires_at
+
+
+class RotationForm(forms.Form):
+    """How long an old key works beside the one that replaces it. Left out it is a day."""
+
+    overlap_s = forms.TypedChoiceField(
+        label="The old key works for another",
+        choices=[(3600, "hour"), (86_400, "day"), (7 * 86_400, "7 days"), (30 * 86_400, "30 days")],
+        coerce=int,
+        empty_value=86_400,
+        initial=86_400,
+        required=False,
+        help_text="Then it ends by itself, unless it ends sooner anyway. To end it sooner, revoke it on its page.",
+    )
+
+    @property
+    def overlap(self) -> dt.timedelta:
+        """What was chosen. For a valid form."""
+        return dt.timedelta(seconds=self.cleaned_data["overlap_s"])
 
 
 class PoolForm(RowForm[Pool]):

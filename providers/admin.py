@@ -64,7 +64,7 @@ class GatewaySettingsAdmin(PublishingAdmin):
             "Routing",
             {
                 "fields": (
-                    "review",
+                    ("drafts", "review"),
                     "strategy",
                     "max_attempts",
                     "retry_percent",
