@@ -142,11 +142,13 @@ class OutcomeSerializer(serializers.Serializer[None]):
 
 
 class MoveSerializer(serializers.Serializer[None]):
-    """Requests that would go elsewhere; an empty route = refused."""
+    """Requests that would go elsewhere; an empty route = refused. `_at`: "provider / model" that is asked there."""
 
     model = serializers.CharField()
     before = serializers.CharField(allow_blank=True)
     after = serializers.CharField(allow_blank=True)
+    before_at = serializers.CharField(allow_blank=True)
+    after_at = serializers.CharField(allow_blank=True)
     requests = serializers.FloatField()
     usd = serializers.FloatField()
 
