@@ -8,7 +8,7 @@ the values they were shown with; what was not touched is not written.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from django.contrib.admin import ModelAdmin
@@ -21,6 +21,7 @@ from audit.changes import object_of
 SEEN = "_seen"
 _SHOWN = "_hoosh_row_shown"
 _LIST_VALUES = "initial-form-"
+_VALUE_CHARS = 80
 
 
 def digest_of(row: models.Model) -> str:
@@ -70,12 +71,23 @@ class NoticesOthers:
         return formset
 
 
+def _differing(form: Any) -> Iterator[tuple[str, str]]:
+    """What is stored now (the form begins with it) where something else was typed."""
+    columns = {field.name for field in form._meta.model._meta.concrete_fields}
+    for name in form.changed_data:
+        if name in columns:
+            value = getattr(form.instance, name)
+            shown = "blank" if value in (None, "") else "yes" if value is True else "no" if value is False else value
+            yield str(form.fields[name].label or name).lower(), str(shown)[:_VALUE_CHARS]
+
+
 def _refusing(clean: Callable[[Any], Any], author: str) -> Callable[[Any], Any]:
     def refuse(form: Any) -> Any:
         clean(form)
+        theirs = "; ".join(f"{label} is {value}" for label, value in _differing(form))
         raise ValidationError(
-            f"{author} saved this row while you had it open. Below stands what you typed: compare it under History, "
-            "then save again to put it in place of theirs, or reload the page to begin from theirs."
+            f"{author} saved this row while you had it open. Below stands what you typed"
+            f"{f', in the row {theirs}' if theirs else ''}. Save again to put yours in its place."
         )
 
     return refuse
