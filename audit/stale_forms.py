@@ -11,7 +11,6 @@ import hashlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from django.contrib.admin import ModelAdmin
 from django.core.exceptions import ValidationError
 from django.db import models
 from django.http import HttpRequest
@@ -62,7 +61,7 @@ class NoticesOthers:
         context["row_shown"] = getattr(request, _SHOWN, "")
         return super().render_change_form(request, context, *args, **kwargs)  # type: ignore[misc]
 
-    def get_changelist_formset(self: ModelAdmin[Any], request: HttpRequest, **kwargs: Any) -> Any:
+    def get_changelist_formset(self: Any, request: HttpRequest, **kwargs: Any) -> Any:
         """The list's cells, each with the value it was shown with."""
         formset = super().get_changelist_formset(request, **kwargs)  # type: ignore[misc]
         if request.method != "POST" or any(name.startswith(_LIST_VALUES) for name in request.POST):

@@ -21,6 +21,7 @@ from budgets.records import ENDPOINTS, Unit
 
 SUBMISSION = "submission"  # names one showing of a form, so that sending it twice does its work once
 _SUBMISSION_KEPT_S = 86_400
+_OVERLAP_S = 86_400
 _SCOPE_LABELS = {
     "inference": "inference: call models and read the caller's own requests",
     "routes": "routes: also choose the route of a request (header x-hoosh-route)",
@@ -109,11 +110,10 @@ class RotationForm(forms.Form):
     """How long an old key works beside the one that replaces it. Left out it is a day."""
 
     overlap_s = forms.TypedChoiceField(
-        label="The old key works for another",
-        choices=[(3600, "hour"), (86_400, "day"), (7 * 86_400, "7 days"), (30 * 86_400, "30 days")],
+        label="The old key works for",
+        choices=[(3600, "1 hour"), (86_400, "1 day"), (7 * 86_400, "7 days"), (30 * 86_400, "30 days")],
         coerce=int,
-        empty_value=86_400,
-        initial=86_400,
+        initial=_OVERLAP_S,
         required=False,
         help_text="Then it ends by itself, unless it ends sooner anyway. To end it sooner, revoke it on its page.",
     )
@@ -121,7 +121,7 @@ class RotationForm(forms.Form):
     @property
     def overlap(self) -> dt.timedelta:
         """What was chosen. For a valid form."""
-        return dt.timedelta(seconds=self.cleaned_data["overlap_s"])
+        return dt.timedelta(seconds=self.cleaned_data["overlap_s"] or _OVERLAP_S)
 
 
 class PoolForm(RowForm[Pool]):

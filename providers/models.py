@@ -569,9 +569,7 @@ class GatewaySettings(models.Model):
         help_text="What is saved waits as a draft until somebody else than its authors publishes it.",
     )
     drafts = models.BooleanField(
-        "publish by hand",
-        default=False,
-        help_text="What is saved waits as a draft until somebody publishes it, be it its author. Reviews imply it.",
+        "publish by hand", default=False, help_text="What is saved waits as a draft until anybody publishes it."
     )
     unknown_price = models.CharField(
         "unknown price",

@@ -13,6 +13,6 @@ class Migration(migrations.Migration):
         migrations.AddField(
             model_name='gatewaysettings',
             name='drafts',
-            field=models.BooleanField(default=False, help_text='What is saved waits as a draft until somebody publishes it, be it its author. Reviews imply it.', verbose_name='publish by hand'),
+            field=models.BooleanField(default=False, help_text='What is saved waits as a draft until anybody publishes it.', verbose_name='publish by hand'),
         ),
     ]

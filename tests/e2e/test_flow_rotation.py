@@ -129,7 +129,7 @@ def open_key(page: Page, key: str) -> None:
 def rotate(page: Page, old: str) -> str:
     open_key(page, old)
     page.get_by_role("link", name="Rotate").click()
-    page.get_by_label("The old key works for another").select_option(label="hour")
+    page.get_by_label("The old key works for").select_option(label="1 hour")
     page.get_by_role("button", name="Rotate").click()
     expect(page.get_by_role("heading", name="The old key")).to_be_visible()
     until = page.locator("dt", has_text="Works until").locator("+ dd").inner_text()
