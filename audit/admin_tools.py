@@ -28,6 +28,7 @@ from django.utils.safestring import SafeString
 
 from audit.generics import Page, RowForm
 from audit.history import LogHistory
+from audit.stale_forms import NoticesOthers
 
 _Model = TypeVar("_Model", bound=models.Model)
 BEFORE = "before"  # the query parameter that continues a keyset list
@@ -65,6 +66,12 @@ class LiveSite(Protocol):
 
     def probe(self, provider_id: int) -> ProbeOutcome:
         """Connect to a provider now and report. May take seconds; never called inside a transaction."""
+
+    def next_steps(self, user: Any) -> list[tuple[str, str]]:
+        """What this user may do once a model has its route: (text, address)."""
+
+    def example_model(self) -> str:
+        """A model to ask for in an example."""
 
     def provider_names(self) -> dict[int, str]:
         """The providers there are, by id."""
@@ -106,7 +113,7 @@ class _NamedRowForm(RowForm[_Model]):
                 field.widget.attrs.setdefault("aria-label", f"{field.label} of {self.instance}")
 
 
-class LiveAdmin(LogHistory, Page[_Model]):
+class LiveAdmin(LogHistory, NoticesOthers, Page[_Model]):
     """A page whose saves go through a service and are live at once.
 
     A subclass names the service in `write` and `erase`. The services validate again, so what slips between a form's

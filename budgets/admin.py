@@ -15,12 +15,10 @@ from django.template.response import TemplateResponse
 from django.urls import URLPattern, path, reverse
 from django.utils import timezone
 from django.utils.crypto import get_random_string
-from django.utils.decorators import method_decorator
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
-from django.views.decorators.http import require_POST
 
-from audit.admin_tools import BULK_LIMIT, EDITABLE_ROWS, LiveAdmin, badge, number, operator
+from audit.admin_tools import BULK_LIMIT, EDITABLE_ROWS, LiveAdmin, badge, live_site, number, operator
 from budgets import access, keys, scopes, validation
 from budgets.admin_anomaly import AnomalyAdmin
 from budgets.admin_cells import pool_link, quiet
@@ -30,8 +28,8 @@ from budgets.admin_pools import PoolAdmin
 from budgets.admin_prices import PriceAdmin
 from budgets.admin_usage import UsageAdmin
 from budgets.admin_warming import WarmQuestionAdmin
-from budgets.forms import SUBMISSION, ApiKeyForm, claim_submission
-from budgets.models import Agent, ApiKey, Team
+from budgets.forms import SUBMISSION, ApiKeyForm, RotationForm, claim_submission
+from budgets.models import Agent, ApiKey, Pool, Team
 
 __all__ = [
     "AgentAdmin",
@@ -260,17 +258,16 @@ class ApiKeyAdmin(LiveAdmin[ApiKey]):
     @admin.display(description="rotation")
     def rotation(self, key: ApiKey) -> SafeString:
         """The key it replaces, or that replaces it, and whether the old one is still in use."""
-        url = "admin:budgets_apikey_change"
         if (old := key.rotated_from) is not None:
-            return format_html(
-                'replaces <a href="{}">{}…</a>, last used {}', reverse(url, args=(old.pk,)), old.prefix, _used(old)
-            )
+            return format_html("replaces {}, which {} and was last used: {}", _link(old), _end(old), _used(old))
         new = key.rotated_to.order_by("-pk").first()
-        return (
-            quiet("-")
-            if new is None
-            else format_html('<a href="{}">{}…</a> replaces it', reverse(url, args=(new.pk,)), new.prefix)
-        )
+        return quiet("-") if new is None else format_html("{} replaces it; this one {}", _link(new), _end(key))
+
+    def get_changeform_initial_data(self, request: HttpRequest) -> dict[str, Any]:
+        """The only pool there is, where there is no choice."""
+        pools = list(Pool.objects.filter(enabled=True).values_list("pk", flat=True)[:2])
+        only = {"pool": pools[0]} if len(pools) == 1 else {}
+        return {**only, **super().get_changeform_initial_data(request)}
 
     def add_view(
         self, request: HttpRequest, form_url: str = "", extra_context: dict[str, Any] | None = None
@@ -287,7 +284,7 @@ class ApiKeyAdmin(LiveAdmin[ApiKey]):
         """The form of a key; its text is not known any more."""
         key_id = number(object_id)
         key = ApiKey.objects.filter(pk=key_id).first() if key_id is not None else None
-        context = {SUBMISSION: get_random_string(22), "may_rotate": key is not None and _may_rotate(request, key)}
+        context = {"may_rotate": key is not None and _may_rotate(request, key)}
         return super().change_view(request, object_id, form_url, {**context, **(extra_context or {})})
 
     def save_model(self, request: HttpRequest, obj: ApiKey, form: Any, change: bool) -> None:
@@ -328,6 +325,7 @@ class ApiKeyAdmin(LiveAdmin[ApiKey]):
             "text": text,
             "last_used": keys.last_used(key.rotated_from) if key.rotated_from else None,
             "base_url": request.build_absolute_uri("/").rstrip("/"),
+            "model": _example_model(key) or live_site(self).example_model(),
         }
         return TemplateResponse(request, "admin/budgets/apikey/created.html", context)
 
@@ -367,20 +365,33 @@ class ApiKeyAdmin(LiveAdmin[ApiKey]):
         }
         return TemplateResponse(request, "admin/budgets/apikey/revoke.html", context)
 
-    @method_decorator(require_POST)
     def rotate_view(self, request: HttpRequest, key_id: int) -> HttpResponse:
-        """A new key with the same rights; the old one goes on for a day."""
+        """Ask how long the old key shall go on, then make a new one with the same rights."""
         old = self._key(request, key_id)
         if not self.has_add_permission(request) or not _may_rotate(request, old):
             raise PermissionDenied
+        form = RotationForm(request.POST if request.method == "POST" else None)
+        if request.method != "POST" or not form.is_valid():
+            return self._ask_to_rotate(request, old, form)
         try:
             claim_submission(request, _SENT_BEFORE)
-            made, text = keys.rotate_key(old, actor=operator(request))
+            made, text = keys.rotate_key(old, actor=operator(request), overlap=form.overlap)
         except ValidationError as exc:
             self.message_user(request, " ".join(exc.messages), messages.ERROR)
             return HttpResponseRedirect(reverse("admin:budgets_apikey_change", args=(old.pk,)))
         self.committed(request)
         return self._show_once(request, made, text)
+
+    def _ask_to_rotate(self, request: HttpRequest, key: ApiKey, form: RotationForm) -> HttpResponse:
+        context = {
+            **self.admin_site.each_context(request),
+            "title": f"Rotate “{key.name}”",
+            "opts": self.opts,
+            "key": key,
+            "form": form,
+            SUBMISSION: get_random_string(22),
+        }
+        return TemplateResponse(request, "admin/budgets/apikey/rotate.html", context)
 
     def _key(self, request: HttpRequest, key_id: int) -> ApiKey:
         if not self.has_change_permission(request):
@@ -391,9 +402,28 @@ class ApiKeyAdmin(LiveAdmin[ApiKey]):
         return key
 
 
+def _example_model(key: ApiKey) -> str:
+    """A model this key may certainly name; "" = it may use every one, or says so by patterns only."""
+    names = validation.split(key.models_allowed)
+    return next((name for name in names if "*" not in name and "'" not in name and '"' not in name), "")
+
+
 def _used(key: ApiKey) -> SafeString | str:
     at = keys.last_used(key)
     return f"{at:%Y-%m-%d %H:%M} UTC" if at is not None else quiet("not as far as usage rows are kept")
+
+
+def _link(key: ApiKey) -> SafeString:
+    return format_html('<a href="{}">{}…</a>', reverse("admin:budgets_apikey_change", args=(key.pk,)), key.prefix)
+
+
+def _end(key: ApiKey) -> str:
+    """Until when a key works, as the end of a sentence about it."""
+    if key.revoked_at is not None:
+        return f"was revoked {key.revoked_at:%Y-%m-%d %H:%M} UTC"
+    if key.expires_at is None:
+        return "works without an end"
+    return f"{'works until' if key.expires_at > timezone.now() else 'ended'} {key.expires_at:%Y-%m-%d %H:%M} UTC"
 
 
 def _may_rotate(request: HttpRequest, key: ApiKey) -> bool:

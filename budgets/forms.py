@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 from collections.abc import Callable, Iterable
 from decimal import Decimal
 from typing import Any, ClassVar
@@ -20,6 +21,7 @@ from budgets.records import ENDPOINTS, Unit
 
 SUBMISSION = "submission"  # names one showing of a form, so that sending it twice does its work once
 _SUBMISSION_KEPT_S = 86_400
+_OVERLAP_S = 86_400
 _SCOPE_LABELS = {
     "inference": "inference: call models and read the caller's own requests",
     "routes": "routes: also choose the route of a request (header x-hoosh-route)",
@@ -72,8 +74,8 @@ class ApiKeyForm(RowForm[ApiKey]):
             *("requests_per_minute", "tokens_per_minute", "concurrent_requests", "queue_class"),
         )
         help_texts = {
-            "name": "What it is for, such as the app and where it runs.",
-            "agent": "The app that will use it. The plus beside it makes a new one.",
+            "name": "What the key is for, such as the app and where it runs.",
+            "agent": "The app that uses it; it belongs to a team. The plus beside it makes a new one.",
             "models_allowed": "Model names, comma-separated; * stands for any text. Blank = every model.",
             "expires_at": "UTC. Blank = never.",
         }
@@ -102,6 +104,24 @@ class ApiKeyForm(RowForm[ApiKey]):
         if expires_at is not None and self.instance._state.adding and expires_at <= timezone.now():
             raise ValidationError("The key would already be expired.")
         return expires_at
+
+
+class RotationForm(forms.Form):
+    """How long an old key works beside the one that replaces it. Left out it is a day."""
+
+    overlap_s = forms.TypedChoiceField(
+        label="The old key works for",
+        choices=[(3600, "1 hour"), (86_400, "1 day"), (7 * 86_400, "7 days"), (30 * 86_400, "30 days")],
+        coerce=int,
+        initial=_OVERLAP_S,
+        required=False,
+        help_text="Then it ends by itself, unless it ends sooner anyway. To end it sooner, revoke it on its page.",
+    )
+
+    @property
+    def overlap(self) -> dt.timedelta:
+        """What was chosen. For a valid form."""
+        return dt.timedelta(seconds=self.cleaned_data["overlap_s"] or _OVERLAP_S)
 
 
 class PoolForm(RowForm[Pool]):

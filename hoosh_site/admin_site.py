@@ -248,6 +248,25 @@ class HooshAdminSite(AdminSite):
 
         return probe_provider(provider_id)
 
+    def next_steps(self, user: Any) -> list[tuple[str, str]]:
+        """What this user may do once a model has its route: (text, address)."""
+        from hoosh_site.playground import may_play
+
+        found = []
+        if user.has_perm("budgets.add_apikey"):
+            found.append(("Create an API key for the app that asks", reverse("admin:budgets_apikey_add")))
+        if may_play(user):
+            found.append(("Ask a model in the playground", reverse("admin:playground")))
+        if user.has_perm("providers.view_route"):
+            found.append(("See where a request would go", reverse("admin:explain")))
+        return found
+
+    def example_model(self) -> str:
+        """A model to ask for in an example: one that has a route of its own."""
+        from hoosh_site.first_run import example_model
+
+        return example_model()
+
     def provider_names(self) -> dict[int, str]:
         """The providers there are, by id: usage rows carry ids only."""
         from providers.models import Provider

@@ -73,6 +73,7 @@ def _draft_context(page: Any, request: HttpRequest, form: PublishForm | None = N
         "differs": differs,
         "problems": problems,
         "is_reviewed": publish.is_reviewed(),
+        "waits": publish.waits(),
         "waiting": DraftChange.objects.order_by("-id")[:50],
         "deleted": _deleted(document, now) if request.user.has_perm("providers.change_provider") else (),
         "refusal": drafts.refusal(operator(request)),

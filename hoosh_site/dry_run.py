@@ -2,7 +2,7 @@
 refused. Nobody is called.
 
 Recorded requests are weighed by what a configuration alone says: a strategy that chooses among several candidates
-counts each with its share, one that goes by latency with the routes' means of the last day. Prices are those of today.
+counts each with its share, one that goes by latency with the means of the last day. Prices are those of today.
 What a record does not keep (images, tools, tags a request asked for, circuits) is left out of account.
 """
 
@@ -36,7 +36,9 @@ from providers.routing import (
 
 MOST = 10_000  # recorded requests
 MOVES_SHOWN = 50
+ANY_ROUTE = 0
 _DAY_S = 86_400
+Latencies = Mapping[tuple[int, int, str], float]  # milliseconds by route (or `ANY_ROUTE`), provider, model asked for
 
 
 class Recorded(NamedTuple):
@@ -70,11 +72,16 @@ class Outcome:
 
 @dataclass
 class Move:
-    """Requests for one model that go elsewhere: `before` and `after` are routes, "" = refused."""
+    """Requests for one model that go elsewhere, to another route or by the same one to another provider or model.
+
+    `before` and `after` are routes, "" = refused; `before_at` and `after_at` what they ask there, "provider / model".
+    """
 
     model: str
     before: str
     after: str
+    before_at: str = ""
+    after_at: str = ""
     requests: float = 0.0
     usd: float = 0.0  # more (or less) than before
 
@@ -105,7 +112,7 @@ def dry_run(before: ConfigDocument, after: ConfigDocument, *, requests: int = 10
     prices, latencies = PriceBook.build(access.prices()), mean_latencies()
     one, two = _Weigher(before, prices, latencies), _Weigher(after, prices, latencies)
     found = DryRun(len(rows), one.outcome, two.outcome)
-    moves: dict[tuple[str, str, str], Move] = {}
+    moves: dict[tuple[str, _Place, _Place], Move] = {}
     refused: dict[str, int] = defaultdict(int)
     answered: dict[str, int] = defaultdict(int)
     for row in rows:
@@ -121,33 +128,42 @@ def dry_run(before: ConfigDocument, after: ConfigDocument, *, requests: int = 10
     return found
 
 
-class _Share(NamedTuple):
-    """How much of a request goes to a route, and what it would cost there (USD)."""
+class _Place(NamedTuple):
+    """Where a request is answered."""
 
-    route: str
+    route: str = ""
+    at: str = ""  # "provider / model"
+
+
+class _Share(NamedTuple):
+    """How much of a request goes to a place, and what it would cost there (USD)."""
+
+    place: _Place
     part: float
     usd: float
 
 
 def _add_moves(
-    found: DryRun, moves: dict[tuple[str, str, str], Move], row: Recorded, was: list[_Share], now: list[_Share]
+    found: DryRun, moves: dict[tuple[str, _Place, _Place], Move], row: Recorded, was: list[_Share], now: list[_Share]
 ) -> None:
-    """What leaves each route goes to those that get more, in proportion."""
-    parts: dict[str, float] = defaultdict(float)
-    usd: dict[str, float] = {}
-    for share in was or [_Share("", 1.0, 0.0)]:
-        parts[share.route] -= share.part
-        usd.setdefault(share.route, share.usd)
-    for share in now or [_Share("", 1.0, 0.0)]:
-        parts[share.route] += share.part
-        usd[share.route] = share.usd
+    """What leaves each place goes to those that get more, in proportion."""
+    parts: dict[_Place, float] = defaultdict(float)
+    usd: dict[_Place, float] = {}
+    for share in was or [_Share(_Place(), 1.0, 0.0)]:
+        parts[share.place] -= share.part
+        usd.setdefault(share.place, share.usd)
+    for share in now or [_Share(_Place(), 1.0, 0.0)]:
+        parts[share.place] += share.part
+        usd[share.place] = share.usd
     losers = {name: -part for name, part in parts.items() if part < -1e-9}
     winners = {name: part for name, part in parts.items() if part > 1e-9}
     total = sum(winners.values())
     for loser, lost in losers.items():
         for winner, won in winners.items():
             part = lost * won / total
-            move = moves.setdefault((row.model, loser, winner), Move(row.model, loser, winner))
+            move = moves.setdefault(
+                (row.model, loser, winner), Move(row.model, loser.route, winner.route, loser.at, winner.at)
+            )
             move.requests += part
             move.usd += part * (usd[winner] - usd[loser])
             found.moved += part
@@ -156,7 +172,7 @@ def _add_moves(
 class _Weigher:
     """One configuration and what it made of the requests so far."""
 
-    def __init__(self, document: ConfigDocument, prices: PriceBook, latencies: Mapping[int, float]) -> None:
+    def __init__(self, document: ConfigDocument, prices: PriceBook, latencies: Latencies) -> None:
         self.outcome = Outcome()
         self._providers = {provider.id: provider for provider in document.providers}
         self._table = RouteTable(document.routes, self._providers, document.policies, document.settings)
@@ -179,17 +195,24 @@ class _Weigher:
         for step, usd, part in zip(first, costs, parts, strict=True):
             if part:
                 self._count(step, usd, part)
-                shares.append(_Share(step.route.name, part, usd or 0.0))
+                at = f"{self._providers[step.route.provider_id].name} / {step.model}"
+                shares.append(_Share(_Place(step.route.name, at), part, usd or 0.0))
         self.outcome.unpriced += any(part and usd is None for usd, part in zip(costs, parts, strict=True))
         return shares
 
     def _count(self, step: Step, usd: float | None, part: float) -> None:
-        outcome, ms = self.outcome, self._latencies.get(step.route.id)
+        outcome, ms = self.outcome, self._ms(step)
         outcome.answered += part
         outcome.usd += part * (usd or 0.0)
         if ms is not None:
             outcome.ms += part * ms
             outcome.timed += part
+
+    def _ms(self, step: Step) -> float | None:
+        """By this route, else by any other to the same model of the same provider."""
+        provider = step.route.provider_id
+        mine = self._latencies.get((step.route.id, provider, step.model))
+        return mine if mine is not None else self._latencies.get((ANY_ROUTE, provider, step.model))
 
     def _parts(self, strategy: str, steps: Sequence[Step], costs: Sequence[float | None]) -> list[float]:
         """The share of each candidate of the first rank; together 1."""
@@ -199,7 +222,7 @@ class _Weigher:
             return [1 / len(steps)] * len(steps)
         best = 0
         if strategy == LOWEST_LATENCY:
-            best = _lowest([self._latencies.get(step.route.id) for step in steps])
+            best = _lowest([self._ms(step) for step in steps])
         elif strategy == LEAST_COST:
             best = _lowest(costs)
         assert strategy != DIRECT or best == 0
@@ -252,9 +275,15 @@ def recorded(count: int) -> Iterable[Recorded]:
                 return
 
 
-def mean_latencies() -> dict[int, float]:
-    """Mean milliseconds of a call by route id, over the last day."""
+def mean_latencies() -> Latencies:
+    """Mean milliseconds of a call over the last day."""
     since = int(time.time()) - _DAY_S
     rollups = UsageRollup.objects.using(settings.HOOSH_LEDGER_DB).filter(start__gte=since, route_id__gt=0)
-    sums = rollups.order_by().values_list("route_id").annotate(us=Sum("latency_us"), calls=Sum("attempts"))
-    return {route_id: us / calls / 1000 for route_id, us, calls in sums if calls}
+    names = ("route_id", "provider_id", "model", "upstream_model")
+    sums: dict[tuple[int, int, str], tuple[int, int]] = defaultdict(lambda: (0, 0))
+    for route, provider, model, upstream, us, calls in (
+        rollups.order_by().values_list(*names).annotate(us=Sum("latency_us"), calls=Sum("attempts"))
+    ):
+        for key in ((route, provider, upstream or model), (ANY_ROUTE, provider, upstream or model)):
+            sums[key] = sums[key][0] + us, sums[key][1] + calls
+    return {key: us / calls / 1000 for key, (us, calls) in sums.items() if calls}

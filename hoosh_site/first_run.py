@@ -102,7 +102,7 @@ def _write(target: Path, lines: list[str]) -> None:
 def describe(port: int) -> list[str]:
     """Where the gateway is and how to ask it something."""
     base = settings.HOOSH_PUBLIC_URL or f"http://{_host()}:{port}"
-    body = json.dumps({"model": _example_model(), "messages": [{"role": "user", "content": "Hello"}]})
+    body = json.dumps({"model": example_model(), "messages": [{"role": "user", "content": "Hello"}]})
     return [
         f"API:    {base}/v1",
         f"Admin:  {base}/admin/",
@@ -119,7 +119,7 @@ def _host() -> str:
     return f"[{bind}]" if ":" in bind else str(bind)
 
 
-def _example_model() -> str:
+def example_model() -> str:
     """A model that is certainly served: a route without a wildcard, the most preferred one."""
     routes = Route.objects.filter(enabled=True, provider__enabled=True)
     patterns = routes.order_by("priority", "id").values_list("pattern", flat=True)[:200]

@@ -78,7 +78,7 @@ def import_text(
     """As `import_file` (or, to `check`, `check_file`) for a document that came by the network.
 
     It draws in nothing of this host: `$NAME` is looked up in `variables` alone, and certificates stand in the document
-    itself. Where changes are reviewed, it becomes part of the draft. Raises `ImportFileError`.
+    itself. Where changes wait as a draft, it becomes part of it. Raises `ImportFileError`.
     """
     try:
         tables = hoosh_toml.load(data)
@@ -87,7 +87,7 @@ def import_text(
     file = _parsed(data, tables, name, variables, directory=None)
     if check:
         return _checked(file, adopt=adopt)
-    if not publish.is_reviewed():
+    if not publish.waits():
         return _apply(file, actor, adopt=adopt)
     _store(file, actor, adopt=adopt)
     return _joined(file, actor, f"import of {name.lower()}")
@@ -99,7 +99,8 @@ def _joined(file: _File, actor: str, what: str) -> Report:
         publish.publish_on_commit(actor, what)
     found = publish.latest()
     file.report.version = found[0] if found is not None else 0
-    file.report.warnings.append("Changes are reviewed: what was imported waits for somebody else to publish it.")
+    who = "somebody else" if publish.is_reviewed() else "somebody"
+    file.report.warnings.append(f"What was imported waits as a draft for {who} to publish it.")
     return file.report
 
 
@@ -210,7 +211,7 @@ def _fingerprint(data: bytes, environ: Mapping[str, str], asked: Wanted) -> str:
 
 def _apply(file: _File, actor: str, *, adopt: bool) -> Report:
     report, path = file.report, file.report.path
-    joins = publish.is_reviewed() and drafts.differs()  # with it a draft would be published that nobody has reviewed
+    joins = publish.waits() and drafts.differs()  # with it a draft would be published that nobody has looked at
     _store(file, actor, adopt=adopt)
     if joins:
         return _joined(file, actor, f"import of {Path(path).name}")

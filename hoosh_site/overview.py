@@ -18,8 +18,9 @@ from budgets.admin_orders import quarantined_owners
 from budgets.balances import PoolBalance, balances
 from budgets.models import ApiKey, Pool, PoolAlert, Usage
 from budgets.records import PRICE_UNKNOWN
+from budgets.scopes import OPERATOR
 from gateway import plane
-from hoosh_site.playground import may_play
+from hoosh_site import playground
 from providers import publish
 from providers.compile import Problem
 from providers.models import ConfigVersion, Provider, Route
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from django.contrib.auth.models import AbstractUser, AnonymousUser
+    from django.db.models import QuerySet
 
     from audit.reading import Readable
 
@@ -36,11 +38,12 @@ _SHOWN = 6
 _POOLS_READ = 1000
 _TROUBLED = 10
 _EXPIRES_SOON = timedelta(days=7)
+DEMO = "demo"  # the kind of the built-in provider
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One thing to do before the first request can be answered."""
+    """One thing to do before an app's first request is answered."""
 
     text: str
     url: str
@@ -64,6 +67,7 @@ class Overview:
     version: ConfigVersion | None = None
     problems: Sequence[Problem] = ()  # why the saved rows cannot be published
     is_behind: bool = False  # the saved rows differ from what is in force
+    waits: bool = False  # that is meant so: they wait as a draft
     workers: int = 0  # connected workers
     worker_troubles: list[str] = field(default_factory=list)  # what a worker could not load or write
     providers_enabled: int = 0
@@ -85,6 +89,7 @@ class Overview:
     events: Sequence[Readable] = ()
     log_trouble: str = ""  # why nothing is logged, or what of the log was changed
     steps: Sequence[Step] = ()
+    has_asked: bool = False  # a request of the last ones went to a provider that is not the built-in one
 
     @property
     def mostly_failing(self) -> bool:
@@ -101,6 +106,7 @@ def _configuration(found: Overview) -> None:
         found.problems = exc.problems[:_SHOWN]
         return
     found.is_behind = found.version is None or found.version.digest != digest
+    found.waits = found.is_behind and publish.waits()
 
 
 def _workers(found: Overview) -> None:
@@ -171,6 +177,8 @@ def _requests(found: Overview) -> None:
     found.recent_requests, found.recent_failures = len(recent), len(failed)
     found.recent_unpriced = sum(1 for usage in recent if usage.price_id == PRICE_UNKNOWN and usage.tokens)
     found.failures = failed[:_SHOWN]
+    demo = set(Provider.objects.filter(kind=DEMO).values_list("pk", flat=True)) if recent else set()
+    found.has_asked = any(usage.provider_id not in demo for usage in recent)
 
 
 def _events(found: Overview) -> None:
@@ -179,20 +187,29 @@ def _events(found: Overview) -> None:
 
 
 def _steps(found: Overview, user: AbstractUser | AnonymousUser) -> None:
-    things = (
-        ("Add a provider", "providers", Provider),
-        ("Add a route to it", "providers", Route),
-        ("Create an API key", "budgets", ApiKey),
-    )
-    steps = [
-        Step(text, reverse(f"admin:{app}_{model.__name__.lower()}_add"), model._default_manager.exists())
-        for text, app, model in things
-        if user.has_perm(f"{app}.add_{model.__name__.lower()}")
-    ]
-    if steps and may_play(user) and user.has_perm("budgets.view_usage"):
-        steps.append(Step("Ask something in the playground", reverse("admin:playground"), found.recent_requests > 0))
+    """What the first start makes by itself (the demo model, a key for the operator) counts as nothing done."""
+    own = Provider.objects.exclude(kind=DEMO)
+    steps: list[Step] = []
+    if user.has_perm("providers.add_provider"):
+        steps.append(Step("Add a provider", reverse("admin:providers_provider_add"), own.exists()))
+    if user.has_perm("providers.add_route"):
+        done = Route.objects.exclude(provider__kind=DEMO).exists()
+        steps.append(Step("Add a route to it", "" if done else _route_url(own, user), done))
+    if user.has_perm("budgets.add_apikey"):
+        apps = ApiKey.objects.exclude(scopes__contains=OPERATOR).exclude(agent__team__name=playground.TEAM)
+        steps.append(Step("Create an API key for an app", reverse("admin:budgets_apikey_add"), apps.exists()))
+        if "requests" in found.sections and playground.may_play(user):
+            steps.append(Step("Ask a model, from the app or here", reverse("admin:playground"), found.has_asked))
     if not all(step.done for step in steps):
         found.steps = steps
+
+
+def _route_url(providers: QuerySet[Provider], user: AbstractUser | AnonymousUser) -> str:
+    """The models of the newest provider, each with a button for its route; the empty form while there is none."""
+    newest = providers.order_by("-pk").first() if user.has_perm("providers.view_provider") else None
+    if newest is None:
+        return reverse("admin:providers_route_add")
+    return reverse("admin:providers_provider_found", args=(newest.pk,))
 
 
 # Section -> who reads it, and the permissions of which any one shows it.

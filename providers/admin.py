@@ -60,11 +60,11 @@ class GatewaySettingsAdmin(PublishingAdmin):
 
     form = GatewaySettingsForm
     fieldsets = (
+        ("Publishing", {"fields": ("drafts", "review")}),
         (
             "Routing",
             {
                 "fields": (
-                    "review",
                     "strategy",
                     "max_attempts",
                     "retry_percent",

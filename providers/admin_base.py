@@ -1,4 +1,4 @@
-"""What the pages of configuration rows share: a save that could not be published is said at once."""
+"""What the pages of configuration rows share: a save that was not published is said at once."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ from typing import Any
 
 from django.contrib import messages
 from django.http import HttpRequest
+from django.urls import reverse
+from django.utils.html import format_html
 from django.utils.safestring import SafeString
 
 from audit.admin_tools import LiveAdmin, badge, operator
-from providers import publish
+from providers import drafts, publish
 from providers.models import ConfigVersion, ProviderProbe, Route
 
 
@@ -29,7 +31,7 @@ class PublishingAdmin(LiveAdmin[Any]):
                 publish.publish_on_commit(operator(request), "several rows at once")
 
     def committed(self, request: HttpRequest) -> None:
-        """Wake control; say it when what was saved could not be published."""
+        """Wake control; say it when what was saved is not published."""
         super().committed(request)
         try:
             publish.draft_digest()
@@ -38,6 +40,19 @@ class PublishingAdmin(LiveAdmin[Any]):
             kept = f"version {last} stays in force" if last else "nothing is in force yet"
             first = "; ".join(str(problem) for problem in exc.problems[:3])
             self.message_user(request, f"Saved, but not published ({kept}). {first}", messages.ERROR)
+            return
+        if publish.waits() and drafts.differs():
+            self.message_user(request, _waiting(operator(request)), messages.WARNING)
+
+
+def _waiting(actor: str) -> SafeString:
+    """What is still to be done where nothing is published by a save."""
+    url = reverse("admin:draft")
+    if drafts.refusal(actor):
+        told = 'Saved in the <a href="{}">draft</a>, not in force yet: somebody else has to look at it and publish it.'
+    else:
+        told = 'Saved in the <a href="{}">draft</a>, not in force yet: look at it there and publish it.'
+    return format_html(told, url)
 
 
 def free_route_name(wanted: str) -> str:

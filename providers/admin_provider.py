@@ -71,7 +71,7 @@ class ProviderAdmin(PublishingAdmin):
     change_form_template = "admin/providers/provider/change_form.html"
     readonly_fields = ("address_class", "health", "certificates", "managed_by")
     fieldsets = (
-        (None, {"fields": ("name", "kind", "base_url", "enabled")}),
+        (None, {"fields": ("kind", "name", "base_url", "enabled")}),
         ("Connection", {"fields": ("address_class", "health", "certificates")}),
         (
             "Limits",
@@ -149,7 +149,7 @@ class ProviderAdmin(PublishingAdmin):
 
     def _switch(self, request: HttpRequest, queryset: QuerySet[Provider], *, enabled: bool) -> None:
         def work(provider: Provider, actor: str) -> None:
-            if not enabled and publish.is_reviewed():
+            if not enabled and publish.waits():
                 drafts.disable_now(provider.pk, actor)
                 return
             provider.enabled = enabled
@@ -243,6 +243,9 @@ class ProviderAdmin(PublishingAdmin):
             "provider": provider,
             "probe": probe,
             "models": models,
+            "can_choose": any(not model["is_routed"] for model in models),
+            "is_routed": bool(routes),
+            "next_steps": live_site(self).next_steps(request.user),
             "chain": admin_tls.server_chain(provider),
             "lost_pins": admin_tls.lost_pins(provider),
             "has_catch_all": any(route.pattern == "*" for _, route in routes),

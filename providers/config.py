@@ -126,6 +126,7 @@ class SettingsDoc(msgspec.Struct, frozen=True):
     queue_size: int = 1000  # waiting requests per worker
     privacy_policy_id: int = 0  # of teams that have none of their own; 0 = nothing is looked at
     review: bool = False  # what is saved waits until somebody else publishes it
+    drafts: bool = False  # what is saved waits until somebody publishes it, be it its author
     unknown_price: str = "refuse"  # "refuse" | "observe": a model without a price, where money is limited
     audit_header: bool = False  # answers name the audit log's last checkpoint
 

@@ -1,8 +1,8 @@
 """Drafts: what is saved and not published yet, who may publish it, and when it is published by itself.
 
-The rows are the draft: there is one, shared by all operators. Where the version in force asks for a review, saving a
-row publishes nothing; whoever did not take part in the draft publishes it, as it was when they looked at it. Switching
-a provider off does not wait for anybody.
+The rows are the draft: there is one, shared by all operators. Where the version in force asks for drafts or a review,
+saving a row publishes nothing; somebody publishes it, as it was when they looked at it, and under review whoever did
+not take part in it. Switching a provider off does not wait for anybody.
 """
 
 from __future__ import annotations

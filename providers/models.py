@@ -568,6 +568,9 @@ class GatewaySettings(models.Model):
         default=False,
         help_text="What is saved waits as a draft until somebody else than its authors publishes it.",
     )
+    drafts = models.BooleanField(
+        "publish by hand", default=False, help_text="What is saved waits as a draft until anybody publishes it."
+    )
     unknown_price = models.CharField(
         "unknown price",
         max_length=16,

@@ -122,14 +122,14 @@ def held_back() -> Iterator[None]:
 def publish_on_commit(author: str, note: str = "") -> None:
     """Publish once when the transaction under way commits (at once outside of one), however often this is called.
 
-    Where changes are reviewed, note only that this one waits: see `providers.drafts`.
+    Where changes wait as a draft, note only that there is one more: see `providers.drafts`.
 
     A failure raises nothing here, since the rows are already saved: it is an audit entry "config.publish_failed", and
     `draft_digest` goes on raising until the rows are mended.
     """
     if _held_back.get():
         return
-    if is_reviewed():
+    if waits():
         DraftChange.objects.create(author=author[:150], what=note[:200])
         return
     batch = _Batch()
@@ -155,22 +155,36 @@ def latest() -> tuple[int, bytes] | None:
     return key[0], _cached[1]
 
 
-_reviewed: tuple[tuple[int, str], bool] | None = None
+_in_force: tuple[tuple[int, str], config.SettingsDoc] | None = None
+
+
+def _settings_in_force() -> config.SettingsDoc | None:
+    """Those of the version in force, None before the first. One small query when it is the same as before."""
+    global _in_force
+    key = ConfigVersion.objects.order_by("-number").values_list("number", "digest").first()
+    if key is None:
+        return None
+    if _in_force is None or _in_force[0] != key:
+        found = latest()
+        if found is None:
+            return None
+        _in_force = key, config.unpack(found[1]).settings
+    return _in_force[1]
 
 
 def is_reviewed() -> bool:
-    """Whether the version in force asks for a review of what is saved. One small query when it is the same as before.
+    """Whether the version in force asks for a review of what is saved.
 
     It is the version's word that counts, not the row's: to put an end to reviews is itself reviewed.
     """
-    global _reviewed
-    key = ConfigVersion.objects.order_by("-number").values_list("number", "digest").first()
-    if key is None:
-        return False
-    if _reviewed is None or _reviewed[0] != key:
-        found = latest()
-        _reviewed = key, found is not None and config.unpack(found[1]).settings.review
-    return _reviewed[1]
+    settings = _settings_in_force()
+    return settings is not None and settings.review
+
+
+def waits() -> bool:
+    """Whether what is saved waits as a draft, for a review or for anybody who publishes it."""
+    settings = _settings_in_force()
+    return settings is not None and (settings.review or settings.drafts)
 
 
 def publish_document(document: config.ConfigDocument, author: str, note: str) -> ConfigVersion:

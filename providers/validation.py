@@ -150,8 +150,13 @@ def origins(value: str) -> None:
             raise ValidationError(f"“{entry}” is not an origin such as https://app.example.com.", code="origin")
 
 
+# What people paste behind the base URL: /v1, or one of its endpoints.
+_ENDPOINT = re.compile(r"(?:/+v1(?:/+(?:chat/completions|completions|embeddings|models|responses))?)?/*$")
+
+
 def base_url(value: str, *, default: str = "") -> str:
-    """The base URL in its stored form: scheme://host[:port][/prefix] or unix:///path, without `/v1` or a final slash.
+    """The base URL in its stored form: scheme://host[:port][/prefix] or unix:///path, without a final slash, `/v1` or
+    an endpoint below it.
 
     A blank value becomes `default` (the kind's usual address).
     """
@@ -163,7 +168,9 @@ def base_url(value: str, *, default: str = "") -> str:
     parts = _urlsplit(text)
     scheme = parts.scheme.lower()
     if scheme not in _SCHEMES:
-        raise ValidationError("A base URL starts with http://, https:// or unix:///.", code="scheme")
+        raise ValidationError(
+            "A base URL starts with http://, https:// or unix:///, for example http://127.0.0.1:8080.", code="scheme"
+        )
     if _CONTROL.search(text) or any(blank in text for blank in (" ", "\\")):
         raise ValidationError("A base URL has no blanks, backslashes or control characters.", code="characters")
     if parts.username is not None or parts.password is not None:
@@ -172,7 +179,7 @@ def base_url(value: str, *, default: str = "") -> str:
         )
     if parts.query or parts.fragment or "?" in text or "#" in text:
         raise ValidationError("A base URL has no query (?…) and no fragment (#…).", code="query")
-    path = re.sub(r"(?:/+v1)?/*$", "", parts.path)
+    path = _ENDPOINT.sub("", parts.path)
     if any(step in (".", "..") for step in path.split("/")) or "//" in path or "%" in path:
         raise ValidationError(
             "The path of a base URL is plain: no empty, dotted or percent-encoded parts.", code="path"

@@ -11,7 +11,7 @@ from django.utils.module_loading import import_string
 from gateway import plane
 from gateway.api.errors import ReloadFailedError
 from gateway.errors import GatewayUnavailableError
-from providers.publish import PublishError, is_reviewed, latest, publish
+from providers.publish import PublishError, latest, publish, waits
 
 log = logging.getLogger(__name__)
 
@@ -43,11 +43,11 @@ def reload_configuration(actor: str, *, wait_s: float = WAIT_S) -> int:
 def _publish(actor: str) -> int:
     """Import HOOSH_CONFIG if it is set and has changed, publish the rows and return the version in force.
 
-    Where changes are reviewed the rows are a draft: somebody looks at it and publishes it, not a reload.
+    Where changes wait the rows are a draft: somebody looks at it and publishes it, not a reload.
     """
     if settings.HOOSH_CONFIG:
         _import_file()
-    if is_reviewed() and (found := latest()) is not None:
+    if waits() and (found := latest()) is not None:
         return found[0]
     try:
         return publish(actor, "reload").number

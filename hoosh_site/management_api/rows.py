@@ -234,7 +234,7 @@ class Rows(ManagementView, GenericViewSet[Any]):
         return Response({**self.get_serializer(row).data, **more}, status=status, headers=headers)
 
     def publication(self) -> dict[str, str]:
-        """What became of a change of the configuration: "published", "waiting" for a review, or "refused"."""
+        """What became of a change of the configuration: "published", "waiting" as a draft, or "refused"."""
         return publication() if self.publishes else {}
 
 
@@ -244,7 +244,7 @@ class ReadOnlyRows(Rows):
 
 def publication() -> dict[str, str]:
     """The header that says what became of saved changes."""
-    if publish.is_reviewed():
+    if publish.waits():
         return {PUBLICATION: "waiting"}
     try:
         publish.draft_digest()

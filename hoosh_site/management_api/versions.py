@@ -114,6 +114,7 @@ class DraftSerializer(serializers.Serializer[None]):
     digest = serializers.CharField(help_text="Names the draft as it is: send it back as `seen`.")
     differs = serializers.BooleanField()
     is_reviewed = serializers.BooleanField(help_text="Changes wait for somebody else to publish them.")
+    waits = serializers.BooleanField(help_text="Changes wait until they are published.")
     may_publish = serializers.BooleanField()
     refusal = serializers.CharField(help_text="Why the caller may not publish it; empty where nothing is against it.")
     problems = ProblemSerializer(many=True)
@@ -141,11 +142,13 @@ class OutcomeSerializer(serializers.Serializer[None]):
 
 
 class MoveSerializer(serializers.Serializer[None]):
-    """Requests that would go elsewhere; an empty route = refused."""
+    """Requests that would go elsewhere; an empty route = refused. `_at`: "provider / model" that is asked there."""
 
     model = serializers.CharField()
     before = serializers.CharField(allow_blank=True)
     after = serializers.CharField(allow_blank=True)
+    before_at = serializers.CharField(allow_blank=True)
+    after_at = serializers.CharField(allow_blank=True)
     requests = serializers.FloatField()
     usd = serializers.FloatField()
 
@@ -282,6 +285,7 @@ class Draft(Acting):
                 "digest": digest,
                 "differs": found is None or digest != config.digest(now),
                 "is_reviewed": publish.is_reviewed(),
+                "waits": publish.waits(),
                 "may_publish": not refusal and not problems,
                 "refusal": refusal,
                 "problems": [

@@ -165,6 +165,36 @@ class KeyPagesTest(BudgetCase):
         assert "not rotated" in self.messages(response)
         assert ApiKey.objects.count() == 2
 
+    def test_the_overlap_of_a_rotation_is_chosen(self):
+        self.add()
+        old = ApiKey.objects.get()
+        assert "7 days" in self.page("budgets_apikey_rotate", old.pk)
+        response = self.post("budgets_apikey_rotate", {"submission": "r0", "overlap_s": "5"}, old.pk)
+        assert "Select a valid choice" in self.errors(response)
+        assert ApiKey.objects.count() == 1
+        html = self.clean_html(self.post("budgets_apikey_rotate", {"submission": "r1", "overlap_s": "604800"}, old.pk))
+        old.refresh_from_db()
+        assert dt.timedelta(days=6, hours=23) < old.expires_at - timezone.now() <= dt.timedelta(days=7)
+        assert f"{old.expires_at:%Y-%m-%d %H:%M} UTC" in html
+        new = ApiKey.objects.get(rotated_from=old)
+        assert f"{new.prefix}…</a> replaces it; this one works until {old.expires_at:%Y-%m-%d %H:%M} UTC" in self.page(
+            "budgets_apikey_change", old.pk
+        )
+        keys.revoke_key(old, actor="test")
+        assert "which was revoked" in self.page("budgets_apikey_change", new.pk)
+
+    def test_the_page_of_a_new_key_says_how_to_use_it(self):
+        html = self.clean_html(self.add(models_allowed="gpt-*, gpt-4o"))
+        assert '<dd><code class="hoosh-mono">http://testserver/v1</code></dd>' in html
+        assert html.count("gpt-4o&quot;") + html.count('"gpt-4o"') == 2
+
+    def test_the_only_pool_is_chosen_already(self):
+        chosen = f'<option value="{self.pool.pk}" selected>'
+        assert chosen in self.page("budgets_apikey_add")
+        other = access.save_pool(Pool(name="another"), actor="test")
+        assert chosen not in self.page("budgets_apikey_add")
+        assert f'<option value="{other.pk}" selected>' in self.page("budgets_apikey_add", query=f"?pool={other.pk}")
+
     def test_filters_find_keys_by_state_and_the_digest_is_no_filter(self):
         for number, state in enumerate(("alive", "gone", "late")):
             self.add(submission=str(number), name=state)
@@ -218,10 +248,11 @@ class KeyPagesTest(BudgetCase):
         assert "/login/" in self.add()["location"]
         assert not ApiKey.objects.exists()
 
-    def test_viewers_neither_revoke_nor_rotate_and_buttons_answer_posts_only(self):
+    def test_viewers_neither_revoke_nor_rotate_and_to_look_at_the_question_does_neither(self):
         self.add()
         key = ApiKey.objects.get()
-        assert self.client.get(self.url("budgets_apikey_rotate", key.pk)).status_code == 405
+        assert "Rotate" in self.page("budgets_apikey_rotate", key.pk)
+        assert ApiKey.objects.get().expires_at is None
         for button in ("revoke", "rotate"):
             assert self.post(f"budgets_apikey_{button}", {}, 999).status_code == 404
         self.allow(self.bob, "view_apikey")
@@ -506,6 +537,7 @@ class UsagePagesTest(BudgetCase):
         html = self.page("budgets_usage_change", row.pk)
         for text in (row.rid, "1,234", "1,234 ms", "4.2 ms", "r1", "priority 10", "&lt;b&gt;circuit open"):
             assert text in html, text
+        assert f'href="{self.url("audit_proof")}?of={row.rid}"' in html
         (bare,) = self.make(shape="b" * 32)
         assert "No decision is stored" in self.page("budgets_usage_change", bare.pk)
         DecisionShape.objects.create(digest="c" * 32, payload="[not json")
@@ -569,7 +601,7 @@ class FirstPageTest(AdminTestCase):
             PoolWindow.objects.create(pool_id=pool.pk, capacity=100, committed=number)
             Provider.objects.create(name=f"x{number}", kind="ollama", base_url="http://127.0.0.1:1")
         self.page("index")
-        with self.queries(22):
+        with self.queries(24):
             html = self.page("index")
         assert "p11" in html, "the fullest pools are shown"
         assert "p0<" not in html

@@ -16,7 +16,7 @@ from django.utils import timezone
 from audit.admin_tools import BULK_LIMIT
 from audit.models import OutboxEntry
 from gateway import plane
-from providers import differences, publish, services
+from providers import differences, drafts, publish, services
 from providers.config import ConfigDocument, RouteDoc, SettingsDoc, unpack
 from providers.models import ConfigVersion, Credential, GatewaySettings, Provider, ProviderProbe, Route, RoutingPolicy
 from tests.admin_case import AdminCase, AdminTestCase
@@ -193,7 +193,26 @@ class ProviderPagesTest(AdminTestCase):
         html = self.page("providers_provider_found", provider.pk)
         assert "failed" in html
         assert ProviderProbe.objects.get().detail in html
+        assert "Correct it under" in html
         assert provider.name in self.page("index")
+
+    def test_what_comes_next_is_said_behind_the_first_route_and_where_no_model_is_listed(self):
+        with SmallServer({"/v1/models": (404, {})}) as server:
+            self.add(kind="custom", base_url=server.url)
+            provider = Provider.objects.get()
+            self.post("providers_provider_test", {}, provider.pk)
+        html = self.page("providers_provider_found", provider.pk)
+        assert "It answers, and lists no models." in html
+        assert f'href="{self.url("providers_route_add")}?provider={provider.pk}"' in html
+        ProviderProbe.objects.update(models=["small"])
+        html = self.page("providers_provider_found", provider.pk)
+        assert "Create a route for each chosen model" in html
+        key = f'<a href="{self.url("budgets_apikey_add")}">Create an API key'
+        assert key not in html
+        self.post("providers_provider_route", {"model": "small"}, provider.pk)
+        html = self.page("providers_provider_found", provider.pk)
+        assert "Create a route for each chosen model" not in html
+        assert key in html
 
     def test_model_names_of_a_hostile_provider_are_shown_as_text(self):
         self.add(name="evil")
@@ -441,6 +460,28 @@ class RealCommitsTest(AdminCase, TransactionTestCase):
     def setUp(self):
         self.make_people()
         super().setUp()
+
+    def test_who_saves_is_told_that_it_waits_and_for_whom(self):
+        self.post("providers_provider_add", provider_form(name="good"))
+        good = Provider.objects.get(name="good")
+        settings = services.gateway_settings()
+        settings.review = True
+        services.save_settings(settings, actor="test")
+        self.post("providers_route_add", route_form(good))
+        html = self.page("index")
+        assert "not in force yet: somebody else has to look at it and publish it" in html
+        assert "See what changes, and publish it" in html
+        assert "Publish now" not in html
+        settings.review, settings.drafts = False, True
+        services.save_settings(settings, actor="test")
+        drafts.approve("bob")
+        assert "not published yet" not in self.page("index")
+        self.post("providers_route_add", route_form(good, name="second"))
+        assert "not in force yet: look at it there and publish it" in self.page("index")
+        assert "waits here until somebody publishes it" in self.page("draft")
+        assert len(drafts.in_force().routes) == 1
+        self.post("draft", {"seen": publish.draft_digest()})
+        assert len(drafts.in_force().routes) == 2
 
     def test_rows_that_cannot_run_are_told_at_the_save_and_on_the_first_page(self):
         self.post("providers_provider_add", provider_form(name="good"))

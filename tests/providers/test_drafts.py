@@ -137,6 +137,48 @@ class ReviewTests(Case):
         self.assertEqual(drafts.refusal("bob"), "")
 
 
+class ByHandTests(Case):
+    """Drafts without reviews: what is saved waits, and whoever looked at it publishes it."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        row = services.gateway_settings()
+        row.review, row.drafts = False, True
+        services.save_settings(row, actor="ann")
+        self.first = drafts.approve("bob")
+
+    def test_its_author_publishes_what_waits(self) -> None:
+        self.change()
+        self.assertEqual((self.latest(), drafts.authors()), (self.first.number, ["ann"]))
+        self.assertEqual((publish.waits(), publish.is_reviewed(), drafts.refusal("ann")), (True, False, ""))
+        version = drafts.approve("ann", note="quicker", seen=publish.draft_digest())
+        self.assertEqual((self.latest(), version.note), (version.number, "quicker"))
+        self.assertEqual(drafts.in_force().routes[0].priority, 99)
+
+    def test_a_provider_is_switched_off_at_once_and_the_draft_waits_on(self) -> None:
+        self.change()
+        drafts.disable_now(self.provider.pk, "ann")
+        shown = drafts.in_force()
+        self.assertEqual((shown.providers[0].enabled, shown.routes[0].priority), (False, 10))
+        self.assertEqual(drafts.authors(), ["ann"])
+
+    def test_the_way_back_is_a_publication_and_waits_for_nobody(self) -> None:
+        self.change()
+        drafts.approve("ann")
+        made = revert.revert(self.first.number, actor="ann")
+        self.assertFalse(made.waits)
+        self.assertEqual((drafts.in_force().routes[0].priority, publish.waits()), (10, True))
+
+    def test_to_end_it_is_a_change_that_waits_too(self) -> None:
+        row = services.gateway_settings()
+        row.drafts = False
+        services.save_settings(row, actor="ann")
+        self.assertTrue(publish.waits())
+        drafts.approve("ann")
+        self.change(5)
+        self.assertEqual(drafts.in_force().routes[0].priority, 5)
+
+
 class ScheduleTests(Case):
     def due(self, row: ScheduledPublication) -> None:
         ScheduledPublication.objects.filter(pk=row.pk).update(at=timezone.now() - dt.timedelta(seconds=1))

@@ -105,18 +105,34 @@ class DryRunTests(TestCase):
             "agent_id": 1,
             "key_id": 1,
             "pool_id": 1,
-            "provider_id": 1,
             "endpoint": "chat",
             "model": "m",
         }
+        cloud, dear = {"route_id": 1, "provider_id": CLOUD.id}, {"route_id": 2, "provider_id": DEAR.id}
         now = int(time.time())
-        UsageRollup.objects.create(start=now - 3_600, route_id=1, attempts=4, latency_us=4 * 200_000, **names)
-        UsageRollup.objects.create(start=now - 7_200, route_id=2, attempts=1, latency_us=50_000, **names)
-        UsageRollup.objects.create(start=now - 3 * 86_400, route_id=1, attempts=9, latency_us=9 * 9_000_000, **names)
+        UsageRollup.objects.create(start=now - 3_600, attempts=4, latency_us=4 * 200_000, **cloud, **names)
+        UsageRollup.objects.create(start=now - 7_200, attempts=1, latency_us=50_000, **dear, **names)
+        UsageRollup.objects.create(start=now - 3 * 86_400, attempts=9, latency_us=9 * 9_000_000, **cloud, **names)
         both = (route(1, CLOUD), route(2, DEAR))
         found = dry_run(document(*both), document(*both, policies=policy("lowest_latency")))
         self.assertEqual((found.before.mean_ms, found.after.mean_ms), (200.0, 50.0))
+        self.assertEqual(found.moved, 3)  # nobody asked for the fourth one's model, so the order decides
+        again = dry_run(document(route(1, CLOUD)), document(RouteDoc(id=1, name="a", pattern="*", provider_id=DEAR.id)))
+        self.assertEqual(again.after.mean_ms, 50.0)  # by another route, to the same model of the same provider
+
+    def test_a_route_that_asks_another_provider_or_model_moves_its_requests(self) -> None:
+        before = document(route(1, CLOUD))
+        found = dry_run(before, document(msgspec.structs.replace(route(1, DEAR), name="to-cloud")))
         self.assertEqual(found.moved, 4)
+        self.assertEqual(
+            [(m.model, m.before, m.after, m.before_at, m.after_at, m.requests) for m in found.moves],
+            [
+                ("m", "to-cloud", "to-cloud", "cloud / m", "dear / m", 3),
+                ("other", "to-cloud", "to-cloud", "cloud / other", "dear / other", 1),
+            ],
+        )
+        self.assertEqual(found.moves[0].usd, 3 * 6.0)
+        self.assertEqual(dry_run(before, document(route(1, CLOUD, upstream_model="x"))).moved, 4)
 
     def test_each_request_counts_once_whatever_its_attempts(self) -> None:
         row = add_usage(1, model="m")[0]

@@ -8,11 +8,15 @@ from typing import Any
 import pytest
 from django.contrib.auth.models import Permission, User
 from django.test import TestCase
+from django.urls import reverse
 from django.utils import timezone
 
+from budgets import access
+from budgets.keys import create_key
 from budgets.models import Lease, Pool, PoolAlert, PoolWindow, Usage
 from gateway import plane
-from providers.models import Provider, ProviderProbe
+from providers import services
+from providers.models import Provider, ProviderProbe, Route
 from tests.audit.small_log import SmallLog
 
 pytestmark = pytest.mark.database
@@ -53,6 +57,58 @@ class OverviewTest(TestCase):
 
     def test_well_workers_are_not_mentioned(self) -> None:
         self.assertNotIn("Workers in trouble", self.page({"build_error": "", "journal_writable": True}))
+
+
+class FirstStepsTest(TestCase):
+    """What the first start made counts as nothing done; each step that is done is ticked, and all of them go."""
+
+    databases = "__all__"
+
+    def setUp(self) -> None:
+        self.client.force_login(User.objects.create_superuser("ada"))
+        self.demo = services.save_provider(Provider(name="demo", kind="demo"), actor="init")
+        services.save_route(Route(name="demo", pattern="demo", provider=self.demo), actor="init")
+        self.pool = access.default_pool("init")
+        agent = access.agent_named("default", "default", actor="init")
+        create_key(agent, self.pool, "first key", ("inference", "operator"), actor="init")
+
+    def steps(self) -> list[tuple[str, str]]:
+        """(text, address) of the steps shown; a step that is done has no address."""
+        html = self.client.get("/admin/").content.decode()
+        found = re.search(r'(?s)<ol class="hoosh-steps">(.*?)</ol>', html)
+        items = re.findall(r"(?s)<li>(.*?)</li>", found[1]) if found else []
+        shown = []
+        for item in items:
+            link = re.search(r'<a href="([^"]*)">([^<]*)</a>', item)
+            shown.append((link[2], link[1]) if link else (item.rpartition("</span>")[2].strip(), ""))
+        return shown
+
+    def asked(self, provider: Provider) -> None:
+        ids = dict.fromkeys(("key_id", "agent_id", "team_id", "pool_id"), 1)
+        rid = f"{provider.pk:032}"
+        Usage.objects.create(rid=rid, model="m", status=200, at=timezone.now(), provider_id=provider.pk, **ids)
+
+    def test_from_the_first_start_to_the_first_answer(self) -> None:
+        add, key = reverse("admin:providers_provider_add"), reverse("admin:budgets_apikey_add")
+        texts = (
+            "Add a provider",
+            "Add a route to it",
+            "Create an API key for an app",
+            "Ask a model, from the app or here",
+        )
+        route, play = reverse("admin:providers_route_add"), reverse("admin:playground")
+        self.assertEqual(self.steps(), list(zip(texts, (add, route, key, play), strict=True)))
+        self.asked(self.demo)
+        mine = services.save_provider(Provider(name="mine", kind="ollama"), actor="ada")
+        found = reverse("admin:providers_provider_found", args=(mine.pk,))
+        self.assertEqual(self.steps(), list(zip(texts, ("", found, key, play), strict=True)))
+        services.save_route(Route(name="r", pattern="m", provider=mine), actor="ada")
+        agent = access.agent_named("operators", "playground", actor="ada")
+        create_key(agent, self.pool, "playground ada", ("inference", "routes"), actor="ada")
+        self.assertEqual(self.steps(), list(zip(texts, ("", "", key, play), strict=True)))
+        self.asked(mine)
+        create_key(access.agent_named("a", "b", actor="ada"), self.pool, "app", actor="ada")
+        self.assertEqual(self.steps(), [])
 
 
 class SectionsTest(TestCase):
