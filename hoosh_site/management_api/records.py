@@ -304,10 +304,10 @@ def _midnight(request: Request, name: str, *, days: int = 0) -> int | None:
         return None
     try:
         day = dt.date.fromisoformat(text)
-        if not 1970 <= day.year < 9999:
-            raise ValueError
     except ValueError:
         raise BadRequestError(f"'{name}' must be a day such as 2027-01-31.", param=name) from None
+    if not 1970 <= day.year < 9999:
+        raise BadRequestError(f"'{name}' is out of range: a year from 1970 to 9998.", param=name)
     return int(dt.datetime.combine(day + dt.timedelta(days=days), dt.time(), dt.UTC).timestamp())
 
 
