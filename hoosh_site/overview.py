@@ -93,7 +93,7 @@ class Overview:
 
 def _configuration(found: Overview) -> None:
     _workers(found)
-    found.version = ConfigVersion.objects.defer("document").order_by("-number").first()
+    found.version = ConfigVersion.objects.defer("document", "owners").order_by("-number").first()
     try:
         digest = publish.draft_digest()
     except publish.PublishError as exc:

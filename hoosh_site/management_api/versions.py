@@ -175,7 +175,7 @@ class Versions(Rows):
 
     label = "providers.configversion"
     serializer_class = ConfigVersionSerializer
-    queryset = ConfigVersion.objects.defer("document")
+    queryset = ConfigVersion.objects.defer("document", "owners")
     keyset = ("number",)
     newest_first = True
     filters = {"author": Filter("author"), "digest": Filter("digest")}
