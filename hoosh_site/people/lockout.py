@@ -103,6 +103,14 @@ def unlock(subject: str = "", *, actor: str) -> int:
     return count
 
 
+def forget(row: SignInFailure, *, actor: str) -> None:
+    """Forget one count."""
+    target, personal = row.name or row.address, {"address": row.address} if row.name and row.address else {}
+    with transaction.atomic():
+        record("operator.unlocked", actor=actor, target=target, about=True, personal=personal)
+        row.delete()
+
+
 def erase(name: str) -> int:
     """Forget what was counted of a name, from wherever, for somebody who is to be unknown here: nothing is recorded.
     How many rows there were. What an address alone counted stays."""

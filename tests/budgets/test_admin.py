@@ -560,7 +560,7 @@ class FirstPageTest(AdminTestCase):
             PoolWindow.objects.create(pool_id=pool.pk, capacity=100, committed=number)
             Provider.objects.create(name=f"x{number}", kind="ollama", base_url="http://127.0.0.1:1")
         self.page("index")
-        with self.queries(22):
+        with self.queries(20):
             html = self.page("index")
         assert "p11" in html, "the fullest pools are shown"
         assert "p0<" not in html
