@@ -221,6 +221,11 @@ def forget() -> None:
     attention.forget_rows()
 
 
+def pools_running_out() -> list[RunningOut]:
+    """As the page shows them, at most some seconds old."""
+    return _pools.get()
+
+
 # Part of the page -> how it is read, and who may see it.
 _PARTS: dict[str, tuple[Kept[Any], str]] = {
     "traffic": (_traffic, "budgets.view_usage"),

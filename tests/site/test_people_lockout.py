@@ -160,7 +160,7 @@ class LockoutTest(AdminTestCase):
         row = SignInFailure.objects.get(name="ada", address="192.0.2.7")
         assert self.post("people_signinfailure_delete", {"post": "yes"}, row.pk).status_code == 302
         assert self.opens("ada")
-        assert "signinfailure.deleted" in actions()
+        assert "operator.unlocked" in actions()
 
 
 class AtOnceTest(TransactionTestCase):
