@@ -28,7 +28,7 @@ from django.utils.safestring import SafeString
 
 from audit.generics import Page, RowForm
 from audit.history import LogHistory
-from audit.stale_forms import NoticesOthers
+from audit.shown_rows import SHOWN, ComparedPage
 
 _Model = TypeVar("_Model", bound=models.Model)
 BEFORE = "before"  # the query parameter that continues a keyset list
@@ -113,7 +113,7 @@ class _NamedRowForm(RowForm[_Model]):
                 field.widget.attrs.setdefault("aria-label", f"{field.label} of {self.instance}")
 
 
-class LiveAdmin(LogHistory, NoticesOthers, Page[_Model]):
+class LiveAdmin(ComparedPage, LogHistory, Page[_Model]):
     """A page whose saves go through a service and are live at once.
 
     A subclass names the service in `write` and `erase`. The services validate again, so what slips between a form's
@@ -244,6 +244,10 @@ class LiveAdmin(LogHistory, NoticesOthers, Page[_Model]):
     def changelist_view(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> HttpResponse:
         """The list, its editable columns and its actions."""
         try:
+            if request.method == "POST" and "_save" in request.POST and SHOWN in request.POST:
+                with transaction.atomic():  # around the comparison, too
+                    self.gate(request, None)
+                    return super().changelist_view(request, extra_context)
             return super().changelist_view(request, extra_context)
         except (ValidationError, IntegrityError) as exc:
             return self.refused(request, exc)

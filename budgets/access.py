@@ -146,6 +146,12 @@ def write(row: Row, *, what: str, actor: str, action: str = "") -> Row:
     return row
 
 
+def hold(name: str = ACCESS) -> None:
+    """Hold a sequence until the transaction ends: for who must read a row as it is when it is written."""
+    Sequence.objects.get_or_create(name=name)
+    Sequence.objects.select_for_update().get(name=name)
+
+
 def bump(name: str) -> int:
     """Move a sequence by one and return it. Call inside the transaction of the change."""
     if not Sequence.objects.filter(name=name).update(value=F("value") + 1):

@@ -90,6 +90,10 @@ class TeamAdmin(LiveAdmin[Team]):
         url = reverse("admin:budgets_agent_changelist")
         return format_html('<a href="{}?team__id__exact={}">{}</a>', url, team.pk, team.agents_found)
 
+    def gate(self, request: HttpRequest, object_id: str | None) -> None:
+        """Hold what writers of these rows take first."""
+        access.hold()
+
     def write(self, row: Team, actor: str) -> None:
         """Create or change a team."""
         access.save_team(row, actor=actor)
@@ -144,6 +148,10 @@ class AgentAdmin(LiveAdmin[Agent]):
         """How many keys it has that are not revoked, as a link to all of them."""
         url = reverse("admin:budgets_apikey_changelist")
         return format_html('<a href="{}?agent__id__exact={}">{}</a>', url, agent.pk, agent.keys_found)
+
+    def gate(self, request: HttpRequest, object_id: str | None) -> None:
+        """Hold what writers of these rows take first."""
+        access.hold()
 
     def write(self, row: Agent, actor: str) -> None:
         """Create or change an agent."""
@@ -328,6 +336,10 @@ class ApiKeyAdmin(LiveAdmin[ApiKey]):
             "model": _example_model(key) or live_site(self).example_model(),
         }
         return TemplateResponse(request, "admin/budgets/apikey/created.html", context)
+
+    def gate(self, request: HttpRequest, object_id: str | None) -> None:
+        """Hold what writers of these rows take first."""
+        access.hold()
 
     def write(self, row: ApiKey, actor: str) -> None:
         """Change a key."""

@@ -133,7 +133,8 @@ class AnomalyAdmin(ReadOnlyAdmin[Anomaly]):
         anomaly_watch.acknowledge(anomaly, actor=operator(request))
         live_site(self).wake()
         self.message_user(request, "Acknowledged.", messages.SUCCESS)
-        return HttpResponseRedirect(reverse("admin:budgets_anomaly_changelist"))
+        is_from_first = request.POST.get("back") == "index"
+        return HttpResponseRedirect(reverse("admin:index" if is_from_first else "admin:budgets_anomaly_changelist"))
 
     def change_view(
         self, request: HttpRequest, object_id: str, form_url: str = "", extra_context: dict[str, Any] | None = None

@@ -137,6 +137,10 @@ class PoolAdmin(LiveAdmin[Pool]):
                     messages.WARNING,
                 )
 
+    def gate(self, request: HttpRequest, object_id: str | None) -> None:
+        """Hold what writers of these rows take first."""
+        access.hold()
+
     def write(self, row: Pool, actor: str) -> None:
         """Create or change a pool."""
         access.save_pool(row, actor=actor)

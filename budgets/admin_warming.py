@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from django.contrib import admin
+from django.http import HttpRequest
 from django.utils.text import Truncator
 
 from audit.admin_tools import EDITABLE_ROWS, LiveAdmin
 from audit.generics import RowForm
-from budgets import warming
+from budgets import access, warming
 from budgets.models import WarmQuestion
 
 
@@ -55,6 +56,10 @@ class WarmQuestionAdmin(LiveAdmin[WarmQuestion]):
     def question_shown(self, row: WarmQuestion) -> str:
         """How it begins."""
         return Truncator(row.question).chars(80)
+
+    def gate(self, request: HttpRequest, object_id: str | None) -> None:
+        """Hold what writers of these rows take first."""
+        access.hold(warming.WARMING)
 
     def write(self, row: WarmQuestion, actor: str) -> None:
         """Create or change a question."""

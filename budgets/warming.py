@@ -5,7 +5,7 @@ from __future__ import annotations
 from django.core.exceptions import ValidationError
 from django.db import transaction
 
-from audit.changes import changed_fields, recordable
+from audit.changes import changed_fields, object_of, recordable
 from audit.record import record
 from budgets.access import bump
 from budgets.models.access import WarmQuestion
@@ -32,7 +32,8 @@ def save_question(row: WarmQuestion, *, actor: str) -> WarmQuestion:
         else:
             row.save(update_fields=list(changes))
         action = "created" if before is None else "changed"
-        record(f"warm_question.{action}", actor=actor, target=str(row)[:200], data={"fields": recordable(changes)})
+        data = {"object": object_of(row), "fields": recordable(changes)}
+        record(f"warm_question.{action}", actor=actor, target=str(row)[:200], data=data)
     return row
 
 

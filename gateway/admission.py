@@ -6,6 +6,7 @@ import hashlib
 import re
 import time
 from collections.abc import Mapping
+from typing import TypeVar
 
 from budgets.records import QUEUE_CLASSES
 from gateway.errors import BadRequestError, UnauthorizedError
@@ -15,9 +16,11 @@ from gateway.snapshot import Key
 # Every carrier goes through `credential`, so that no limit can be dodged by using another header.
 CARRIERS = frozenset({b"authorization", b"x-api-key", b"api-key", b"x-goog-api-key"})
 _READ = CARRIERS | {b"content-length", b"content-encoding", b"idempotency-key", b"cache-control"}
-_OURS = b"x-hoosh-"
+OURS = b"x-hoosh-"
+_YES = (b"1", b"true", b"yes")
 _CLASSES = {name.encode(): rank for rank, name in enumerate(QUEUE_CLASSES)}
 SESSION_BYTES = 256
+_T = TypeVar("_T")
 REQUEST_ID = re.compile(rb"[A-Za-z0-9._:/+=@-]{1,128}\Z")
 
 
@@ -33,13 +36,14 @@ class Head:
         """Raises UnauthorizedError without a credential, BadRequestError when two of them or of the keys differ."""
         secret: bytes | None = None
         self.cache_control = self.coding = self.pool = self.route = self.session = self.tags = b""
-        self.explain = self.is_inner = False
-        self.priority = 0  # the class it asks for, a place in `QUEUE_CLASSES`
+        self.explain: bool | None = None
+        self.priority: int | None = None  # the class it asks for, a place in `QUEUE_CLASSES`
+        self.is_inner = False
         self.idempotency: bytes | None = None
         self.length = -1
         for name, value in headers:
             if name not in _READ:
-                if name.startswith(_OURS):
+                if name.startswith(OURS):
                     self._read_ours(name, value)
                 continue
             if name in CARRIERS:
@@ -70,21 +74,28 @@ class Head:
         return head
 
     def _read_ours(self, name: bytes, value: bytes) -> None:
-        """The gateway's own headers; others of that prefix are left alone."""
+        """The gateway's own headers; others of that prefix are left alone. Each may be there again with the same value;
+        with another it is refused, but tags are a list."""
         if name == b"x-hoosh-pool":
-            if self.pool and self.pool != value:
-                raise BadRequestError("The request names two different pools.", param="x-hoosh-pool")
-            self.pool = value
+            self.pool = _only(name, self.pool or None, value)
         elif name == b"x-hoosh-tags":
             self.tags = value if not self.tags else b"%b,%b" % (self.tags, value)
         elif name == b"x-hoosh-route":
-            self.route = value.strip()
+            self.route = _only(name, self.route or None, value.strip())
         elif name == b"x-hoosh-session":
-            self.session = value[:SESSION_BYTES]
+            self.session = _only(name, self.session or None, value[:SESSION_BYTES])
         elif name == b"x-hoosh-explain":
-            self.explain = value.strip().lower() in (b"1", b"true", b"yes")
+            self.explain = _only(name, self.explain, value.strip().lower() in _YES)
         elif name == b"x-hoosh-priority":
-            self.priority = max(self.priority, _class_of(value))
+            self.priority = _only(name, self.priority, _class_of(value))
+
+
+def _only(name: bytes, known: _T | None, value: _T) -> _T:
+    """The value of a header, unless another one was read before."""
+    if known is not None and known != value:
+        shown = name.decode("ascii")
+        raise BadRequestError(f"The header '{shown}' is there twice, with different values.", param=shown)
+    return value
 
 
 def _class_of(value: bytes) -> int:

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from budgets.bound import money_bound, output_limit
-from gateway import pipeline, screening
-from gateway.admission import credential, find_key
+from gateway import pipeline, screening, strict
+from gateway.admission import OURS, Head, credential, find_key
 from gateway.choosing import choose, plan_for, wants_of
 from gateway.context import shaping
 from gateway.endpoints import INFERENCE, Endpoint
@@ -80,13 +80,7 @@ def answer(runtime: Runtime, body: bytes) -> bytes:
 
 def question(body: bytes) -> dict[str, Any]:
     """A question: an inference request, and beside it maybe `path`, its endpoint's. Raises `BadRequestError`."""
-    try:
-        asked = _decode(body)
-    except (msgspec.MsgspecError, ValueError):
-        raise BadRequestError("The body must be JSON.") from None
-    if not isinstance(asked, dict):
-        raise BadRequestError("The body must be a JSON object: an inference request, or only its 'model'.")
-    return asked
+    return strict.load(body)[0]
 
 
 def told(
@@ -103,6 +97,7 @@ def told(
     if path in _FILLED:
         asked.setdefault(*_FILLED[path])
     call: Call | None = None
+    said = _Asked(headers)
     answer: dict[str, Any] = {"object": "route.explanation", "path": path, "config": snapshot.version}
     try:
         call = endpoint.parse(_encode(asked), None)
@@ -112,10 +107,10 @@ def told(
         verdict = screening.verdict_at_once(snapshot, call, key.record.privacy_policy_id if key is not None else 0)
         if verdict is not None and verdict.action == "refuse":
             raise screening.refusal(verdict)
-        decision = choose(runtime, snapshot, endpoint, call, head=_Asked(headers), key=key, verdict=verdict)
+        decision = choose(runtime, snapshot, endpoint, call, head=said, key=key, verdict=verdict)
     except GatewayError as error:
         refusal = {"status": error.status, "code": error.code, "message": error.message, "param": error.param}
-        return {**answer, "candidates": [], "rejected": _rejected(snapshot, call, headers), "refusal": refusal}
+        return {**answer, "candidates": [], "rejected": _rejected(snapshot, call, said), "refusal": refusal}
     shape = _decode(decision.shape.payload)
     return {
         **answer,
@@ -129,24 +124,18 @@ def told(
 
 
 class _Asked:
-    """The headers of a question that say something about the request it is about."""
+    """The headers of a question that say something about the request it is about. Raises `BadRequestError`."""
 
     def __init__(self, headers: Headers) -> None:
-        self.route = self.tags = self.session = b""
-        for name, value in headers:
-            if name == b"x-hoosh-tags":
-                self.tags = value
-            elif name == b"x-hoosh-session":
-                self.session = value
-            elif name == b"x-hoosh-route":
-                self.route = value.strip()
+        asked = Head.inner(*(each for each in headers if each[0].startswith(OURS)))
+        self.route, self.tags, self.session = asked.route, asked.tags, asked.session
 
 
-def _rejected(snapshot: Snapshot, call: Call | None, headers: Headers) -> list[dict[str, str]]:
+def _rejected(snapshot: Snapshot, call: Call | None, said: _Asked) -> list[dict[str, str]]:
     """What is said against each route of the model of a request that none of them can answer."""
     if call is None:
         return []
-    plan = plan_for(snapshot, call.model, wants_of(call, _Asked(headers)))
+    plan = plan_for(snapshot, call.model, wants_of(call, said))
     return [{"route": name, "reason": reason} for name, reason in plan.rejected]
 
 

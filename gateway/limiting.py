@@ -137,7 +137,7 @@ async def wait(job: Job, busy: Sequence[Step], refusal: GatewayError) -> list[St
         raise refusal
     if not job.wait_until:
         job.wait_until = now + min(settings.queue_wait_s, PATIENCE * (job.deadline - now))
-    rank = max(key.record.queue_class, job.head.priority if job.head is not None else 0)
+    rank = max(key.record.queue_class, (job.head.priority or 0) if job.head is not None else 0)
     choices = []
     for step in busy:
         candidate = snapshot.candidates[step.route.id]

@@ -12,7 +12,7 @@ from django.contrib.auth.admin import GroupAdmin, UserAdmin
 from django.contrib.auth.models import Group, Permission, User
 from django.core.exceptions import PermissionDenied
 from django.db import models, transaction
-from django.db.models import Q, QuerySet
+from django.db.models import QuerySet
 from django.http import Http404, HttpRequest, HttpResponse, HttpResponseRedirect
 from django.template.response import TemplateResponse
 from django.urls import URLPattern, path, reverse
@@ -22,8 +22,9 @@ from audit.changes import changed_fields, object_of, recordable
 from audit.generics import Page
 from audit.history import LogHistory
 from audit.record import record
+from audit.shown_rows import ComparedPage
 from hoosh_site.admin_webhooks import WebhookAdmin
-from hoosh_site.people import factors, roles
+from hoosh_site.people import administrators, factors
 from hoosh_site.people.models import SecondFactor
 
 __all__ = ["RecordedAdmin", "RecordedGroupAdmin", "RecordedUserAdmin", "WebhookAdmin"]
@@ -32,7 +33,7 @@ _Model = TypeVar("_Model", bound=models.Model)
 _UNRECORDED = frozenset({"password", "last_login"})
 
 
-class RecordedAdmin(LogHistory, Page[_Model]):
+class RecordedAdmin(ComparedPage, LogHistory, Page[_Model]):
     """Records who created, changed and deleted rows; `memberships` names lists of related rows recorded with them."""
 
     memberships: tuple[str, ...] = ()
@@ -74,6 +75,10 @@ class RecordedAdmin(LogHistory, Page[_Model]):
                 self.note(request, row, "deleted", {})
             super().delete_queryset(request, queryset)
 
+    def is_about(self, row: _Model) -> str:
+        """What an entry is about. Of rows that tell of a person it is that person's name."""
+        return str(row)
+
     def note(self, request: HttpRequest, row: _Model, what: str, data: dict[str, Any]) -> None:
         """Append one audit entry about a row."""
         fields: dict[str, Any] = data.get("fields", {})
@@ -84,7 +89,7 @@ class RecordedAdmin(LogHistory, Page[_Model]):
         record(
             f"{row._meta.model_name}.{what}",
             actor=operator(request),
-            target=str(row)[:200],
+            target=self.is_about(row)[:200],
             data=data,
             about=bool(self.personal),
             personal=personal,
@@ -145,13 +150,14 @@ class RecordedUserAdmin(RecordedAdmin[User], UserAdmin):  # type: ignore[type-ar
         fixed = tuple(super().get_readonly_fields(request, obj))
         if request.user.is_superuser:
             return fixed
-        return (*fixed, "is_superuser") if _is_admin(request) else (*fixed, "is_superuser", "user_permissions")
+        given = () if administrators.is_admin(request.user) else ("user_permissions",)
+        return (*fixed, "is_superuser", *given)
 
     def formfield_for_manytomany(self, db_field: Any, request: HttpRequest, **kwargs: Any) -> Any:
         """Groups that make administrators are not offered to others."""
         field = super().formfield_for_manytomany(db_field, request, **kwargs)
-        if db_field.name == "groups" and field is not None and not _is_admin(request):
-            field.queryset = Group.objects.exclude(pk__in=_admin_groups())
+        if db_field.name == "groups" and field is not None and not administrators.is_admin(request.user):
+            field.queryset = Group.objects.exclude(pk__in=administrators.admin_groups())
         return field
 
     def change_view(
@@ -203,28 +209,9 @@ _RESET = (
 )
 
 
-def _is_admin(request: HttpRequest) -> bool:
-    return bool(request.user.has_perm(roles.MANAGE_ADMINS))
-
-
 def may_touch(request: HttpRequest, user: User | None) -> bool:
-    """Whether the asking user may change this one: administrators are changed by administrators only, superusers by
-    superusers."""
-    if user is None or request.user.is_superuser or request.user.pk == user.pk:
-        return True
-    if user.is_superuser:
-        return False
-    return _is_admin(request) or not (
-        user.groups.filter(pk__in=_admin_groups()).exists()
-        or user.user_permissions.filter(content_type__app_label="people", codename="manage_admins").exists()
-    )
-
-
-def _admin_groups() -> QuerySet[Group]:
-    """The groups whose members are administrators: they manage administrators, or what groups may do."""
-    makes = Q(content_type__app_label="people", codename="manage_admins")
-    makes |= Q(content_type__app_label="auth", codename="change_group")
-    return Group.objects.filter(permissions__in=Permission.objects.filter(makes)).distinct()
+    """Whether the asking user may change this one."""
+    return administrators.may_touch(request.user, user)
 
 
 @admin.register(Group)

@@ -233,7 +233,9 @@ class HooshAdminSite(AdminSite):
     def wake(self) -> None:
         """Tell the control plane that something was committed. Without one (a bare web server, tests) do nothing."""
         from gateway import plane
+        from hoosh_site import attention
 
+        attention.forget()
         if plane.current is None:
             return
         try:

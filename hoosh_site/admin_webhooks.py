@@ -140,8 +140,7 @@ class WebhookAdmin(LiveAdmin[Webhook]):
         self, request: HttpRequest, object_id: str | None, form_url: str, extra_context: dict[str, Any] | None
     ) -> HttpResponse:
         """The form without a transaction around its validation, which asks the resolver."""
-        page: HttpResponse = self._changeform_view(request, object_id, form_url, extra_context)  # type: ignore[attr-defined]
-        return page
+        return self._changeform_view(request, object_id, form_url, extra_context)
 
     def add_view(
         self, request: HttpRequest, form_url: str = "", extra_context: dict[str, Any] | None = None
@@ -154,6 +153,8 @@ class WebhookAdmin(LiveAdmin[Webhook]):
         """Write it; the secret of a new one is kept for the very next page only."""
         with transaction.atomic():
             if change:
+                self.gate(request, str(obj.pk))
+                self.refuse_changed(request)
                 webhooks.change(obj, actor=operator(request), address_class=form.address_class)
             else:
                 secret = webhooks.create(obj, actor=operator(request), address_class=form.address_class)

@@ -269,6 +269,7 @@ def build_plane() -> ControlPlane:
     from django.conf import settings
 
     from budgets import jobs
+    from budgets.anomaly_retention import AnomalyRetention
     from budgets.anomaly_watch import AnomalyWatch
     from budgets.idempotency import IdempotencyStore
     from budgets.settle import Writer
@@ -308,6 +309,7 @@ def build_plane() -> ControlPlane:
                 ("figures", figures.take),
                 ("uses of credentials", used.look),
                 ("anomalies", watch.look),
+                ("old anomalies", AnomalyRetention().look),
             ]
         ),
         anchors=audit.anchors,

@@ -2,18 +2,17 @@
 
 Figures of the last hour come from the workers' metrics (`hoosh_site.live_figures`), older ones and money from the
 ledger's rollups: nothing here scans requests. One look costs the same however many pages are open: it is kept for
-`FRESH_S` seconds.
+some seconds.
 """
 
 from __future__ import annotations
 
 import asyncio
-import threading
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 from asgiref.sync import sync_to_async
 from django.conf import settings
@@ -33,15 +32,14 @@ from budgets.balances import balances
 from budgets.models import Pool, UsageRollup
 from budgets.pool_state import Outlook, outlook
 from gateway.event_streams import hub
-from hoosh_site import charts
+from hoosh_site import attention, charts
+from hoosh_site.kept import Kept
 from hoosh_site.live_figures import Figures, Span, figures
 from providers.models import Provider
 
-FRESH_S = 5.0
 STREAM_S = 5.0  # between two looks of an open page
 STREAMS_MAX = 32
 _HOUR_S, _DAY_S = 3600, 86_400
-_T = TypeVar("_T")
 _CAUSES = 6
 _PROVIDERS = 40
 _POOLS_READ, _POOLS_GUESSED, _POOLS = 500, 20, 5
@@ -91,27 +89,6 @@ class RunningOut:
     pk: int
     name: str
     outlook: Outlook
-
-
-class _Kept(Generic[_T]):
-    """One value, made anew when it is older than `FRESH_S`."""
-
-    def __init__(self, make: Callable[[], _T]) -> None:
-        self._make, self._lock = make, threading.Lock()
-        self._value: tuple[float, _T] | None = None
-
-    def get(self) -> _T:
-        """The value; whoever comes while it is made waits for it."""
-        with self._lock:
-            now = time.monotonic()
-            if self._value is None or now - self._value[0] > FRESH_S:
-                self._value = now, self._make()
-            return self._value[1]
-
-    def forget(self) -> None:
-        """Make it anew the next time."""
-        with self._lock:
-            self._value = None
 
 
 def traffic(source: Figures = figures) -> Traffic:
@@ -234,17 +211,23 @@ def running_out() -> list[RunningOut]:
     return found[:_POOLS]
 
 
-_traffic, _spending, _lamps, _pools = _Kept(traffic), _Kept(spending), _Kept(lamps), _Kept(running_out)
+_traffic, _spending, _lamps, _pools = Kept(traffic), Kept(spending), Kept(lamps), Kept(running_out)
 
 
 def forget() -> None:
     """Look at everything anew: for tests, whose database changes under it."""
     for kept in (_traffic, _spending, _lamps, _pools):
         kept.forget()
+    attention.forget_rows()
+
+
+def pools_running_out() -> list[RunningOut]:
+    """As the page shows them, at most some seconds old."""
+    return _pools.get()
 
 
 # Part of the page -> how it is read, and who may see it.
-_PARTS: dict[str, tuple[_Kept[Any], str]] = {
+_PARTS: dict[str, tuple[Kept[Any], str]] = {
     "traffic": (_traffic, "budgets.view_usage"),
     "spending": (_spending, "budgets.view_usage"),
     "lamps": (_lamps, "providers.view_provider"),
@@ -254,7 +237,11 @@ _PARTS: dict[str, tuple[_Kept[Any], str]] = {
 
 def live(user: AbstractUser | AnonymousUser) -> dict[str, Any]:
     """The parts this user may see, for the template `admin/hoosh/live.html`."""
-    return {name: kept.get() for name, (kept, permission) in _PARTS.items() if user.has_perm(permission)}
+    found = {name: kept.get() for name, (kept, permission) in _PARTS.items() if user.has_perm(permission)}
+    pools = attention.running_out(found.pop("running_out", ()))
+    if pools or attention.is_for(user):
+        found["attention"] = attention.attention(user, pools)
+    return found
 
 
 def live_view(page: Any, request: HttpRequest) -> HttpResponse:

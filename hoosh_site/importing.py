@@ -32,6 +32,9 @@ OUR_KEYS = frozenset(
 )
 
 
+last_failure = ""  # why the file that `import_if_changed` looked at last could not be applied; "" = it was
+
+
 class ImportFileError(Exception):
     """The file was not imported, or what it made cannot be published; the message says which and why."""
 
@@ -106,12 +109,15 @@ def _joined(file: _File, actor: str, what: str) -> Report:
 
 def import_if_changed(path: Path | str, actor: str = "HOOSH_CONFIG") -> Report | None:
     """Import a file unless the last import was of the same content, variables and certificates; None then."""
+    global last_failure
     try:
         file = _read(Path(path))
-        if ImportState.objects.filter(pk=1, fingerprint=file.fingerprint).exists():
-            return None
-        return _apply(file, actor, adopt=False)
+        is_known = ImportState.objects.filter(pk=1, fingerprint=file.fingerprint).exists()
+        report = None if is_known else _apply(file, actor, adopt=False)
+        last_failure = ""
+        return report
     except ImportFileError as exc:
+        last_failure = str(exc)
         record(
             "config.import_failed",
             actor=actor,

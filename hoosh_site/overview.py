@@ -13,16 +13,13 @@ from django.db.models import Count, Q
 from django.urls import reverse
 from django.utils import timezone
 
-from audit import checking, reading
-from budgets.admin_orders import quarantined_owners
+from audit import reading
 from budgets.balances import PoolBalance, balances
 from budgets.models import ApiKey, Pool, PoolAlert, Usage
 from budgets.records import PRICE_UNKNOWN
 from budgets.scopes import OPERATOR
-from gateway import plane
 from hoosh_site import playground
 from providers import publish
-from providers.compile import Problem
 from providers.models import ConfigVersion, Provider, Route
 
 if TYPE_CHECKING:
@@ -36,7 +33,6 @@ if TYPE_CHECKING:
 _RECENT = 200  # usage rows looked at
 _SHOWN = 6
 _POOLS_READ = 1000
-_TROUBLED = 10
 _EXPIRES_SOON = timedelta(days=7)
 DEMO = "demo"  # the kind of the built-in provider
 
@@ -65,17 +61,13 @@ class Overview:
 
     sections: set[str] = field(default_factory=set)
     version: ConfigVersion | None = None
-    problems: Sequence[Problem] = ()  # why the saved rows cannot be published
     is_behind: bool = False  # the saved rows differ from what is in force
     waits: bool = False  # that is meant so: they wait as a draft
-    workers: int = 0  # connected workers
-    worker_troubles: list[str] = field(default_factory=list)  # what a worker could not load or write
     providers_enabled: int = 0
     providers_disabled: int = 0
     providers_up: int = 0
     providers_down: int = 0
     providers_unknown: int = 0
-    troubled: list[Provider] = field(default_factory=list)
     keys_active: int = 0
     keys_inactive: int = 0
     keys_expiring: int = 0
@@ -84,10 +76,8 @@ class Overview:
     recent_failures: int = 0
     recent_unpriced: int = 0  # of the last requests: used tokens no price is known for
     alerts: Sequence[tuple[PoolAlert, str]] = ()  # the last ones, each with its pool's name
-    quarantined: Sequence[tuple[str, list[str]]] = ()  # dead workers whose leases wait for a decision
     failures: Sequence[Usage] = ()
     events: Sequence[Readable] = ()
-    log_trouble: str = ""  # why nothing is logged, or what of the log was changed
     steps: Sequence[Step] = ()
     has_asked: bool = False  # a request of the last ones went to a provider that is not the built-in one
 
@@ -98,29 +88,13 @@ class Overview:
 
 
 def _configuration(found: Overview) -> None:
-    _workers(found)
-    found.version = ConfigVersion.objects.defer("document").order_by("-number").first()
+    found.version = ConfigVersion.objects.defer("document", "owners").order_by("-number").first()
     try:
         digest = publish.draft_digest()
-    except publish.PublishError as exc:
-        found.problems = exc.problems[:_SHOWN]
+    except publish.PublishError:  # told by `hoosh_site.attention`
         return
     found.is_behind = found.version is None or found.version.digest != digest
     found.waits = found.is_behind and publish.waits()
-
-
-def _workers(found: Overview) -> None:
-    if plane.current is None:  # a bare web server: nobody to ask
-        return
-    for worker in plane.current.workers():
-        found.workers += 1
-        status = worker.get("status") or {}
-        name = f"Worker {worker.get('index')}"
-        if status.get("build_error"):
-            version = status.get("config_version")
-            found.worker_troubles.append(f"{name} keeps version {version}: {status['build_error']}"[:300])
-        if status.get("journal_writable") is False:
-            found.worker_troubles.append(f"{name} cannot write its journal and admits nothing. Is the disk full?")
 
 
 def _providers(found: Overview) -> None:
@@ -136,8 +110,6 @@ def _providers(found: Overview) -> None:
             found.providers_up += 1
         else:
             found.providers_down += 1
-            if len(found.troubled) < _TROUBLED:
-                found.troubled.append(provider)
 
 
 def _keys(found: Overview) -> None:
@@ -167,10 +139,6 @@ def _alerts(found: Overview) -> None:
     found.alerts = [(row, names.get(row.pool_id) or f"#{row.pool_id}") for row in rows]
 
 
-def _leases(found: Overview) -> None:
-    found.quarantined = quarantined_owners()
-
-
 def _requests(found: Overview) -> None:
     recent = list(Usage.objects.order_by("-at", "-id")[:_RECENT])
     failed = [usage for usage in recent if usage.error or usage.status >= 400]
@@ -183,7 +151,6 @@ def _requests(found: Overview) -> None:
 
 def _events(found: Overview) -> None:
     found.events = reading.readable(reading.page(reading.Question(source="site"), _SHOWN * 2).entries)
-    found.log_trouble = checking.trouble()
 
 
 def _steps(found: Overview, user: AbstractUser | AnonymousUser) -> None:
@@ -219,7 +186,6 @@ _SECTIONS: dict[str, tuple[Callable[[Overview], None], tuple[str, ...]]] = {
     "keys": (_keys, ("budgets.view_apikey",)),
     "pools": (_pools, ("budgets.view_pool",)),
     "alerts": (_alerts, ("budgets.view_poolalert",)),
-    "leases": (_leases, ("budgets.view_lease",)),
     "requests": (_requests, ("budgets.view_usage",)),
     "events": (_events, ("audit.view_auditentry",)),
 }

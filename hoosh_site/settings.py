@@ -212,6 +212,7 @@ _USAGE_ROWS = 20_000_000 if HOOSH_LEDGER_DB == "ledger" else 0
 HOOSH_USAGE_ROWS = env.integer("HOOSH_USAGE_ROWS", _USAGE_ROWS, minimum=0, maximum=10**12)
 HOOSH_DISK_FREE_MB = env.integer("HOOSH_DISK_FREE_MB", 512, minimum=0, maximum=10**9)  # less free: less is kept
 HOOSH_EVENTS_DAYS = env.integer("HOOSH_EVENTS_DAYS", 30, minimum=1, maximum=3650)  # how long events are kept
+HOOSH_ANOMALY_DAYS = env.integer("HOOSH_ANOMALY_DAYS", 180, minimum=1, maximum=3650)  # likewise anomalies
 
 
 def _events_sample() -> float:
@@ -315,7 +316,7 @@ REST_FRAMEWORK = {
     "DEFAULT_AUTHENTICATION_CLASSES": ["gateway.api.authentication.ApiKeyAuthentication"],
     "DEFAULT_PERMISSION_CLASSES": ["gateway.api.authentication.HasKey"],
     "DEFAULT_RENDERER_CLASSES": ["rest_framework.renderers.JSONRenderer"],
-    "DEFAULT_PARSER_CLASSES": ["rest_framework.parsers.JSONParser"],
+    "DEFAULT_PARSER_CLASSES": ["gateway.api.parsers.StrictJSONParser"],
     "DEFAULT_SCHEMA_CLASS": "drf_spectacular.openapi.AutoSchema",
     "EXCEPTION_HANDLER": "gateway.api.errors.exception_handler",
     "UNAUTHENTICATED_USER": None,

@@ -13,12 +13,16 @@ from django.utils.html import format_html
 from django.utils.safestring import SafeString
 
 from audit.admin_tools import LiveAdmin, badge, operator
-from providers import drafts, publish
+from providers import drafts, publish, sequences
 from providers.models import ConfigVersion, ProviderProbe, Route
 
 
 class PublishingAdmin(LiveAdmin[Any]):
     """A page whose rows are part of the published configuration."""
+
+    def gate(self, request: HttpRequest, object_id: str | None) -> None:
+        """Hold what writers of the configuration take first."""
+        sequences.locked(sequences.CONFIG)
 
     @contextmanager
     def bulk(self, request: HttpRequest) -> Iterator[None]:

@@ -13,7 +13,7 @@ from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString
 
 from audit.admin_tools import LiveAdmin, badge, number
-from providers import services, validation
+from providers import sequences, services, validation
 from providers.card_form import CardForm
 from providers.card_labels import KNOWN
 from providers.models import ModelCard
@@ -157,6 +157,10 @@ class ModelCardAdmin(LiveAdmin[ModelCard]):
         if not card.is_imported:
             return badge("configuration file" if card.managed_by else "your own", "good")
         return badge(f"{card.source}, yours above") if card.is_beneath else badge(card.source)
+
+    def gate(self, request: HttpRequest, object_id: str | None) -> None:
+        """Hold what writers of these rows take first."""
+        sequences.locked(sequences.CARDS)
 
     def write(self, row: ModelCard, actor: str) -> None:
         """Create or change a card."""

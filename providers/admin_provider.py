@@ -164,9 +164,7 @@ class ProviderAdmin(PublishingAdmin):
         self, request: HttpRequest, object_id: str | None, form_url: str, extra_context: dict[str, Any] | None
     ) -> HttpResponse:
         """The form without a transaction around its validation; `save_related` opens the one for the writes."""
-        context = self._with_notices(object_id, extra_context)
-        page: HttpResponse = self._changeform_view(request, object_id, form_url, context)  # type: ignore[attr-defined]
-        return page
+        return self._changeform_view(request, object_id, form_url, self._with_notices(object_id, extra_context))
 
     def _with_notices(self, object_id: str | None, extra_context: dict[str, Any] | None) -> dict[str, Any]:
         """What the page says above the form: secrets to type again, certificates that end soon, pins of nobody."""
@@ -194,6 +192,8 @@ class ProviderAdmin(PublishingAdmin):
         """Write the provider and its credentials in one transaction, published once."""
         actor = operator(request)
         with transaction.atomic():
+            self.gate(request, None)
+            self.refuse_changed(request)
             provider = services.save_provider(form.instance, actor=actor, address_class=form.address_class)
             if form.client is not None:
                 _write_client(provider, form.client, actor)

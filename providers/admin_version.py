@@ -32,7 +32,7 @@ class ConfigVersionAdmin(KeysetAdmin[ConfigVersion]):
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[ConfigVersion]:
         """Lists leave the documents alone: they are large."""
-        return super().get_queryset(request).defer("document")
+        return super().get_queryset(request).defer("document", "owners")
 
     def get_urls(self) -> list[URLPattern]:
         """The button that publishes what is saved."""

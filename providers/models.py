@@ -600,11 +600,12 @@ class GatewaySettings(models.Model):
 
 
 class ConfigVersion(models.Model):
-    """A published configuration. Insert-only: what ran, who published it and why."""
+    """A published configuration. Insert-only but for `owners`: what ran, who published it and why."""
 
     number = models.BigAutoField(primary_key=True)
     digest = models.CharField(max_length=64, db_index=True)
     document = models.BinaryField(help_text="providers.config.pack() of the document")
+    owners = models.JSONField(default=dict, editable=False)  # which import made which row: providers.owners
     author = models.CharField(max_length=150, blank=True)
     note = models.CharField(max_length=500, blank=True)
     created_at = models.DateTimeField(auto_now_add=True)

@@ -17,7 +17,7 @@ from django.db import transaction
 from audit.record import record
 from events import names
 from events.emit import emit
-from providers import config, sequences
+from providers import config, owners, sequences
 from providers.compile import Problem, compile_document, problems
 from providers.models import ConfigVersion, DraftChange, GatewaySettings
 
@@ -67,10 +67,15 @@ def publish(author: str, note: str = "") -> ConfigVersion:
 
 def _store(made: _Compiled, author: str, note: str) -> ConfigVersion:
     last = ConfigVersion.objects.order_by("-number").defer("document").first()
+    owned = owners.of_rows()
     if last is not None and last.digest == made.digest:
+        if last.owners != owned:  # an import took rows over as they were
+            ConfigVersion.objects.filter(pk=last.pk).update(owners=owned)
         DraftChange.objects.all().delete()
         return last
-    version = ConfigVersion.objects.create(digest=made.digest, document=made.blob, author=author[:150], note=note[:500])
+    version = ConfigVersion.objects.create(
+        digest=made.digest, document=made.blob, owners=owned, author=author[:150], note=note[:500]
+    )
     counts = {"providers": len(made.document.providers), "routes": len(made.document.routes)}
     data = {"digest": made.digest, "note": note, **counts}
     DraftChange.objects.all().delete()

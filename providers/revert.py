@@ -14,7 +14,7 @@ from django.core.exceptions import ValidationError
 from django.db import models, transaction
 
 from audit.record import record
-from providers import config, publish, services
+from providers import config, owners, publish, services
 from providers.config import ConfigDocument, ProviderDoc
 from providers.models import (
     ConfigVersion,
@@ -24,6 +24,7 @@ from providers.models import (
     Route,
     RoutingPolicy,
 )
+from providers.owners import Owners
 
 _JOINED = frozenset({"tags", "capabilities", "fallbacks", "disabled", "cors_origins"})  # stored comma-separated
 _NOT_COLUMNS = frozenset({"credentials", "client_certificate", "pins", "privacy_policy_id"})
@@ -48,13 +49,13 @@ def revert(number: int, *, actor: str, note: str = "") -> Reverted:
 
     Where changes are reviewed, they become the draft; but what is in force is never a draft.
     """
-    document = _document(number)
+    document, owned = _document(number)
     warnings: list[str] = []
     found = publish.latest()
     waits = publish.is_reviewed() and found is not None and found[0] != number
     try:
         with publish.held_back(), transaction.atomic():
-            _write(document, actor, warnings)
+            _write(document, owned, actor, warnings)
             data = {"note": note, "warnings": warnings[:50]}
             record("config.reverted", actor=actor, target=f"Version {number}", data=data)
             publish.draft_digest()  # what cannot be published is not written either
@@ -73,35 +74,37 @@ def revert(number: int, *, actor: str, note: str = "") -> Reverted:
         raise RevertError(f"The rows were written back, but not published. {exc}") from exc
 
 
-def _document(number: int) -> ConfigDocument:
-    blob = ConfigVersion.objects.filter(number=number).values_list("document", flat=True).first()
-    if blob is None:
+def _document(number: int) -> tuple[ConfigDocument, Owners]:
+    found = ConfigVersion.objects.filter(number=number).values_list("document", "owners").first()
+    if found is None:
         raise RevertError(f"There is no version {number}.")
     try:
-        return config.unpack(bytes(blob))
+        return config.unpack(bytes(found[0])), owners.read(found[1])
     except ValueError as exc:
         raise RevertError(f"Version {number} was made by a gateway with another format of versions.") from exc
 
 
-def _write(document: ConfigDocument, actor: str, warnings: list[str]) -> None:
+def _write(document: ConfigDocument, owned: Owners, actor: str, warnings: list[str]) -> None:
     names = _set_names_free(document)
     for pattern in document.patterns:
-        row = _row(DataPattern, pattern.id)
+        row = _row(DataPattern, pattern.id, owned)
         services.save_data_pattern(_filled(row, pattern), actor=actor)
     for policy in document.privacy:
-        services.save_privacy_policy(_filled(_row(PrivacyPolicy, policy.id), policy), actor=actor)
+        services.save_privacy_policy(_filled(_row(PrivacyPolicy, policy.id, owned), policy), actor=actor)
     _settings(document, actor, warnings)
     for provider in document.providers:
-        _provider(provider, actor, warnings)
+        _provider(provider, owned, actor, warnings)
     for route in document.routes:
-        services.save_route(_filled(_row(Route, route.id), route), actor=actor)
+        services.save_route(_filled(_row(Route, route.id, owned), route), actor=actor)
     for rule in document.policies:
-        services.save_policy(_filled(_row(RoutingPolicy, rule.id), rule), actor=actor)
+        services.save_policy(_filled(_row(RoutingPolicy, rule.id, owned), rule), actor=actor)
     _remove(document, actor, warnings, names)
 
 
-def _row(model: type[models.Model], number: int) -> Any:
-    return model._default_manager.filter(pk=number).first() or model(pk=number)
+def _row(model: type[models.Model], number: int, owned: Owners) -> Any:
+    """The row as it is; one made anew belongs to whom it belonged."""
+    found = model._default_manager.filter(pk=number).first()
+    return found or model(pk=number, managed_by=owned.get((model, number), ""))
 
 
 def _filled(row: Any, document: Any, *, without: Iterable[str] = ()) -> Any:
@@ -147,8 +150,8 @@ def _settings(document: ConfigDocument, actor: str, warnings: list[str]) -> None
     services.save_settings(row, actor=actor)
 
 
-def _provider(document: ProviderDoc, actor: str, warnings: list[str]) -> None:
-    row = _filled(_row(Provider, document.id), document)
+def _provider(document: ProviderDoc, owned: Owners, actor: str, warnings: list[str]) -> None:
+    row = _filled(_row(Provider, document.id, owned), document)
     row.pins = ",".join(document.pins)
     row = services.save_provider(row, actor=actor, address_class=document.address_class)
     if row.address_class != document.address_class:

@@ -51,7 +51,7 @@ def _needed(view: Any, action: str) -> str:
     names = ManagementView.needed(view(action=action, request=None))
     if len(names) > _MANY:
         return "all permissions of what a document holds"
-    return " and ".join(f"`{name}`" for name in names)
+    return " and ".join(f"`{name}`" for name in names) or "of each line its own"
 
 
 def _summaries() -> dict[tuple[str, str], str]:

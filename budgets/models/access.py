@@ -303,6 +303,7 @@ class ApiKey(models.Model):
     class Meta:
         ordering = ("-id",)
         verbose_name = "API key"
+        indexes = (models.Index(fields=("expires_at",), name="key_ending"),)
         permissions = (("give_operator_scope", "Can give keys the scope operator"),)
 
     def __str__(self) -> str:

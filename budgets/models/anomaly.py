@@ -60,6 +60,7 @@ class Anomaly(models.Model):
         constraints = (
             models.UniqueConstraint(fields=("agent", "kind", "stretch", "prompt"), name="anomaly_once_per_stretch"),
         )
+        indexes = (models.Index(fields=("state", "id"), name="anomaly_by_state"),)
 
     def __str__(self) -> str:
         return f"{self.get_kind_display()} of {self.agent}"

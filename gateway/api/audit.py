@@ -299,4 +299,6 @@ def _moment(request: Request, name: str, *, end: bool = False) -> dt.datetime | 
     if found is not None and _YEARS[0] <= found.year <= _YEARS[1]:
         moment = found if found.tzinfo is not None else found.replace(tzinfo=dt.UTC)
         return moment + (dt.timedelta(microseconds=1) if day is None else dt.timedelta(days=1)) if end else moment
+    if found is not None:
+        raise BadRequestError(f"'{name}' is out of range: a year from {_YEARS[0]} to {_YEARS[1]}.", param=name)
     raise BadRequestError(f"'{name}' must be a day (2026-11-05) or a moment (2026-11-05T09:30:00Z).", param=name)

@@ -76,7 +76,7 @@ def _day(query: QueryDict, name: str) -> dt.date | None:
     except ValueError as exc:
         raise BadRequestError(f"'{name}' is a date such as 2026-11-30.", param=name) from exc
     if not 1970 <= day.year < 9999:
-        raise BadRequestError(f"'{name}' is a date since 1970.", param=name)
+        raise BadRequestError(f"'{name}' is out of range: a year from 1970 to 9998.", param=name)
     return day
 
 

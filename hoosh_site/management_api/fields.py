@@ -126,7 +126,7 @@ class Named(serializers.SlugRelatedField[Any]):
     """Another row, by its name."""
 
     def __init__(self, **options: Any) -> None:
-        super().__init__(slug_field="name", **options)
+        super().__init__(**{"slug_field": "name", **options})
 
     def to_internal_value(self, data: Any) -> Any:
         """The row. Refused: what is no text, and a name nobody has."""

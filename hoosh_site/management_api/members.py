@@ -72,8 +72,11 @@ class AgentSerializer(RowSerializer):
 
     class Meta:
         model = Agent
-        fields = ("id", "team", "name", "enabled", "pool", *_LIMITS, "note", "managed_by", "created_at")
-        read_only_fields = ("id", "managed_by", "created_at")
+        fields = (
+            *("id", "team", "name", "enabled", "pool", *_LIMITS, "anomaly_action", "loop_limit", "throttle_rpm"),
+            *("throttled_until", "note", "managed_by", "created_at"),
+        )
+        read_only_fields = ("id", "throttled_until", "managed_by", "created_at")
 
 
 class Agents(Live):

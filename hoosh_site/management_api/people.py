@@ -24,6 +24,7 @@ from gateway.errors import ForbiddenError
 from hoosh_site.management_api.fields import Named, RowSerializer, Strict, Text
 from hoosh_site.management_api.paging import Filter
 from hoosh_site.management_api.rows import Rows, search
+from hoosh_site.people import administrators
 
 _UNRECORDED = frozenset({"password", "last_login"})
 _PASSWORD = 4096
@@ -87,7 +88,7 @@ class PasswordSerializer(Strict):
     password = Text(max_length=_PASSWORD)
 
 
-class _Accounts(Rows):
+class Accounts(Rows):
     """Rows of Django's own, recorded in the transaction of their change."""
 
     lists: ClassVar[tuple[str, ...]] = ()
@@ -167,7 +168,7 @@ def _set_password(row: User, password: str | None) -> None:
     row.set_password(password)
 
 
-class Users(_Accounts):
+class Users(Accounts):
     """People who may sign in."""
 
     label = "auth.user"
@@ -187,11 +188,27 @@ class Users(_Accounts):
         user: Any = caller_of(self.request).user
         if user.is_superuser:
             return
+        self._refuse_administrators(user, before, lists)
         if (before is not None and before.is_superuser) or values.get("is_superuser"):
             raise ForbiddenError("Only superusers make or change superusers.", param="is_superuser")
         self.refuse_permissions(lists.get("user_permissions", ()))
         for group in lists.get("groups", ()):
             self.refuse_permissions(group.permissions.select_related("content_type"))
+
+    def _refuse_administrators(self, user: Any, before: User | None, lists: dict[str, Any]) -> None:
+        """Administrators are changed and made by administrators; single permissions are given by them alone."""
+        if not administrators.may_touch(user, before):
+            raise ForbiddenError("Only administrators change administrators.")
+        if administrators.is_admin(user):
+            return
+        if "user_permissions" in lists:
+            given = set() if before is None else set(before.user_permissions.all())
+            if set(lists["user_permissions"]) != given:
+                raise ForbiddenError("Only administrators give single permissions.", param="permissions")
+        kept = set() if before is None else set(before.groups.all())
+        makes = set(administrators.admin_groups())
+        if makes & (set(lists.get("groups", ())) - kept):
+            raise ForbiddenError("Only administrators make administrators.", param="groups")
 
     @extend_schema(request=PasswordSerializer, responses={204: None}, summary="Set a password")
     def password(self, request: Request, **path: Any) -> Response:
@@ -207,7 +224,7 @@ class Users(_Accounts):
         return Response(status=204)
 
 
-class Groups(_Accounts):
+class Groups(Accounts):
     """Permissions that several people share."""
 
     label = "auth.group"

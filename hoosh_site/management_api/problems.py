@@ -41,8 +41,9 @@ class ConflictError(GatewayError):
 
 
 class ChangedError(ConflictError):
-    """The row is not what the caller last saw."""
+    """The row is not what the caller last saw (`If-Match`)."""
 
+    status = 412
     code = "changed_meanwhile"
     message_default = "The row has changed since you read it. Read it again."
 

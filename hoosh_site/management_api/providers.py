@@ -16,7 +16,8 @@ from rest_framework.response import Response
 
 from hoosh_site.management_api.fields import Joined, RowSerializer, Strict, Text
 from hoosh_site.management_api.paging import Filter
-from hoosh_site.management_api.rows import Rows, hold_config, publication, search, wake
+from hoosh_site.management_api.problems import ChangedError
+from hoosh_site.management_api.rows import Rows, hold_config, search, wake
 from providers import admin_tls, drafts, services, validation
 from providers.catalog import CATALOG
 from providers.exporting import PROVIDER_FIELDS
@@ -228,6 +229,7 @@ class Credentials(_OfProvider):
     label = "providers.credential"
     serializer_class = CredentialSerializer
     queryset = Credential.objects.none()
+    told_by = ("revision",)
 
     def get_queryset(self) -> QuerySet[Credential]:
         """Those of the provider in the path."""
@@ -274,6 +276,7 @@ class ClientCertificates(_OfProvider):
     label = "providers.provider"
     serializer_class = CertificateSerializer
     queryset = ClientCertificate.objects.none()
+    told_by = ("rotated_at",)
     verbs: ClassVar = {"destroy": "change"}
 
     def row(self) -> ClientCertificate:
@@ -291,13 +294,18 @@ class ClientCertificates(_OfProvider):
         with transaction.atomic():
             self.gate()
             provider = self.provider()
+            row = ClientCertificate.objects.select_related("provider").filter(provider=provider).first()
+            if row is not None:
+                self.match(request, row)
+            elif request.headers.get("If-Match", "").strip():
+                raise ChangedError
             services.set_client_certificate(provider, values["chain_pem"], values.get("key_pem", ""), actor=self.actor)
         wake()
-        return Response(self.get_serializer(self.row()).data, headers=publication())
+        return self.told(self.row())
 
     def retrieve(self, request: Request, **path: Any) -> Response:
         """The chain; the key is never told."""
-        return Response(self.get_serializer(self.row()).data)
+        return self.told(self.row())
 
     def erase(self, row: ClientCertificate, actor: str) -> None:
         """Show none any more, and forget the key."""

@@ -14,7 +14,7 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 
 from audit import reading
-from audit.models import AuditEntry
+from audit.models import AuditEntry, OutboxEntry
 from budgets import reports
 from budgets.models import Lease, LedgerEntry, PoolAlert, PoolWindow, Reservation, Usage
 from events.models import Event
@@ -24,7 +24,7 @@ from hoosh_site.management_api.rows import Acting, ReadOnlyRows
 
 GROUPS_MAX = 2000
 _GROUP_BY, _SINCE, _UNTIL, _PERIOD = "group_by", "since", "until", "period"
-_TIME = {
+TIME = {
     "since": Filter("at__gte", "time", "From this moment on."),
     "until": Filter("at__lt", "time", "Before this moment."),
 }
@@ -60,7 +60,7 @@ class UsageRows(ReadOnlyRows):
     keyset = ("at", "id")
     newest_first = True
     filters = {
-        **_TIME,
+        **TIME,
         **{name: Filter(f"{name}_id", "id", "An id.") for name in ("key", "agent", "team", "pool", "provider")},
         "request": Filter("rid", about="Our id of a request, without dashes."),
         "client_request_id": Filter("client_request_id"),
@@ -171,7 +171,7 @@ class Alerts(ReadOnlyRows):
     serializer_class = AlertSerializer
     queryset = PoolAlert.objects.all()
     newest_first = True
-    filters = {**_POOL, **_TIME}
+    filters = {**_POOL, **TIME}
 
 
 class RecordedEventSerializer(serializers.ModelSerializer[Event]):
@@ -189,7 +189,7 @@ class Events(ReadOnlyRows):
     serializer_class = RecordedEventSerializer
     queryset = Event.objects.all()
     newest_first = True
-    filters = {**_TIME, **{name: Filter(name) for name in ("topic", "name", "level")}}
+    filters = {**TIME, **{name: Filter(name) for name in ("topic", "name", "level")}}
 
 
 class LoggedSerializer(serializers.ModelSerializer[AuditEntry]):
@@ -217,7 +217,27 @@ class AuditEntries(ReadOnlyRows):
     queryset = AuditEntry.objects.all()
     keyset = ("seq",)
     newest_first = True
-    filters = {**_TIME, **{name: Filter(name) for name in ("action", "level")}}
+    filters = {**TIME, **{name: Filter(name) for name in ("action", "level")}}
+
+
+class OnItsWaySerializer(serializers.ModelSerializer[OutboxEntry]):
+    """What will be an audit entry within a second."""
+
+    data = serializers.DictField()  # type: ignore[assignment]  # a field, not the property
+
+    class Meta:
+        model = OutboxEntry
+        fields = ("id", "at", "action", "actor", "target", "level", "data")
+
+
+class WaitingEntries(ReadOnlyRows):
+    """Audit entries that are not in the log yet, newest first: normally none for longer than a second."""
+
+    label = "audit.outboxentry"
+    serializer_class = OnItsWaySerializer
+    queryset = OutboxEntry.objects.all()
+    newest_first = True
+    filters = {name: Filter(name) for name in ("action", "level")}
 
 
 class TotalSerializer(serializers.Serializer[None]):
@@ -304,10 +324,10 @@ def _midnight(request: Request, name: str, *, days: int = 0) -> int | None:
         return None
     try:
         day = dt.date.fromisoformat(text)
-        if not 1970 <= day.year < 9999:
-            raise ValueError
     except ValueError:
         raise BadRequestError(f"'{name}' must be a day such as 2027-01-31.", param=name) from None
+    if not 1970 <= day.year < 9999:
+        raise BadRequestError(f"'{name}' is out of range: a year from 1970 to 9998.", param=name)
     return int(dt.datetime.combine(day + dt.timedelta(days=days), dt.time(), dt.UTC).timestamp())
 
 

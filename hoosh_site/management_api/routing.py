@@ -6,7 +6,7 @@ import json
 from typing import Any, ClassVar
 
 from drf_spectacular.types import OpenApiTypes
-from drf_spectacular.utils import extend_schema
+from drf_spectacular.utils import OpenApiParameter, extend_schema
 from rest_framework import serializers
 from rest_framework.request import Request
 from rest_framework.response import Response
@@ -16,9 +16,9 @@ from gateway.endpoints import INFERENCE
 from gateway.errors import BadRequestError, GatewayUnavailableError
 from hoosh_site.management_api.access import demand
 from hoosh_site.management_api.fields import Joined, Named, RowSerializer, Strict, Text
-from hoosh_site.management_api.paging import Filter
+from hoosh_site.management_api.paging import Filter, one
 from hoosh_site.management_api.rows import Rows, hold_cards, hold_config, search
-from providers import services
+from providers import known_models, ordering, services
 from providers.admin_base import free_route_name
 from providers.compile import pattern_doc, privacy_doc
 from providers.exporting import (
@@ -77,6 +77,36 @@ class QuestionSerializer(Strict):
     body = serializers.DictField(required=False, help_text="More of the request, such as max_tokens or tools.")
 
 
+class PlaceSerializer(Strict):
+    """Where a route shall stand: before or behind another one, one of the two."""
+
+    before = Named(queryset=Route.objects.all(), required=False, help_text="A route's name.")
+    after = Named(queryset=Route.objects.all(), required=False, help_text="A route's name.")
+
+
+class MovedSerializer(serializers.Serializer[None]):
+    """What a move changed."""
+
+    changed = serializers.ListField(child=serializers.CharField(), help_text="Routes that have another priority now.")
+
+
+class KnownModelSerializer(serializers.Serializer[None]):
+    """A model that routes or providers name."""
+
+    name = serializers.CharField()
+    providers = serializers.ListField(child=serializers.CharField())
+
+
+class MeaningSerializer(serializers.Serializer[None]):
+    """The known models a pattern stands for."""
+
+    pattern = serializers.CharField()
+    problem = serializers.CharField(help_text="Why it is no pattern; empty where it is one.")
+    matching = KnownModelSerializer(many=True)
+    total = serializers.IntegerField()
+    known = serializers.IntegerField()
+
+
 class Routes(Configuration):
     """Which models go to which provider, in which order."""
 
@@ -84,7 +114,8 @@ class Routes(Configuration):
     serializer_class = RouteSerializer
     queryset = Route.objects.select_related("provider")
     filters = {**search(), "provider": Filter("provider__name"), "pattern": Filter("pattern"), **_ENABLED}
-    verbs: ClassVar = {"clone": "view add", "explain": "view"}
+    verbs: ClassVar = {"clone": "view add", "explain": "view", "matches": "view"}
+    query: ClassVar = {"matches": frozenset({"pattern"})}
 
     def save(self, row: Route, actor: str) -> None:
         """Create or change a route."""
@@ -105,6 +136,37 @@ class Routes(Configuration):
         response = self.told(self.again(copy), status=201)
         response["Location"] = f"{request.path.rstrip('/').rpartition('/')[0].rpartition('/')[0]}/{copy.pk}"
         return response
+
+    @extend_schema(request=PlaceSerializer, responses=MovedSerializer, summary="Put it before or behind another route")
+    def move(self, request: Request, **path: Any) -> Response:
+        """It gets a priority between its new neighbours; as few others as possible are renumbered. One version."""
+        serializer = PlaceSerializer(data=request.data)
+        serializer.is_valid(raise_exception=True)
+        if len(serializer.validated_data) != 1:
+            raise BadRequestError("Give either 'before' or 'after'.", param="before")
+        ((side, other),) = serializer.validated_data.items()
+        with self.writing():
+            route = self.row()
+            if route.pk == other.pk:
+                raise BadRequestError("That is the route itself.", param=side)
+            rows = list(Route.objects.select_related("provider").order_by("priority", "name"))
+            place = [row.pk for row in rows if row.pk != route.pk].index(other.pk) + (side == "after")
+            changed = ordering.renumbered([(row.pk, row.priority) for row in rows], route.pk, place)
+            for row in rows:
+                if row.pk in changed:
+                    row.priority = changed[row.pk]
+                    self.save(row, self.actor)
+        names = [row.name for row in rows if row.pk in changed]
+        return Response({"changed": names}, headers=self.publication())
+
+    @extend_schema(
+        parameters=[OpenApiParameter("pattern", str, required=True, description="As of a route.")],
+        responses=MeaningSerializer,
+        summary="What a pattern stands for at present",
+    )
+    def matches(self, request: Request, **path: Any) -> Response:
+        """Of models that routes name or providers listed at their last look."""
+        return Response(known_models.told(one(request, "pattern") or ""))
 
     @extend_schema(
         request=QuestionSerializer,

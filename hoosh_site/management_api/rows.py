@@ -22,7 +22,7 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.viewsets import GenericViewSet, ViewSetMixin
 
-from budgets.models import Sequence as AccessSequence
+from budgets import access as access_rows
 from gateway.api.authentication import caller_of
 from gateway.api.parsers import StrictJSONParser
 from gateway.api.views import ControlView
@@ -35,6 +35,7 @@ from providers import publish, sequences
 BODY_LIMIT_BYTES = 1024 * 1024
 ID_LIMIT = 2**63
 PUBLICATION = "x-hoosh-publication"
+ANYBODY = "*"  # the `label` of a view that looks itself at what its caller may
 _KEY_LENGTH = 128
 _KEPT_S = 86_400
 
@@ -71,7 +72,7 @@ class ManagementView(ControlView):
 
     def needed(self) -> list[str]:
         """The permissions of what is asked."""
-        if self.action is None:  # a method that is not allowed here, which is told to whoever has a key
+        if self.action is None or self.label == ANYBODY:  # a method nobody may use here is told to whoever has a key
             return []
         verb = {**_VERBS, **self.verbs}.get(self.action, "change")
         app, _, model = self.label.partition(".")
@@ -118,6 +119,7 @@ class Rows(ManagementView, GenericViewSet[Any]):
     keyset: ClassVar[tuple[str, ...]] = ("id",)
     newest_first: ClassVar[bool] = False
     publishes: ClassVar[bool] = False  # whether a change becomes a version of the configuration
+    told_by: ClassVar[tuple[str, ...]] = ()  # read-only fields that tell of a change of what is written only
 
     # To be said by the subclass
 
@@ -220,7 +222,11 @@ class Rows(ManagementView, GenericViewSet[Any]):
         """Names what may be written of a row, as it is."""
         serializer: Any = self.get_serializer(row)
         told = serializer.data
-        kept = {name: told[name] for name, field in serializer.fields.items() if name in told and not field.read_only}
+        kept = {
+            name: told[name]
+            for name, field in serializer.fields.items()
+            if name in told and (not field.read_only or name in self.told_by)
+        }
         text = json.dumps([row.pk, kept], sort_keys=True, default=str)
         return f'"{hashlib.sha256(text.encode()).hexdigest()[:32]}"'
 
@@ -270,8 +276,7 @@ def hold_cards() -> None:
 
 def hold_access() -> None:
     """Hold what writers of teams, agents, keys and pools take first."""
-    AccessSequence.objects.get_or_create(name="access")
-    AccessSequence.objects.select_for_update().get(name="access")
+    access_rows.hold()
 
 
 @contextmanager

@@ -178,7 +178,7 @@ class Versions(Rows):
 
     label = "providers.configversion"
     serializer_class = ConfigVersionSerializer
-    queryset = ConfigVersion.objects.defer("document")
+    queryset = ConfigVersion.objects.defer("document", "owners")
     keyset = ("number",)
     newest_first = True
     filters = {"author": Filter("author"), "digest": Filter("digest")}
@@ -358,11 +358,14 @@ class Scheduled(Rows):
     queryset = ScheduledPublication.objects.all()
     newest_first = True
     filters = {"state": Filter("state")}
+    told_by = ("state",)
     verbs: ClassVar = {"destroy": CHANGE}
 
     @extend_schema(summary="Do not publish it")
     def destroy(self, request: Request, **path: Any) -> Response:
         """Its row stays, cancelled."""
-        if not drafts.cancel(self.row(), self.actor):
+        row = self.row()
+        self.match(request, row)
+        if not drafts.cancel(row, self.actor):
             raise ConflictError("It does not wait any more.", code="refused")
         return Response(status=204)

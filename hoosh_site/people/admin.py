@@ -5,12 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 from django.contrib import admin
+from django.core.exceptions import PermissionDenied
+from django.db import transaction
+from django.db.models import QuerySet
 from django.http import HttpRequest
 from django.utils import timezone
 from django.utils.safestring import SafeString
 
-from audit.admin_tools import badge
+from audit.admin_tools import badge, operator
 from hoosh_site.admin import RecordedAdmin
+from hoosh_site.people import factors, lockout
 from hoosh_site.people.models import ExternalIdentity, SecondFactor, SignInFailure, TeamLead
 
 
@@ -51,6 +55,18 @@ class SecondFactorAdmin(_Unwritten):
         """The secret is not searched piece by piece, sealed as it is."""
         return "secret" not in lookup and super().lookup_allowed(lookup, value, request)  # type: ignore[arg-type]
 
+    def delete_model(self, request: HttpRequest, obj: SecondFactor) -> None:
+        """As the button does it."""
+        factors.remove(obj, actor=operator(request))
+
+    def delete_queryset(self, request: HttpRequest, queryset: QuerySet[SecondFactor]) -> None:
+        """The chosen ones; those of administrators are administrators' to reset."""
+        with transaction.atomic():
+            for row in queryset.select_related("user"):
+                if not self.has_delete_permission(request, row):
+                    raise PermissionDenied
+                self.delete_model(request, row)
+
     def has_delete_permission(self, request: HttpRequest, obj: SecondFactor | None = None) -> bool:
         """Whoever has the permission; those of administrators are administrators' to reset."""
         from hoosh_site.admin import may_touch
@@ -67,6 +83,16 @@ class SignInFailureAdmin(_Unwritten):
     fields = ("name", "address", "attempts", "since", "locked_until")
     readonly_fields = fields
 
+    def delete_model(self, request: HttpRequest, obj: SignInFailure) -> None:
+        """Unlock, with an entry that the person's erasure reaches."""
+        lockout.forget(obj, actor=operator(request))
+
+    def delete_queryset(self, request: HttpRequest, queryset: QuerySet[SignInFailure]) -> None:
+        """Unlock the chosen ones."""
+        with transaction.atomic():
+            for row in queryset:
+                self.delete_model(request, row)
+
     @admin.display(description="state")
     def state(self, row: SignInFailure) -> SafeString:
         """Locked, or only counted."""
@@ -79,8 +105,13 @@ class SignInFailureAdmin(_Unwritten):
 class ExternalIdentityAdmin(_Unwritten):
     """Whom the identity provider knows. Deleting one: the next sign-in makes a new account."""
 
+    personal = ("user",)
     list_display = ("user", "issuer", "subject", "created_at")
     list_select_related = ("user",)
     search_fields = ("user__username", "=subject")
     fields = ("user", "issuer", "subject", "created_at")
     readonly_fields = fields
+
+    def is_about(self, row: ExternalIdentity) -> str:
+        """Whose it is."""
+        return row.user.get_username()

@@ -14,6 +14,8 @@ from audit.record import record
 from hoosh_site.people import roles
 from hoosh_site.people.models import RoleOffer
 
+_ACTOR = "upgrade"
+
 
 def offer(using: str) -> None:
     """Give the roles the permissions they were not given before. Asked after every migration."""
@@ -48,6 +50,9 @@ def _offer(role: str) -> None:
     group = group or Group.objects.create(name=role)
     group.permissions.add(*new)
     RoleOffer.objects.bulk_create([RoleOffer(role=role, permission=_name(each)) for each in new])
+    if known:  # the first ones are what the role is
+        added = sorted(_name(each) for each in new)
+        record("group.changed", actor=_ACTOR, target=role, data={"permissions": {"added": added, "removed": []}})
 
 
 def _wanted(role: str) -> list[Permission]:

@@ -55,13 +55,15 @@ class Attempt:
     def failed(self) -> None:
         """It was refused: a lock that this one set is recorded."""
         for row in self.closes:
-            until = f"{row.locked_until:%Y-%m-%d %H:%M:%S} UTC"
-            record("operator.locked_out", target=str(row)[:200], about=True, level="warning", data={"until": until})
+            data = {"until": f"{row.locked_until:%Y-%m-%d %H:%M:%S} UTC"}
+            # The name alone is the target, so that whoever erases it erases this as well.
+            target, personal = row.name or row.address, {"address": row.address} if row.name and row.address else {}
+            record("operator.locked_out", target=target, about=True, level="warning", data=data, personal=personal)
 
 
 def begin(name: str, address: str) -> Attempt:
     """Count an attempt. With `locked_until` set it is refused, and counts no further."""
-    attempt = Attempt(_plain(name), _network(address))
+    attempt = Attempt(counted_name(name), _network(address))
     now, window = timezone.now(), timedelta(minutes=settings.HOOSH_SIGN_IN_LOCK_MINUTES)
     limit = settings.HOOSH_SIGN_IN_ATTEMPTS
     if not limit:
@@ -93,12 +95,26 @@ def unlock(subject: str = "", *, actor: str) -> int:
     """Forget the failures of a name or an address, or all of them. How many rows there were."""
     rows = SignInFailure.objects.all()
     if subject:
-        rows = rows.filter(Q(name=_plain(subject)) | Q(address=_network(subject)))
+        rows = rows.filter(Q(name=counted_name(subject)) | Q(address=_network(subject)))
     with transaction.atomic():
         count = rows.delete()[0]
         if count:
             record("operator.unlocked", actor=actor, target=subject[:200] or "everybody", about=bool(subject))
     return count
+
+
+def forget(row: SignInFailure, *, actor: str) -> None:
+    """Forget one count."""
+    target, personal = row.name or row.address, {"address": row.address} if row.name and row.address else {}
+    with transaction.atomic():
+        record("operator.unlocked", actor=actor, target=target, about=True, personal=personal)
+        row.delete()
+
+
+def erase(name: str) -> int:
+    """Forget what was counted of a name, from wherever, for somebody who is to be unknown here: nothing is recorded.
+    How many rows there were. What an address alone counted stays."""
+    return SignInFailure.objects.filter(name=counted_name(name)).exclude(name="").delete()[0]
 
 
 def _row(name: str, address: str, now: datetime) -> SignInFailure:
@@ -111,7 +127,7 @@ def _row(name: str, address: str, now: datetime) -> SignInFailure:
     return SignInFailure.objects.select_for_update().get(pk=row.pk)
 
 
-def _plain(name: str) -> str:
+def counted_name(name: str) -> str:
     """A typed name as it is counted: bounded, printable, in small letters."""
     return "".join(char if char.isprintable() else "?" for char in name[:_NAME_LIMIT]).casefold()[:_NAME_LIMIT]
 

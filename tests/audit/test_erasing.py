@@ -18,6 +18,8 @@ from audit.models import AuditEntry, OutboxEntry, Subject
 from audit.record import record
 from audit.sequencer import ERASE
 from audit.walking import Walk
+from hoosh_site.people import lockout
+from hoosh_site.people.models import SignInFailure
 from tests.audit.log_case import LogCase, assert_whole
 
 pytestmark = pytest.mark.database
@@ -107,6 +109,26 @@ class ErasingCase(LogCase):
             with pytest.raises(CommandError, match="knows nobody"):
                 call_command("audit_erase", SECRET)
         row = Subject.objects.get()
-        assert json.loads(out.getvalue()) == {"subjects": [row.pk]}
+        assert json.loads(out.getvalue()) == {"subjects": [row.pk], "failed_sign_ins": 0}
         assert (row.name, row.key, self.actions()[-1]) == ("", None, "subject.erased")
+        assert_whole()
+
+    def test_the_command_deletes_what_was_counted_of_failed_sign_ins_and_names_nobody_doing_it(self) -> None:
+        for _ in range(50):  # enough for every lock there is
+            lockout.begin(SECRET, ADDRESS).failed()
+            lockout.begin(SECRET, "198.51.100.9").failed()
+        lockout.begin("somebody else", ADDRESS)
+        assert OutboxEntry.objects.filter(action="operator.locked_out").exists()
+        out = io.StringIO()
+        with override_settings(HOOSH_KEYS_DIR=self.directory, HOOSH_JOURNAL_DIR=self.directory / "journal"):
+            (self.directory / "journal").mkdir()
+            call_command("audit_erase", SECRET, "--json", stdout=out)
+            assert json.loads(out.getvalue())["failed_sign_ins"] == 3, "the name from two addresses, and the name"
+            self.log()
+        left = set(SignInFailure.objects.values_list("name", "address"))
+        assert left == {("", ADDRESS), ("", "198.51.100.9"), ("somebody else", ADDRESS), ("somebody else", "")}
+        assert not Subject.objects.filter(name__icontains=SECRET).exists()
+        assert "operator.unlocked" not in self.actions()
+        if self.connection.vendor == "sqlite":
+            assert [files_with(each) for each in (SECRET, SECRET.casefold())] == [[], []]
         assert_whole()

@@ -583,7 +583,7 @@ class FirstPageTest(AdminTestCase):
         html = self.page("index")
         assert "First steps" in html
         assert self.url("providers_provider_add") in html
-        assert "Ask something in the playground" in html
+        assert "Ask a model, from the app or here" in html
 
     def test_an_empty_list_says_what_to_do_and_an_empty_search_what_to_undo(self):
         html = self.page("providers_provider_changelist")
@@ -601,7 +601,7 @@ class FirstPageTest(AdminTestCase):
             PoolWindow.objects.create(pool_id=pool.pk, capacity=100, committed=number)
             Provider.objects.create(name=f"x{number}", kind="ollama", base_url="http://127.0.0.1:1")
         self.page("index")
-        with self.queries(24):
+        with self.queries(22):
             html = self.page("index")
         assert "p11" in html, "the fullest pools are shown"
         assert "p0<" not in html

@@ -138,7 +138,7 @@ class AdminBrowserTest(AdminBrowserCase):
         pool = self.spend()
         _, page = self.open()
         self.sign_in(page)
-        expect(page.get_by_text("Leases are quarantined.")).to_be_visible()
+        expect(page.get_by_text("stay counted until somebody decides").first).to_be_visible()
         page.get_by_role("link", name="default", exact=True).first.click()
         expect(page.get_by_text("1M tokens left of 10M tokens")).to_be_visible()
         page.get_by_role("link", name="Correct", exact=True).click()

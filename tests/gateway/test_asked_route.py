@@ -52,3 +52,31 @@ def test_explaining_goes_by_it_too(server: GatewayServer) -> None:
     assert [each["route"] for each in told["candidates"]] == ["r2"]
     assert told["rejected"] == [{"route": "r1", "reason": "is not the route that was asked for"}]
     assert ask(server, "r2", key=OTHER_KEY, path="/v1/route/explain").json()["refusal"]["status"] == 403
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("x-hoosh-route", ("r1", "r2")),
+        ("x-hoosh-pool", ("default", "other")),
+        ("x-hoosh-session", ("a", "b")),
+        ("x-hoosh-explain", ("1", "0")),
+        ("x-hoosh-priority", ("batch", "agent")),
+    ],
+)
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/route/explain"])
+def test_a_header_of_ours_given_twice_with_two_values_is_refused(
+    server: GatewayServer, name: str, values: tuple[str, str], path: str
+) -> None:
+    for order in (values, values[::-1]):
+        headers = [("authorization", f"Bearer {KEY}"), *((name, value) for value in order)]
+        reply = httpx.post(server.url + path, json=BODY, headers=headers, timeout=20, trust_env=False)
+        assert (reply.status_code, reply.json()["error"]["param"]) == (400, name)
+        assert "different values" in reply.json()["error"]["message"]
+
+
+def test_a_header_of_ours_may_come_twice_with_one_value(server: GatewayServer) -> None:
+    for path in ("/v1/chat/completions", "/v1/route/explain"):
+        headers = [("authorization", f"Bearer {KEY}"), ("x-hoosh-route", "r1"), ("x-hoosh-route", "r1")]
+        reply = httpx.post(server.url + path, json=BODY, headers=headers, timeout=20, trust_env=False)
+        assert reply.status_code == 200

@@ -133,6 +133,8 @@ class EntriesTest(AuditCase):
         ):
             with self.subTest(query):
                 assert self.error(self.ask(f"{PATH}?{query}", self.operator_text), 400)["param"] == param
+        for query, words in (("to=9999-12-31", "out of range"), ("from=0001-01-01", "out of range"), ("to=x", "a day")):
+            assert words in self.error(self.ask(f"{PATH}?{query}", self.operator_text), 400)["message"]
 
     def test_a_changed_entry_makes_the_chain_invalid_at_once(self):
         checking.Checker().run(None)

@@ -270,3 +270,9 @@ def test_a_model_that_cannot_be_read_stops_nobody(tmp_path: Path, world: World) 
     with serving(tmp_path, world.up, world.url, settings=SettingsDoc(), embedder=tmp_path / "none") as server:
         assert result(say(server, "How tall is it?")) == "miss"
         assert server.runtime.status()["cache"]["embedding_failures"] == 1
+
+
+def test_where_nothing_is_configured_to_embed_nothing_has_failed(tmp_path: Path, world: World) -> None:
+    with serving(tmp_path, world.up, world.url, settings=SettingsDoc()) as server:
+        assert result(say(server, "How tall is it?")) == "miss"
+        assert server.runtime.status()["cache"]["embedding_failures"] == 0

@@ -319,6 +319,9 @@ def test_wrong_questions_are_refused(up: FaultUpstream, tmp_path: Path) -> None:
         assert post(server, {"model": "m"}, EXPLAIN, key="hk-wrong").status_code == 401
         assert httpx.post(server.url + EXPLAIN, json={"model": "m"}).status_code == 401
         assert httpx.get(server.url + EXPLAIN).status_code == 405
+        twice = b'{"model": "m", "model": "n"}'
+        reply = httpx.post(server.url + EXPLAIN, content=twice, headers={"authorization": f"Bearer {OTHER_KEY}"})
+        assert (reply.status_code, reply.json()["error"]["param"]) == (400, "model")
         nested = "[" * 100_000
         reply = httpx.post(server.url + EXPLAIN, content=nested, headers={"authorization": f"Bearer {OTHER_KEY}"})
         assert reply.status_code == 400

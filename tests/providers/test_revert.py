@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 import pytest
 from django.test import TransactionTestCase
@@ -183,3 +185,36 @@ class RevertTests(TransactionTestCase):
         publish.publish("bob")
         made = revert.revert(then.number, actor="ann")
         self.assertEqual(made.version.digest, then.digest)
+
+    def test_a_row_made_anew_belongs_to_the_import_it_belonged_to(self) -> None:
+        kinds: tuple[Any, ...] = (Provider, Route, RoutingPolicy, PrivacyPolicy)
+        for kind in kinds:
+            kind.objects.update(managed_by="import")
+        assert publish.publish("ann").number == self.first.number, "nothing that runs has changed"
+        services.save_settings(services.gateway_settings(), actor="bob")
+        settings = services.gateway_settings()
+        settings.privacy_policy = None
+        services.save_settings(settings, actor="bob")
+        services.save_route(Route(name="own", pattern="own", provider=self.provider), actor="bob")
+        second = publish.publish("bob")
+        services.delete_policy(self.rule, actor="bob")
+        services.delete_privacy_policy(self.privacy, actor="bob")
+        services.delete_provider(self.provider, actor="bob")
+        publish.publish("bob")
+        revert.revert(second.number, actor="ann")
+        owners = {(kind.__name__, row.name): row.managed_by for kind in kinds for row in kind.objects.all()}
+        assert owners == {
+            ("Provider", "local"): "import",
+            ("Route", "all"): "import",
+            ("Route", "own"): "",
+            ("RoutingPolicy", "r"): "import",
+            ("PrivacyPolicy", "strict"): "import",
+        }
+
+    def test_a_row_that_is_still_there_keeps_the_owner_it_has_now(self) -> None:
+        Route.objects.update(managed_by="import")
+        publish.publish("ann")
+        Route.objects.update(managed_by="", priority=7)
+        publish.publish("bob")
+        revert.revert(self.first.number, actor="ann")
+        assert Route.objects.get().managed_by == ""

@@ -264,8 +264,8 @@ class RefusalTest(ManagementCase, TestCase):
         item = f"routes/{made['id']}"
         seen = self.call("GET", item)["ETag"]
         self.ok("PATCH", item, {"priority": 3}, **{"If-Match": seen})
-        assert self.refused(409, "PATCH", item, {"priority": 4}, **{"If-Match": seen})["code"] == "changed_meanwhile"
-        assert self.refused(409, "DELETE", item, **{"If-Match": seen})["code"] == "changed_meanwhile"
+        assert self.refused(412, "PATCH", item, {"priority": 4}, **{"If-Match": seen})["code"] == "changed_meanwhile"
+        assert self.refused(412, "DELETE", item, **{"If-Match": seen})["code"] == "changed_meanwhile"
         assert self.ok("GET", item)["priority"] == 3
         self.ok("PATCH", item, {"priority": 4}, **{"If-Match": "*"})
         seen = self.call("GET", item)["ETag"]

@@ -36,7 +36,7 @@ def test_a_gateway_is_set_up_by_the_api_alone_and_answers(gateway: Gateway) -> N
         assert route.status_code == 201, route.text
         place, seen = f"routes/{route.json()['id']}", route.headers["etag"]
         assert api.patch(place, json={"priority": 3}, headers={"If-Match": seen}).json()["priority"] == 3
-        assert api.patch(place, json={"priority": 4}, headers={"If-Match": seen}).status_code == 409
+        assert api.patch(place, json={"priority": 4}, headers={"If-Match": seen}).status_code == 412
         assert api.put(place, json={}).headers["allow"] == "GET, PATCH, DELETE, HEAD"
         agent = api.get("agents").json()["data"][0]
         made = api.post("keys", json={"name": "app", "agent": agent["id"], "pool": "default"}).json()

@@ -10,9 +10,10 @@ from django.contrib.auth.models import Permission, User
 from django.test import Client, TestCase
 from django.urls import URLPattern
 
-from audit.models import AuditEntry
+from audit.models import AuditEntry, OutboxEntry
 from budgets.models import (
     Agent,
+    Anomaly,
     Lease,
     LedgerEntry,
     LedgerOrder,
@@ -22,12 +23,14 @@ from budgets.models import (
     Price,
     Team,
     Usage,
+    WarmQuestion,
 )
 from budgets.scopes import ADMIN_PERMISSIONS
 from events.models import Event, Webhook
 from hoosh_site.management_api import docs
 from hoosh_site.management_api.rows import ManagementView
 from hoosh_site.management_api.urls import urlpatterns
+from hoosh_site.people.models import ExternalIdentity, SecondFactor, SignInFailure, TeamLead
 from providers import publish, services
 from providers.models import (
     DataPattern,
@@ -44,7 +47,7 @@ from tests.site.management_case import SECRET, ManagementCase
 
 pytestmark = pytest.mark.database
 
-PEOPLE = ("users", "groups")
+PEOPLE = ("users", "groups", "team-leads", "second-factors", "failed-sign-ins", "external-identities")
 # What does not follow from the method: POST that only reads, and what needs a gateway or the network to succeed.
 UNTRIED = ("/test", "disable-now", "discard", "revert", "prices/import")  # they reach out, or change what others need
 READING_POSTS = {"routes/explain", "privacy-policies/<int:pk>/trial", "data-patterns/<int:pk>/trial"}
@@ -99,6 +102,9 @@ class MatrixTest(ManagementCase, TestCase):
         )
         lease = Lease.objects.create(owner="w", window=made[10])
         imported = ModelCard.every.create(pattern="i", source="s")
+        figures = {"kind": "spend", "stretch": 1, "unit": "usd", "observed": 2.0, "expected": 1.0}
+        failure = SignInFailure.objects.create(name="x", since="2026-01-01T00:00:00Z")
+        identity = ExternalIdentity.objects.create(user=cls.bob, issuer="https://i", subject="s")
         cls.ids = {
             "providers": provider.pk,
             "versions": publish.latest()[0],
@@ -110,6 +116,13 @@ class MatrixTest(ManagementCase, TestCase):
             "pools": Pool.objects.get().pk,
             "leases": lease.pk,
             "imported-model-cards": imported.pk,
+            "anomalies": Anomaly.objects.create(agent=cls.agent, **figures).pk,
+            "questions-asked-ahead": WarmQuestion.objects.create(key=cls.admin_key, model="m", question="?").pk,
+            "team-leads": TeamLead.objects.create(user=cls.bob, team=cls.agent.team).pk,
+            "second-factors": SecondFactor.objects.create(user=cls.bob, secret="x").pk,
+            "failed-sign-ins": failure.pk,
+            "external-identities": identity.pk,
+            "audit-entries-on-their-way": OutboxEntry.objects.create(action="a.b").pk,
         }
         names = (
             *("routes", "routing-policies", "privacy-policies", "data-patterns", "model-cards", "prices"),
@@ -160,10 +173,10 @@ class MatrixTest(ManagementCase, TestCase):
                 for action in entry.callback.actions.values():
                     view: ManagementView = entry.callback.cls(action=action, request=None)
                     wanted |= set(ManagementView.needed(view))
-        assert {name for name in wanted if not name.startswith("auth.")} <= ADMIN_PERMISSIONS
+        assert {name for name in wanted if not name.startswith(("auth.", "people."))} <= ADMIN_PERMISSIONS
         known = {f"{app}.{code}" for app, code in Permission.objects.values_list("content_type__app_label", "codename")}
         assert known >= ADMIN_PERMISSIONS
-        assert not [name for name in ADMIN_PERMISSIONS if name.startswith("auth.")]
+        assert not [name for name in ADMIN_PERMISSIONS if name.startswith(("auth.", "people."))]
 
     def test_sessions_need_the_token_against_forgery(self) -> None:
         client = Client(enforce_csrf_checks=True)

@@ -465,5 +465,5 @@ class TwoAtOnceTest(ManagementCase, TransactionTestCase):
             thread.join(0.7)  # it waits for us now
             Route.objects.filter(pk=route["id"]).update(priority=77)
         thread.join(30)
-        assert statuses == [409]
+        assert statuses == [412]
         assert not Route.objects.get().sticky

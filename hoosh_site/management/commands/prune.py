@@ -1,10 +1,11 @@
-"""`manage.py prune`: delete old usage rows and events now, by hand."""
+"""`manage.py prune`: delete old usage rows, events and anomalies now, by hand."""
 
 from __future__ import annotations
 
 import datetime as dt
 import json
 import time
+from types import ModuleType
 from typing import Any
 
 from django.conf import settings
@@ -12,7 +13,8 @@ from django.core.exceptions import ValidationError
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.db import connections
 
-from budgets import retention, rollups
+from audit.record import record
+from budgets import anomaly_retention, retention, rollups
 from budgets.jobs import WriterNotReadyError, carry_out
 from budgets.models import Usage
 from events import retention as event_retention
@@ -25,7 +27,7 @@ class Command(BaseCommand):
 
     help = (
         "Delete usage rows older than so many days. They stay in the sums that costs and reports are made of. "
-        "Events older than HOOSH_EVENTS_DAYS go, too."
+        "Events older than HOOSH_EVENTS_DAYS and anomalies older than HOOSH_ANOMALY_DAYS go, too."
     )
 
     def add_arguments(self, parser: CommandParser) -> None:
@@ -39,17 +41,29 @@ class Command(BaseCommand):
         """Count or delete, and say how many rows."""
         days = settings.HOOSH_USAGE_DAYS if options["days"] is None else options["days"]
         if options["dry_run"]:
-            found = {**_count(days), "events": event_retention.count(settings.HOOSH_EVENTS_DAYS)}
+            found = _count(days)
+            beside = {name: part.count(kept) for name, part, kept in _beside()}
             text = f"{found['rows']:,} usage rows from before {found['before']} would be deleted."
         else:
             found = _delete(days, options["timeout"])
-            found["events"] = event_retention.delete_all(settings.HOOSH_EVENTS_DAYS)
+            beside = {name: part.delete_all(kept) for name, part, kept in _beside()}
             text = str(found["result"])
-        if found["events"]:
-            text += f" {found['events']:,} events {'would be' if options['dry_run'] else 'were'} deleted."
+            if any(beside.values()):
+                record("records.pruned", actor=ACTOR, data=beside)
+        for name, count in beside.items():
+            if count:
+                text += f" {count:,} {name} {'would be' if options['dry_run'] else 'were'} deleted."
         if options["json"]:
-            text = json.dumps({"days": days, "dry_run": options["dry_run"], **found})
+            text = json.dumps({"days": days, "dry_run": options["dry_run"], **found, **beside})
         self.stdout.write(text)
+
+
+def _beside() -> tuple[tuple[str, ModuleType, int], ...]:
+    """What goes along, each with the module that deletes it and the days it is kept."""
+    return (
+        ("events", event_retention, settings.HOOSH_EVENTS_DAYS),
+        ("anomalies", anomaly_retention, settings.HOOSH_ANOMALY_DAYS),
+    )
 
 
 def _count(days: int) -> dict[str, Any]:
