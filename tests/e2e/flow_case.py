@@ -26,6 +26,7 @@ from tests.servers import PROJECT_DIR, Gateway
 VIOLATIONS = "document.addEventListener('securitypolicyviolation', event => console.error('CSP ' + event.blockedURI))"
 ADMIN = "admin"
 PASSWORD = "a-long-password-of-a-second-person"
+WAIT_MS = 15_000  # for what a page shall show
 LIVE_S = 5.0  # what was saved or published must be in force by then
 
 
@@ -55,7 +56,7 @@ class People:
         return page
 
     def _listen(self, page: Page) -> None:
-        page.set_default_timeout(15_000)
+        page.set_default_timeout(WAIT_MS)
         page.on("console", lambda said: self._hear(said.text) if said.type in ("error", "warning") else None)
         page.on("pageerror", lambda error: self._hear(str(error)))
         page.on("response", lambda reply: self._hear(f"{reply.status} {reply.url}") if reply.status >= 400 else None)
@@ -67,12 +68,14 @@ class People:
 @contextmanager
 def people(gateway: Gateway) -> Iterator[People]:
     """A browser before this gateway."""
+    expect.set_options(timeout=WAIT_MS)
     with sync_playwright() as playwright:
         browser = launch(playwright)
         try:
             yield People(browser, gateway.base_url)
         finally:
             browser.close()
+            expect.set_options(timeout=5_000)  # Playwright's own
 
 
 def first_start(directory: Path, **options: int) -> tuple[Gateway, str, str]:

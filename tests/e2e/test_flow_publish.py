@@ -109,7 +109,7 @@ def test_a_change_is_looked_at_weighed_published_and_taken_back(gateway: Gateway
     assert count >= 9
     assert facts["Would go elsewhere"] == str(count)
     assert re.fullmatch(r"0\.000000 → (?!0\.0+ )\d+\.\d+ USD", facts["Cost at today's prices"]), facts
-    assert re.match(r"\d+ → ", facts["Expected time"]), facts
+    assert re.match(r"\d+ ms → ", facts["Expected time"]), facts
     assert facts["Refused"] == "0 → 0"
 
     page.get_by_label("Note").fill("the local one is too small")

@@ -151,7 +151,7 @@ def see_who_is_left(page: Page, old: str, new: str) -> None:
 def end_the_old_one(page: Page, old: str) -> float:
     """Let it end in some seconds, by the form; the moment in Unix seconds."""
     open_key(page, old)
-    end = dt.datetime.now(dt.UTC).replace(microsecond=0) + dt.timedelta(seconds=6)
+    end = dt.datetime.now(dt.UTC).replace(microsecond=0) + dt.timedelta(seconds=8)
     page.locator("#id_expires_at_0").fill(f"{end:%Y-%m-%d}")
     page.locator("#id_expires_at_1").fill(f"{end:%H:%M:%S}")
     flow_case.save(page)

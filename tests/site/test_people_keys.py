@@ -89,7 +89,8 @@ class KeyTest(AdminTestCase):
         assert f"{at:%Y-%m-%d %H:%M} UTC" in shown
         new = ApiKey.objects.latest("pk")
         page = self.page("budgets_apikey_change", new.pk)
-        assert f"{old.prefix}…</a>, last used {at:%Y-%m-%d %H:%M} UTC" in page
+        assert f"{old.prefix}…</a>, which works until " in page
+        assert f"and was last used: {at:%Y-%m-%d %H:%M} UTC" in page
         assert "not as far as usage rows are kept" in page
         assert f"{new.prefix}…</a> replaces it" in self.page("budgets_apikey_change", old.pk)
 

@@ -113,7 +113,7 @@ OWN: dict[str, tuple[Allowed | None, Allowed | None]] = {
     "providers_route_clone": (None, needs("providers.add_route")),
     "providers_configversion_publish": (None, needs("providers.change_gatewaysettings")),
     "budgets_apikey_revoke": (needs("budgets.change_apikey"),) * 2,
-    "budgets_apikey_rotate": (None, needs("budgets.add_apikey", "budgets.change_apikey")),
+    "budgets_apikey_rotate": (needs("budgets.add_apikey", "budgets.change_apikey"),) * 2,
     "events_webhook_test": (None, needs("events.change_webhook")),
     "events_webhook_secret": (None, needs("events.change_webhook")),
     "auth_user_second_factor": (needs("people.delete_secondfactor"),) * 2,
