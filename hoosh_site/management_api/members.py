@@ -126,11 +126,12 @@ class KeySerializer(RowSerializer):
                 "queue_class",
                 "expires_at",
                 "revoked_at",
+                "rotated_from",
                 "managed_by",
                 "created_at",
             ),
         )
-        read_only_fields = ("id", "prefix", "revoked_at", "managed_by", "created_at")
+        read_only_fields = ("id", "prefix", "revoked_at", "rotated_from", "managed_by", "created_at")
 
 
 class NewKeySerializer(KeySerializer):

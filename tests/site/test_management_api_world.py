@@ -188,7 +188,17 @@ class PeopleTest(ManagementCase, TestCase):
         ):
             self.refused(403, "PATCH", path, body, client=bob)
         self.refused(403, "POST", f"users/{self.ada.pk}/password", {"password": "another long phrase"}, client=bob)
-        self.ok("PATCH", f"users/{self.bob.pk}", {"permissions": ["auth.view_user", "auth.change_user"]}, client=bob)
+        fewer = {"permissions": ["auth.view_user", "auth.change_user", "people.manage_admins"]}
+        self.refused(403, "PATCH", f"users/{self.bob.pk}", fewer, client=bob)
+        self.bob.user_permissions.add(Permission.objects.get(codename="manage_admins"))
+        self.refused(
+            403,
+            "PATCH",
+            f"users/{self.bob.pk}",
+            {"permissions": ["providers.add_route"]},
+            client=self.signed_in(self.bob),
+        )
+        self.ok("PATCH", f"users/{self.bob.pk}", fewer, client=self.signed_in(User.objects.get(pk=self.bob.pk)))
         assert not User.objects.get(pk=self.bob.pk).is_superuser
 
 
