@@ -51,7 +51,8 @@ _SCROLLS = r"""() => [...document.querySelectorAll('main *')].some(
 
 # Everything of the page's own part but its words, addresses and values: what axe can find depends on nothing else where
 # no page may carry colours of its own.
-_BUILD = r"""() => [...document.querySelectorAll('#content, #content *')].map(each => each.tagName + [...each.attributes]
+_BUILD = r"""() => [...document.querySelectorAll('#content, #content *')].map(
+    each => each.tagName + [...each.attributes]
     .filter(one => !['href', 'value', 'title', 'datetime', 'action'].includes(one.name))
     .map(one => one.name + '=' + one.value.replace(/\d+/g, '0'))).join()"""
 
