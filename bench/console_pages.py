@@ -16,6 +16,8 @@ from django.db.models import CharField, Field, ForeignKey, TextField
 from django.test import Client
 from django.urls import NoReverseMatch, URLPattern, reverse
 
+from budgets.models import Usage
+from hoosh_site.draft_page import COUNTS
 from hoosh_site.management_api import urls as management_urls
 
 _OF_A_MODEL = ("changelist", "add", "change", "history", "delete")
@@ -43,6 +45,8 @@ def _site_pages() -> Iterator[Page]:
                     yield f"page {pattern.name}", reverse(f"admin:{pattern.name}", args=arguments)
                 except NoReverseMatch:
                     continue
+    for count in COUNTS:
+        yield f"page draft, with a dry run of {count:,} requests", f"{reverse('admin:draft')}?requests={count}"
     yield "people: teams", reverse("people:team")
     yield "management API: its description", reverse("management-docs")
     for app in ("budgets", "providers"):
@@ -51,7 +55,9 @@ def _site_pages() -> Iterator[Page]:
 
 def _report_pages() -> Iterator[Page]:
     """Costs: each grouping, and each grouping within one value of each other dimension."""
-    values = {"team": 1, "agent": 8, "key": 8, "provider": 1, "model": "model-3", "route": 4, "pool": 1}
+    busy = Usage.objects.filter(model="model-3", status=200).earliest("id")
+    values = {name: getattr(busy, f"{name}_id") for name in ("team", "agent", "key", "provider", "route", "pool")}
+    values["model"] = busy.model
     costs = reverse("admin:costs")
     for group in (*values, "day"):
         yield f"costs by {group}", f"{costs}?group={group}"
@@ -133,14 +139,9 @@ def _api_pages() -> Iterator[Page]:
         actions = getattr(pattern.callback, "actions", None) or {}
         if "<" not in route and "get" in actions and not route.endswith("/"):
             yield f"/api/v1/{route}", f"/api/v1/{route}"
-    for name, query in {
-        "by team": "?group_by=team",
-        "by key, today": "?group_by=key",
-        "by model and provider": "?group_by=model,provider",
-        "by team and model, by day": "?group_by=team,model,day",
-    }.items():
-        yield f"/api/v1/usage {name}", f"/api/v1/usage{query}"
-        yield f"/v1/costs {name}", f"/v1/costs{query}"
+    for by in ("team", "agent", "model,provider", "team,day", "team,model"):
+        yield f"/api/v1/reports/usage by {by}", f"/api/v1/reports/usage?group_by={by}"
+        yield f"/v1/costs by {by}", f"/v1/costs?group_by={by}"
     for path in ("audit", "audit/checkpoint", "events/recent", "tokens/pools", "health/providers", "cache/stats"):
         yield f"/v1/{path}", f"/v1/{path}"
     yield "/metrics", "/metrics"

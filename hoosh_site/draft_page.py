@@ -19,7 +19,7 @@ from django.utils import timezone
 from audit.admin_tools import operator
 from hoosh_site.dry_run import DryRun, dry_run
 from providers import config, differences, drafts, publish, revert
-from providers.compile import Problem, compile_document
+from providers.compile import compile_document, problems
 from providers.config import ConfigDocument, ProviderDoc
 from providers.models import ConfigVersion, DraftChange, ScheduledPublication
 
@@ -60,18 +60,13 @@ def _draft_context(page: Any, request: HttpRequest, form: PublishForm | None = N
     digest = config.digest(document)
     found = publish.latest()
     differs = found is None or digest != config.digest(now)
-    problems: tuple[Problem, ...] = ()
-    try:
-        publish.draft_digest()
-    except publish.PublishError as exc:
-        problems = exc.problems
     return {
         **page.admin_site.each_context(request),
         **_weighed(request, now, document, differs=differs),
         "title": "Draft",
         "number": found[0] if found else None,
         "differs": differs,
-        "problems": problems,
+        "problems": problems(document),
         "is_reviewed": publish.is_reviewed(),
         "waits": publish.waits(),
         "waiting": DraftChange.objects.order_by("-id")[:50],

@@ -147,6 +147,8 @@ def _add_moves(
     found: DryRun, moves: dict[tuple[str, _Place, _Place], Move], row: Recorded, was: list[_Share], now: list[_Share]
 ) -> None:
     """What leaves each place goes to those that get more, in proportion."""
+    if was == now:
+        return
     parts: dict[_Place, float] = defaultdict(float)
     usd: dict[_Place, float] = {}
     for share in was or [_Share(_Place(), 1.0, 0.0)]:
@@ -177,20 +179,16 @@ class _Weigher:
         self._providers = {provider.id: provider for provider in document.providers}
         self._table = RouteTable(document.routes, self._providers, document.policies, document.settings)
         self._prices, self._latencies, self._now = prices, latencies, time.time()
+        self._plans: dict[tuple[str, str], tuple[str, list[Step]]] = {}  # by model and endpoint
 
     def weigh(self, row: Recorded) -> list[_Share]:
         """Where the request goes; empty = it is refused."""
-
-        def judge(step: Step) -> str:
-            return "" if self._serves(self._providers[step.route.provider_id], row.endpoint) else "does not serve it"
-
-        plan = self._table.plan(row.model, row.endpoint, judge)
-        if not plan.steps:
+        strategy, first = self._first(row.model, row.endpoint)
+        if not first:
             self.outcome.refused += 1
             return []
-        first = [plan.steps[i] for i in plan.ranks[0]]
         costs = [self._usd(step, row) for step in first]
-        parts = self._parts(plan.strategy, first, costs)
+        parts = self._parts(strategy, first, costs)
         shares = []
         for step, usd, part in zip(first, costs, parts, strict=True):
             if part:
@@ -199,6 +197,19 @@ class _Weigher:
                 shares.append(_Share(_Place(step.route.name, at), part, usd or 0.0))
         self.outcome.unpriced += any(part and usd is None for usd, part in zip(costs, parts, strict=True))
         return shares
+
+    def _first(self, model: str, endpoint: str) -> tuple[str, list[Step]]:
+        """The strategy and the candidates of the first rank, found out once for all requests that are alike in this."""
+        known = self._plans.get((model, endpoint))
+        if known is None:
+
+            def judge(step: Step) -> str:
+                return "" if self._serves(self._providers[step.route.provider_id], endpoint) else "does not serve it"
+
+            plan = self._table.plan(model, endpoint, judge)
+            known = plan.strategy, [plan.steps[i] for i in plan.ranks[0]] if plan.steps else []
+            self._plans[model, endpoint] = known
+        return known
 
     def _count(self, step: Step, usd: float | None, part: float) -> None:
         outcome, ms = self.outcome, self._ms(step)

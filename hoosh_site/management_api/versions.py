@@ -21,7 +21,7 @@ from hoosh_site.management_api.paging import Filter, whole
 from hoosh_site.management_api.problems import ConflictError
 from hoosh_site.management_api.rows import ID_LIMIT, Acting, Rows, wake
 from providers import config, differences, drafts, publish, revert
-from providers.compile import compile_document
+from providers.compile import compile_document, problems
 from providers.config import ConfigDocument
 from providers.models import ConfigVersion, DraftChange, ScheduledPublication
 
@@ -273,11 +273,7 @@ class Draft(Acting):
         """`differs` is false where everything is published."""
         document, now, found = compile_document(), drafts.in_force(), publish.latest()
         digest = config.digest(document)
-        problems: Any = ()
-        try:
-            publish.draft_digest()
-        except publish.PublishError as exc:
-            problems = exc.problems
+        wrong = problems(document)
         refusal = drafts.refusal(self.actor)
         return Response(
             {
@@ -286,10 +282,10 @@ class Draft(Acting):
                 "differs": found is None or digest != config.digest(now),
                 "is_reviewed": publish.is_reviewed(),
                 "waits": publish.waits(),
-                "may_publish": not refusal and not problems,
+                "may_publish": not refusal and not wrong,
                 "refusal": refusal,
                 "problems": [
-                    {"row": each.row, "field": each.field, "remedy": each.remedy} for each in problems[:CHANGES_SHOWN]
+                    {"row": each.row, "field": each.field, "remedy": each.remedy} for each in wrong[:CHANGES_SHOWN]
                 ],
                 **_changes(differences.described(now, document)),
                 "waiting": WaitingChangeSerializer(DraftChange.objects.order_by("-id")[:100], many=True).data,

@@ -5,7 +5,9 @@ from __future__ import annotations
 import datetime as dt
 
 import pytest
+from django.db import connections
 from django.test import TestCase
+from django.test.utils import CaptureQueriesContext
 
 from audit import reading
 from audit.models import AuditEntry, Subject
@@ -48,6 +50,22 @@ class ReadingTest(TestCase):
     def test_a_page_that_ends_with_the_last_entry_has_no_next_one(self):
         assert reading.page(Question(), 83).next is None
         assert reading.page(Question(), 82).next == 1
+
+    def test_entries_about_a_row_are_found_along_their_index(self):
+        """SQLite uses an index of some rows only where the condition says in its words that the row is in it."""
+        made = AuditEntry.objects.latest("seq")
+        for seq in range(1000, 1003):
+            made.pk, made.number, made.object = seq, seq, f"providers.route:{seq % 2}"
+            made.save(force_insert=True)
+        assert self.seqs(object="providers.route:0") == [1002, 1000]
+        connection = connections[AuditEntry.objects.db]
+        if connection.vendor == "sqlite":
+            with CaptureQueriesContext(connection) as seen:
+                reading.page(Question(object="providers.route:0"), 10)
+            (sql,) = [each["sql"] for each in seen.captured_queries if '"audit_entry"."object" = ' in each["sql"]]
+            with connection.cursor() as cursor:
+                cursor.execute(f"EXPLAIN QUERY PLAN {sql}")
+                assert "audit_entry_object" in str(cursor.fetchall())
 
     def test_an_action_is_exact_and_with_a_dot_the_beginning_of_several(self):
         assert self.seqs(action="key.created") == self.all(action="key.created")

@@ -10,11 +10,13 @@ from decimal import Decimal
 
 import pytest
 from django.core.cache import cache
+from django.db import connections
 from django.db.models import Sum
+from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
 from budgets import access, keys
-from budgets.models import LedgerOrder, LedgerState, Pool, Price, Usage, UsageRollup
+from budgets.models import ApiKey, LedgerOrder, LedgerState, Pool, Price, Usage, UsageRollup
 from budgets.records import PRICE_FREE, PRICE_UNKNOWN
 from providers.models import Provider, Route
 from tests.admin_case import AdminTestCase
@@ -172,6 +174,24 @@ class QuestionTest(CostsCase):
             self.use(key_id=key.pk)
         with self.queries(6):
             self.report("?group=key")
+
+    def test_no_more_keys_are_looked_up_than_are_shown(self):
+        made = [
+            ApiKey(agent=self.agent, pool=self.pool, name=f"k{n}", prefix=f"p{n}", digest=f"{n:064x}")
+            for n in range(203)
+        ]
+        for key in ApiKey.objects.bulk_create(made):
+            self.use(str(key.pk), key_id=key.pk)
+        with CaptureQueriesContext(connections["default"]) as seen:
+            html = self.report("?group=key")
+        assert "3 more rows are in the CSV" in html
+        assert html.count(" (p") == 200
+        (names,) = [each["sql"] for each in seen.captured_queries if 'FROM "budgets_apikey"' in each["sql"]]
+        assert names.count(",") < 210
+        whole = sum(key.pk for key in made)
+        assert f"{whole:,}.00" in html
+        assert "k202" in html
+        assert "k0 (" not in html
 
     def test_without_a_question_it_is_the_last_days(self):
         self.use("1", at=timezone.now() - dt.timedelta(days=29))

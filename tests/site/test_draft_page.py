@@ -5,6 +5,8 @@ from __future__ import annotations
 import datetime as dt
 
 import pytest
+from django.db import connections
+from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
 from providers import drafts, publish, services
@@ -45,6 +47,13 @@ class DraftPageTest(AdminTestCase):
         self.assertIn("is in force", self.messages(response))
         self.assertEqual(drafts.in_force().routes[0].priority, 99)
         self.assertIn("What is saved is in force", self.page("draft"))
+
+    def test_the_draft_is_compiled_once(self) -> None:
+        self.change()
+        with CaptureQueriesContext(connections["default"]) as seen:
+            self.page("draft")
+        routes = [each["sql"] for each in seen.captured_queries if 'FROM "providers_route"' in each["sql"]]
+        self.assertEqual(len(routes), 1, routes)
 
     def test_its_author_is_told_that_somebody_else_has_to(self) -> None:
         self.change("ada")
