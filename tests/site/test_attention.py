@@ -36,6 +36,7 @@ class AttentionTest(AdminTestCase):
         super().setUp()
         home.forget()
         self.addCleanup(home.forget)
+        importing.last_failure = ""  # of another test's file
         access.save_team(team := Team(name="red"), actor="test")
         access.save_agent(agent := Agent(team=team, name="bot"), actor="test")
         self.agent, self.pool = agent, access.default_pool("test")
