@@ -279,7 +279,6 @@ def _timed(client: Any, url: str, runs: int) -> dict[str, float]:
     return {
         "median_ms": round(statistics.median(spent), 1),
         "slowest_ms": round(max(spent), 1),
-        "least_ms": round(min(spent), 1),
         "cpu_ms": round(statistics.median(cpu), 1),
         "kb": round(size),
     }

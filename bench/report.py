@@ -176,13 +176,8 @@ def _policy_lines(policies: Figures) -> list[str]:
 def _console_gates(console: Figures) -> list[Gate]:
     if not console:
         return []
-    slowest = max(_page_ms(page) for page in console["pages"].values())
-    return [Gate("console: ms of the slowest page", slowest, PAGE_MS)]
-
-
-def _page_ms(page: Figures) -> float:
-    """What of a page counts: the quickest of its times. Whatever else runs makes a page slower, never quicker."""
-    return float(page["least_ms"])
+    slowest = max(page["cpu_ms"] for page in console["pages"].values())
+    return [Gate("console: CPU ms of the slowest page", slowest, PAGE_MS)]
 
 
 def _console_lines(console: Figures) -> list[str]:
@@ -191,13 +186,14 @@ def _console_lines(console: Figures) -> list[str]:
     head = f"admin pages with {console['rows']:,} usage rows"
     lines = ["", f"{head:64}{'median ms':>12}{'slowest':>10}{'CPU':>8}{'KB':>8}"]
     for name, page in sorted(console["pages"].items(), key=lambda item: -item[1]["cpu_ms"]):
-        missed = "  MISS" if _page_ms(page) > PAGE_MS else ""
+        missed = "  MISS" if page["median_ms"] > PAGE_MS else ""
         figures = f"{page['median_ms']:>12g}{page['slowest_ms']:>10g}{page['cpu_ms']:>8g}{page['kb']:>8g}"
         lines.append(f"  {name:62}{figures}{missed}")
     medians = [page["median_ms"] for page in console["pages"].values()]
-    missed = [name for name, page in console["pages"].items() if _page_ms(page) > PAGE_MS]
     lines.append(f"  {len(medians)} pages, median {statistics.median(medians):g} ms, slowest {max(medians):g} ms")
-    lines.append(f"  over {PAGE_MS:g} ms: {', '.join(missed) or 'none'}")
+    for what in ("median_ms", "cpu_ms"):
+        over = [name for name, page in console["pages"].items() if page[what] > PAGE_MS]
+        lines.append(f"  {what} over {PAGE_MS:g}: {', '.join(over) or 'none'}")
     lines.append(f"  counting a request into hourly and daily sums: {console['summed_us']:g} µs of control's CPU")
     return lines
 

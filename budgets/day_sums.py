@@ -41,10 +41,10 @@ class Cut(NamedTuple):
 CUTS: Mapping[str, Cut] = MappingProxyType(
     {
         "team": Cut(1, ("team_id",)),
-        "agent": Cut(2, ("team_id", "agent_id")),
+        "agent": Cut(2, ("team_id", "agent_id", "pool_id", "provider_id")),
         "where": Cut(3, _WHERE),
         "team_where": Cut(4, ("team_id", "pool_id", *_WHERE)),
-        "key": Cut(5, ("team_id", "agent_id", "key_id", "pool_id")),
+        "key": Cut(5, ("team_id", "agent_id", "key_id", "pool_id", "provider_id")),
     }
 )
 _STATES = {f"{_COVERED}{name}": name for name in CUTS}

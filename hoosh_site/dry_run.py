@@ -187,6 +187,11 @@ class _Weigher:
         if not first:
             self.outcome.refused += 1
             return []
+        if len(first) == 1:
+            usd = self._usd(first[0], row)
+            self._count(first[0], usd, 1.0)
+            self.outcome.unpriced += usd is None
+            return [_Share(first[0].route.name, 1.0, usd or 0.0)]
         costs = [self._usd(step, row) for step in first]
         parts = self._parts(strategy, first, costs)
         shares = []

@@ -152,8 +152,9 @@ class ScanTests(TestCase):
 class CoverTests(TestCase):
     databases = "__all__"
 
-    def test_a_new_ledger_is_covered_at_once(self) -> None:
-        assert rollups.cover(ledger_connection())
+    def test_a_new_ledger_is_covered_before_its_first_row(self) -> None:
+        assert covered() == {}
+        cover()
         assert covered() == dict.fromkeys(day_sums.CUTS, 0)
 
     def test_a_late_row_is_added_to_its_own_day(self) -> None:
