@@ -191,15 +191,14 @@ class _Weigher:
             usd = self._usd(first[0], row)
             self._count(first[0], usd, 1.0)
             self.outcome.unpriced += usd is None
-            return [_Share(first[0].route.name, 1.0, usd or 0.0)]
+            return [_Share(self._place(first[0]), 1.0, usd or 0.0)]
         costs = [self._usd(step, row) for step in first]
         parts = self._parts(strategy, first, costs)
         shares = []
         for step, usd, part in zip(first, costs, parts, strict=True):
             if part:
                 self._count(step, usd, part)
-                at = f"{self._providers[step.route.provider_id].name} / {step.model}"
-                shares.append(_Share(_Place(step.route.name, at), part, usd or 0.0))
+                shares.append(_Share(self._place(step), part, usd or 0.0))
         self.outcome.unpriced += any(part and usd is None for usd, part in zip(costs, parts, strict=True))
         return shares
 
@@ -215,6 +214,9 @@ class _Weigher:
             known = plan.strategy, [plan.steps[i] for i in plan.ranks[0]] if plan.steps else []
             self._plans[model, endpoint] = known
         return known
+
+    def _place(self, step: Step) -> _Place:
+        return _Place(step.route.name, f"{self._providers[step.route.provider_id].name} / {step.model}")
 
     def _count(self, step: Step, usd: float | None, part: float) -> None:
         outcome, ms = self.outcome, self._ms(step)

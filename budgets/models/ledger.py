@@ -149,7 +149,7 @@ class Usage(models.Model):
 
     class Meta:
         ordering = ("-id",)
-        verbose_name = "usage row"
+        verbose_name = "request"
         constraints = (models.UniqueConstraint(fields=("rid", "attempt"), name="usage_once_per_attempt"),)
         indexes = (
             models.Index(fields=("at",), name="usage_at"),

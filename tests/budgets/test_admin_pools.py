@@ -252,11 +252,11 @@ class PoolListTest(PoolCase):
         for number in range(3):
             keys.create_key(self.agent, self.pool, f"k{number}", actor="test")
         self.page("budgets_pool_change", self.pool.pk)
-        with self.queries(17):
+        with self.queries(18):
             self.page("budgets_pool_change", self.pool.pk)
         for number in range(9):
             keys.create_key(self.agent, self.pool, f"l{number}", actor="test", own_pool=self.pool)
-        with self.queries(18):  # the keys that always draw on it: what they spent is asked apart
+        with self.queries(20):  # the keys that always draw on it: what they spent is asked apart
             self.page("budgets_pool_change", self.pool.pk)
 
 
