@@ -190,7 +190,7 @@ class ApiKeyAdmin(LiveAdmin[ApiKey]):
     """API keys. The text of one is shown on the page that follows its creation, and nowhere else."""
 
     form = ApiKeyForm
-    list_display = ("name", "state", "visible_prefix", "agent", "pool", "may", "models_shown", "expires_at")
+    list_display = ("name", "state", "visible_prefix", "agent", "pool", "may", "models_shown", "expires")
     list_filter = (KeyStateFilter, "pool", "agent__team")
     list_select_related = ("agent__team", "pool")
     search_fields = ("name", "prefix", "agent__name")
@@ -248,6 +248,11 @@ class ApiKeyAdmin(LiveAdmin[ApiKey]):
     def visible_prefix(self, key: ApiKey) -> SafeString:
         """The start of the key."""
         return format_html('<span class="hoosh-mono">{}…</span>', key.prefix)
+
+    @admin.display(description="expires (UTC)", ordering="expires_at")
+    def expires(self, key: ApiKey) -> str:
+        """To the minute."""
+        return quiet("never") if key.expires_at is None else f"{key.expires_at:%Y-%m-%d %H:%M}"
 
     @admin.display(description="state")
     def state(self, key: ApiKey) -> SafeString:

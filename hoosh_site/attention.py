@@ -13,6 +13,7 @@ from typing import Any
 
 from django.conf import settings
 from django.contrib.auth.models import AbstractUser, AnonymousUser
+from django.db.models import Q
 from django.urls import reverse
 from django.utils import timezone
 
@@ -22,7 +23,7 @@ from budgets.admin_orders import quarantined_owners
 from budgets.models import Anomaly, ApiKey
 from events.models import Webhook
 from gateway import plane
-from hoosh_site import importing
+from hoosh_site import importing, playground
 from hoosh_site.kept import Kept
 from hoosh_site.people.models import SignInFailure
 from providers import admin_tls, publish, sequences
@@ -165,13 +166,16 @@ def _ending(provider: Provider) -> Iterator[tuple[str, str]]:
 
 
 def _keys() -> list[Alert]:
+    """Those that end without a successor: an overlap of a rotation and the playground's own keys are meant to end."""
     now = timezone.now()
     soon = ApiKey.objects.filter(expires_at__gt=now, expires_at__lte=now + dt.timedelta(days=KEY_DAYS))
-    rows = soon.filter(revoked_at__isnull=True).select_related("agent__team").order_by("expires_at")
+    of_playground = Q(agent__team__name=playground.TEAM, agent__name=playground.AGENT)
+    rows = soon.filter(revoked_at__isnull=True, rotated_to__isnull=True).exclude(of_playground)
+    rows = rows.select_related("agent__team").order_by("expires_at")
     found = []
     for row in rows[: SHOWN + 1]:
         assert row.expires_at is not None
-        text = f"The key {row.name} of {row.agent} ends at {_time(row.expires_at)}."
+        text = f"The key {row.name} ({row.prefix}…) of {row.agent} ends at {_time(row.expires_at)}."
         found.append(Alert("Key", WARN, text, reverse("admin:budgets_apikey_change", args=(row.pk,))))
     return _listed("Key", WARN, found, reverse("admin:budgets_apikey_changelist"))
 

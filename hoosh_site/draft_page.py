@@ -130,7 +130,7 @@ def _act(page: Any, request: HttpRequest) -> HttpResponse:
 
 def _discard(page: Any, request: HttpRequest, actor: str, back: HttpResponse) -> HttpResponse:
     try:
-        for warning in drafts.discard(actor):
+        for warning in drafts.discard(actor, seen=request.POST.get("seen", "")):
             messages.warning(request, warning)
     except (drafts.DraftError, revert.RevertError) as exc:
         messages.error(request, str(exc))

@@ -12,7 +12,7 @@ from typing import Any
 from django import forms
 from django.core.exceptions import PermissionDenied
 from django.db import transaction
-from django.http import HttpRequest, HttpResponse, JsonResponse
+from django.http import HttpRequest, HttpResponse, HttpResponseNotAllowed, JsonResponse
 from django.template.response import TemplateResponse
 from django.utils import timezone
 
@@ -64,8 +64,10 @@ def _models(routes: Any) -> list[str]:
 def playground_key_view(page: Any, request: HttpRequest) -> HttpResponse:
     """Make a key for this person that ends within the hour; the one before is revoked. JSON, for the page's script;
     like all pages of the admin it is never stored by browsers or proxies."""
-    if request.method != "POST" or not may_play(request.user):
+    if not may_play(request.user):
         raise PermissionDenied
+    if request.method != "POST":
+        return HttpResponseNotAllowed(("POST",))
     form = PoolForm(request.POST)
     if not form.is_valid():
         return JsonResponse({"error": "Choose a pool."}, status=400)

@@ -57,6 +57,9 @@ class ConfigVersionAdmin(KeysetAdmin[ConfigVersion]):
         """Publish what is saved now."""
         if not request.user.has_perm("providers.change_gatewaysettings"):
             raise PermissionDenied
+        if publish.is_reviewed():  # a review is of something: it is done where the changes stand
+            messages.warning(request, "Changes are reviewed here. Look at them, then publish.")
+            return HttpResponseRedirect(reverse("admin:draft"))
         try:
             version = drafts.approve(operator(request))
         except (publish.PublishError, drafts.DraftError) as exc:

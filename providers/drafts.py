@@ -26,6 +26,7 @@ from providers.models import ConfigVersion, DraftChange, Provider, ScheduledPubl
 log = logging.getLogger("hoosh.publish")
 
 PUBLISH = "providers.change_gatewaysettings"
+CHANGED = "The draft has changed since you looked at it. Look at it again."
 
 
 class DraftError(Exception):
@@ -66,7 +67,7 @@ def approve(actor: str, *, note: str = "", seen: str = "") -> ConfigVersion:
         if reason := refusal(actor):
             raise DraftError(reason)
         if seen and publish.draft_digest() != seen:
-            raise DraftError("The draft has changed since you looked at it. Look at it again.")
+            raise DraftError(CHANGED)
         by = ", ".join(name for name in authors() if name != actor)
         told = (
             f"{note} (changes by {by})" if by and note else note or (f"changes by {by}" if by else "published by hand")
@@ -74,11 +75,16 @@ def approve(actor: str, *, note: str = "", seen: str = "") -> ConfigVersion:
         return publish.publish(actor, told)
 
 
-def discard(actor: str) -> list[str]:
-    """Make the rows what the version in force says; warnings about what could not be undone. Raises `RevertError`."""
+def discard(actor: str, *, seen: str = "") -> list[str]:
+    """Make the rows what the version in force says; warnings about what could not be undone. `seen` as in `approve`.
+
+    Raises `DraftError`, and `RevertError`.
+    """
     found = publish.latest()
     if found is None:
         raise DraftError("Nothing was published so far: there is nothing to go back to.")
+    if seen and config.digest(compile_document()) != seen:
+        raise DraftError(CHANGED)
     dropped = [f"{each.author}: {each.what}" for each in DraftChange.objects.all()[:50]]
     made = revert.revert(found[0], actor=actor, note="draft discarded")
     DraftChange.objects.all().delete()
@@ -121,7 +127,7 @@ def schedule(actor: str, at: dt.datetime, *, seen: str, note: str = "") -> Sched
             raise DraftError(reason)
         digest = publish.draft_digest()
         if seen and digest != seen:
-            raise DraftError("The draft has changed since you looked at it. Look at it again.")
+            raise DraftError(CHANGED)
         row = ScheduledPublication.objects.create(at=at, author=actor[:150], note=note[:500], digest=digest)
         record("config.scheduled", actor=actor, target=str(row), data={"digest": digest, "note": note})
     return row

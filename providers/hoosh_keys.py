@@ -42,7 +42,7 @@ _CONTEXT = "each route says whether long conversations are shortened: set it on 
 _RETRY = "a failed call goes on to the next route; the gateway settings say how many calls a request may take."
 _HARDWARE = "routes are not placed by hardware yet."
 _CLIENT_CERTIFICATE = "enter the certificate and its key on the provider's page."
-_AUDIT = "every change is recorded; a signed log with its own key is not available yet."
+_AUDIT = "the signed log is always kept; HOOSH_SIGNING_KEY and HOOSH_AUDIT_MONTHS set its key and how long it is kept."
 _SEMANTIC = "similar questions get kept answers where a route has a threshold: set it in admin, and what embeds them."
 
 UNSUPPORTED: Mapping[str, str] = MappingProxyType(

@@ -153,6 +153,7 @@ class Keys(Live):
     """Keys are revoked, never deleted: usage rows name them."""
 
     label = "budgets.apikey"
+    bodiless = frozenset({"revoke"})
     serializer_class = KeySerializer
     queryset = ApiKey.objects.select_related("agent__team", "pool", "own_pool")
     filters = {

@@ -114,6 +114,7 @@ class Providers(Rows):
     """Who answers."""
 
     label = "providers.provider"
+    bodiless = frozenset({"test", "observe", "disable_now"})
     publishes = True
     serializer_class = ProviderSerializer
     queryset = Provider.objects.prefetch_related("credentials__provider").select_related("probe", "client_certificate")

@@ -111,6 +111,7 @@ class Routes(Configuration):
     """Which models go to which provider, in which order."""
 
     label = "providers.route"
+    bodiless = frozenset({"clone"})
     serializer_class = RouteSerializer
     queryset = Route.objects.select_related("provider")
     filters = {**search(), "provider": Filter("provider__name"), "pattern": Filter("pattern"), **_ENABLED}

@@ -68,6 +68,7 @@ class ManagementView(ControlView):
     # Permission by action: a verb for `label`, or a whole name. What is not named is "change".
     verbs: ClassVar[Mapping[str, str]] = {}
     query: ClassVar[Mapping[str, frozenset[str]]] = {}  # parameters by action
+    bodiless: ClassVar[frozenset[str]] = frozenset()  # actions that take no fields
     action: Any
 
     def needed(self) -> list[str]:
@@ -88,6 +89,9 @@ class ManagementView(ControlView):
                 raise BadRequestError(f"There is no query parameter '{shown}' here.", param=shown)
         if any("\0" in value for values in request.query_params.lists() for value in values[1]):
             raise BadRequestError("A query parameter has a NUL character.")
+        if self.action in self.bodiless and request.data:
+            shown = str(next(iter(request.data)))[:64].replace("\0", "")
+            raise BadRequestError(f"There is no field '{shown}' here: this takes no body.", param=shown)
 
     def parameters(self) -> frozenset[str]:
         """The query parameters of what is asked."""

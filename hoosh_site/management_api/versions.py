@@ -14,7 +14,7 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 
 from gateway.api.authentication import caller_of
-from gateway.errors import ForbiddenError
+from gateway.errors import BadRequestError, ForbiddenError
 from hoosh_site.dry_run import MOST, DryRun, dry_run
 from hoosh_site.management_api.fields import Moment, Strict, Text
 from hoosh_site.management_api.paging import Filter, whole
@@ -79,10 +79,20 @@ class NoteSerializer(Strict):
     note = Text(max_length=300, required=False, allow_blank=True, default="")
 
 
-class PublishSerializer(NoteSerializer):
-    """What is published: the draft as it was when it was read."""
+class SeenSerializer(Strict):
+    """Which draft is meant: the one that was read."""
 
-    seen = Text(max_length=64, required=False, allow_blank=True, default="", help_text="`digest` of the draft as read.")
+    seen = Text(
+        max_length=64,
+        required=False,
+        allow_blank=True,
+        default="",
+        help_text="`digest` of the draft as read; needed to publish where changes are reviewed.",
+    )
+
+
+class PublishSerializer(SeenSerializer, NoteSerializer):
+    """What is published, and why."""
 
 
 class ScheduleSerializer(PublishSerializer):
@@ -257,6 +267,12 @@ def _refuse_keys(request: Request) -> None:
         raise ForbiddenError("Changes are reviewed here: a person has to sign in to publish them.")
 
 
+def _refuse_unseen(seen: str) -> None:
+    """A review is of something."""
+    if not seen and publish.is_reviewed():
+        raise BadRequestError("Changes are reviewed here: name the draft you looked at by its digest.", param="seen")
+
+
 class Draft(Acting):
     """What is saved and not published yet."""
 
@@ -297,14 +313,15 @@ class Draft(Acting):
         """Answers with the version in force."""
         asked = _read(PublishSerializer, request)
         _refuse_keys(request)
+        _refuse_unseen(asked["seen"])
         version = drafts.approve(self.actor, note=asked["note"], seen=asked["seen"])
         wake()
         return Response(ConfigVersionSerializer(version).data)
 
-    @extend_schema(request=None, responses=RevertedSerializer, summary="Discard the draft")
+    @extend_schema(request=SeenSerializer, responses=RevertedSerializer, summary="Discard the draft")
     def discard(self, request: Request) -> Response:
         """The rows become what is in force."""
-        warnings = drafts.discard(self.actor)
+        warnings = drafts.discard(self.actor, seen=_read(SeenSerializer, request)["seen"])
         wake()
         found = publish.latest()
         return Response({"version": found[0] if found else None, "warnings": warnings})
@@ -314,6 +331,7 @@ class Draft(Acting):
         """As it is now; it is not published when it changes before."""
         asked = _read(ScheduleSerializer, request)
         _refuse_keys(request)
+        _refuse_unseen(asked["seen"])
         at: dt.datetime = asked["at"]
         row = drafts.schedule(self.actor, at, seen=asked["seen"], note=asked["note"])
         return Response(ScheduledSerializer(row).data, status=201)

@@ -40,6 +40,7 @@ class Anomalies(ReadOnlyRows):
     """What agents did unlike themselves, newest first."""
 
     label = "budgets.anomaly"
+    bodiless = frozenset({"acknowledge"})
     serializer_class = AnomalySerializer
     queryset = Anomaly.objects.select_related("agent__team")
     newest_first = True

@@ -56,6 +56,7 @@ class Webhooks(Rows):
     """Addresses that are told events."""
 
     label = "events.webhook"
+    bodiless = frozenset({"test", "secret"})
     serializer_class = WebhookSerializer
     queryset = Webhook.objects.all()
     filters = {**search(), "enabled": Filter("enabled", "truth")}

@@ -46,6 +46,9 @@ def test_anomalies_come_by_themselves_and_are_acknowledged_and_changes_by_anothe
             connection.execute(ANOMALY)
         line = page.get_by_role("region", name="Needs attention").get_by_role("row", name="Anomaly")
         expect(line.get_by_role("link", name=re.compile("is usual"))).to_be_visible(timeout=30_000)
+        page.set_viewport_size({"width": 390, "height": 800})  # a phone shows the sentence, not only its kind
+        expect(line.get_by_role("link", name=re.compile("is usual"))).to_be_visible()
+        page.set_viewport_size({"width": 1280, "height": 800})
         line.get_by_role("button", name=re.compile("^Acknowledge")).click()
         expect(page.get_by_text("Acknowledged.")).to_be_visible()
         expect(line).to_have_count(0)

@@ -15,7 +15,7 @@ from django.utils import timezone
 from budgets import access, keys
 from budgets.models import Agent, Anomaly, ApiKey, Lease, Pool, PoolWindow, Team
 from events.models import Webhook
-from hoosh_site import attention, home, importing
+from hoosh_site import attention, home, importing, playground
 from hoosh_site.people.models import SignInFailure
 from providers import publish, services
 from providers.models import DraftChange, Provider, ProviderProbe, Route, ScheduledPublication
@@ -118,8 +118,21 @@ class AttentionTest(AdminTestCase):
             ApiKey.objects.filter(pk=row.pk).update(expires_at=now + dt.timedelta(days=days))
         ApiKey.objects.filter(name="revoked").update(revoked_at=now)
         (found,) = self.told()
+        row = ApiKey.objects.get(name="soon")
         assert found[:2] == ("Key", "warn")
-        assert found[2].startswith("The key soon of red / bot ends at ")
+        assert found[2].startswith(f"The key soon ({row.prefix}…) of red / bot ends at ")
+
+    def test_keys_that_are_meant_to_end_are_not_told(self) -> None:
+        tomorrow = timezone.now() + dt.timedelta(days=1)
+        old, _ = keys.create_key(self.agent, self.pool, "old", actor="test")
+        new, _ = keys.create_key(self.agent, self.pool, "old", actor="test")
+        ApiKey.objects.filter(pk=new.pk).update(rotated_from=old.pk)
+        mine = access.agent_named(playground.TEAM, playground.AGENT, actor="test")
+        play, _ = keys.create_key(mine, self.pool, "playground ada", actor="test")
+        ApiKey.objects.filter(pk__in=(old.pk, play.pk)).update(expires_at=tomorrow)
+        assert self.told() == []
+        ApiKey.objects.filter(pk=new.pk).update(rotated_from=None)
+        assert len(self.told()) == 1
 
     def test_what_cannot_be_published_or_imported_is_told_until_it_is_mended(self) -> None:
         Provider.objects.create(name="bad", kind="gone", base_url="http://127.0.0.1:1", address_class="loopback")

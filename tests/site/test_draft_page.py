@@ -60,7 +60,11 @@ class DraftPageTest(AdminTestCase):
         self.assertIn("somebody else has to publish it", self.page("draft"))
         self.assertIn("Not published", self.messages(self.post("draft", self.seen())))
         self.assertEqual(drafts.in_force().routes[0].priority, 10)
-        self.assertIn("Not published", self.messages(self.post("providers_configversion_publish", {})))
+        before = publish.latest()
+        response = self.post("providers_configversion_publish", {})
+        self.assertEqual(response["location"], self.url("draft"))
+        self.assertIn("Look at them, then publish", self.messages(response))
+        self.assertEqual(publish.latest(), before)
 
     def test_a_draft_that_changed_meanwhile_is_refused_in_words(self) -> None:
         self.change()

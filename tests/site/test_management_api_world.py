@@ -79,8 +79,12 @@ class VersionsTest(ManagementCase, TestCase):
         draft = self.ok("GET", "draft", client=ada)
         assert (draft["differs"], draft["is_reviewed"], draft["may_publish"]) == (True, True, False)
         assert [each["author"] for each in draft["waiting"]] == ["ada"]
-        assert self.refused(409, "POST", "draft/publish", {}, client=ada)["code"] == "refused"
-        self.refused(403, "POST", "draft/publish", {})
+        seen = {"seen": draft["digest"]}
+        assert self.refused(409, "POST", "draft/publish", seen, client=ada)["code"] == "refused"
+        self.refused(403, "POST", "draft/publish", seen)
+        assert self.refused(400, "POST", "draft/publish", {}, client=eve)["param"] == "seen"
+        at = (timezone.now() + dt.timedelta(hours=1)).isoformat()
+        assert self.refused(400, "POST", "draft/schedule", {"at": at}, client=eve)["param"] == "seen"
         self.refused(403, "POST", f"versions/{draft['version']}/revert", {})
         assert self.refused(409, "POST", "draft/publish", {"seen": "0" * 64}, client=eve)["code"] == "refused"
         made = self.ok("POST", "draft/publish", {"seen": draft["digest"], "note": "looked at"}, client=eve)
@@ -91,8 +95,19 @@ class VersionsTest(ManagementCase, TestCase):
         ada = self.signed_in(self.ada)
         self.saved("PATCH", "settings", {"review": True}, client=ada)
         self.saved("PATCH", "settings", {"max_attempts": 7}, client=ada)
+        assert self.refused(409, "POST", "draft/discard", {"seen": "0" * 64}, client=ada)["code"] == "refused"
+        assert self.refused(400, "POST", "draft/discard", {"sen": ""}, client=ada)["param"] == "sen"
+        assert GatewaySettings.objects.get().max_attempts == 7
         assert self.ok("POST", "draft/discard", client=ada)["warnings"] == []
         assert GatewaySettings.objects.get().max_attempts == 3
+
+    def test_what_takes_no_fields_refuses_them(self) -> None:
+        self.provider()
+        route = self.route()
+        told = self.refused(400, "POST", f"routes/{route['id']}/clone", {"name": "mine"})
+        assert (told["param"], "takes no body" in told["message"]) == ("name", True)
+        assert len(self.ok("GET", "routes")["data"]) == 1
+        self.ok("POST", f"routes/{route['id']}/clone", {}, status=201)
 
     def test_a_draft_is_scheduled_and_cancelled(self) -> None:
         self.saved("PATCH", "settings", {"max_attempts": 7})

@@ -56,7 +56,7 @@ class PlaygroundTest(AdminTestCase):
         self.assertFalse(ApiKey.objects.exists())
 
     def test_a_key_is_made_by_posts_for_pools_that_are_there(self) -> None:
-        self.assertEqual(self.client.get(self.url("playground_key")).status_code, 403)
+        self.assertEqual(self.client.get(self.url("playground_key")).status_code, 405)
         for pool in ("", "999999", "x"):
             self.assertEqual(self.post("playground_key", {"pool": pool}).status_code, 400)
         self.assertFalse(ApiKey.objects.exists())
