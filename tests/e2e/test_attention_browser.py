@@ -40,7 +40,7 @@ def test_anomalies_come_by_themselves_and_are_acknowledged_and_changes_by_anothe
         page.on("console", lambda message: complaints.append(message.text))
         page.on("pageerror", lambda error: complaints.append(str(error)))
         sign_in(page, gateway.data_dir)
-        expect(page.locator("#hoosh-live-state")).to_have_text("live")
+        expect(page.locator("#hoosh-live-state")).to_have_text(re.compile("^Live"))
         (path,) = [each for each in gateway.data_dir.glob("*.sqlite3") if "ledger" not in each.name]
         with sqlite3.connect(path, timeout=10) as connection:
             connection.execute(ANOMALY)
