@@ -29,13 +29,13 @@ from django.utils.safestring import SafeString
 from audit.generics import Page, RowForm
 from audit.history import LogHistory
 from audit.shown_rows import SHOWN, ComparedPage
+from audit.unusable import number as number  # pages of every application take it from here
 
 _Model = TypeVar("_Model", bound=models.Model)
 BEFORE = "before"  # the query parameter that continues a keyset list
 BULK_LIMIT = 1000  # rows one action may touch
 _CHUNK = 20  # rows in one transaction: about 3 ms each, and nobody shall wait 100 ms for a page
 EDITABLE_ROWS = 25  # rows of a list with editable columns: saving them is one transaction
-_ID_DIGITS = 18
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 
@@ -88,11 +88,6 @@ def live_site(page: ModelAdmin[Any]) -> LiveSite:
     return cast(LiveSite, page.admin_site)
 
 
-def number(text: str) -> int | None:
-    """What stands for a row's id in an address or a form: at most 18 ASCII digits, so that any database takes it."""
-    return int(text) if text.isascii() and text.isdigit() and len(text) <= _ID_DIGITS else None
-
-
 def badge(text: str, tone: str = "") -> SafeString:
     """A small coloured label; `tone` is "good", "warn", "bad" or nothing."""
     return format_html('<span class="hoosh-badge {}">{}</span>', tone, text)
@@ -108,9 +103,11 @@ class _NamedRowForm(RowForm[_Model]):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        # A formset also makes a form of no row, and a row without its relations may have no name.
+        row = "" if self.instance.pk is None else f" of {self.instance}"
         for field in self.fields.values():
             if not field.widget.is_hidden:
-                field.widget.attrs.setdefault("aria-label", f"{field.label} of {self.instance}")
+                field.widget.attrs.setdefault("aria-label", f"{field.label}{row}")
 
 
 class LiveAdmin(ComparedPage, LogHistory, Page[_Model]):

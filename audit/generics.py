@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 from django.contrib.admin import ModelAdmin, TabularInline
 from django.forms import ModelForm
 
+from audit.unusable import Careful
+
 if TYPE_CHECKING:
     Page = ModelAdmin
     TableInline = TabularInline
@@ -20,8 +22,8 @@ else:
         def __class_getitem__(cls, parameters):
             return cls
 
-    class Page(_Subscriptable, ModelAdmin):
-        """A `ModelAdmin`."""
+    class Page(_Subscriptable, Careful, ModelAdmin):
+        """A `ModelAdmin` that no value in an address or a form makes fail."""
 
     class TableInline(_Subscriptable, TabularInline):
         """A `TabularInline` whose fields have names, where Django's have only a column's heading."""

@@ -23,6 +23,7 @@ from django.http import HttpRequest, HttpResponse
 from django.utils import timezone
 
 from audit.changes import object_of
+from audit.unusable import number
 
 SHOWN = "hoosh_shown"  # the name of the hidden field
 AGAIN = "Save again to keep yours."
@@ -115,8 +116,8 @@ class ComparedPage:
         """Hold what the writers of these rows take first, so that what is compared is what is written over. Called in
         the transaction of a save, before the row is read."""
         page = cast(Any, self)
-        if object_id is not None and object_id.isdigit():
-            page.model._base_manager.select_for_update().filter(pk=object_id).first()
+        if object_id is not None and (row_id := number(object_id)) is not None:
+            page.model._base_manager.select_for_update().filter(pk=row_id).first()
 
     def _changeform_view(
         self, request: HttpRequest, object_id: str | None, form_url: str, extra_context: dict[str, Any] | None

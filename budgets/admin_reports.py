@@ -42,6 +42,7 @@ _NARROWER = {"team": "agent", "agent": "key", "provider": "model", "route": "mod
 _ROWS_SHOWN = 200
 _BARS, _BARS_LEAST = 92, 14
 _UNPRICED_SHOWN = 20
+_QUOTED = 40
 _RECENT_DAYS = 31  # shown when nothing else is asked for
 _PERIODS_OFFERED = 24
 _NAMES_AT_ONCE = 5_000  # a statement takes only so many values
@@ -54,7 +55,7 @@ _CSV_COLUMNS = (
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """What the page is asked for, from its query string; what makes no sense there is left out."""
+    """What the page is asked for, from its query string; what makes no sense there is left out, and told."""
 
     group: str
     filters: Mapping[str, int | str]
@@ -62,12 +63,19 @@ class Question:
     until: dt.date | None  # the last day
     period: int | None  # a reporting period's number, `reports.CURRENT` or None for all; only without dates
     is_recent: bool  # nothing was asked for: the last days, as far as they are in the period in force
+    problems: tuple[str, ...]  # what was left out, as sentences
 
     @classmethod
     def read(cls, query: QueryDict) -> Question:
         """The question in a query string."""
+        problems: list[str] = []
         group = query.get("group", "")
-        since, until = _date(query.get("since", "")), _date(query.get("until", ""))
+        if group and group not in GROUPS:
+            problems.append(f"There is no grouping “{_quoted(group)}”; it is one of {', '.join(GROUPS)}.")
+        since, until = (_date(query, name, problems) for name in ("since", "until"))
+        if since and until and since > until:
+            problems.append(f"The first day, {since}, is after the last, {until}; both are left out.")
+            since = until = None
         filters: dict[str, int | str] = {}
         for name in GROUPS:
             value = query.get(name, "")
@@ -75,14 +83,19 @@ class Question:
                 filters[name] = value[:256]
             elif name != "day" and (found := number(value)) is not None:
                 filters[name] = found
+            elif name != "day" and value:
+                problems.append(f"“{_quoted(value)}” is not the number of a {GROUPS[name].lower()}; it is left out.")
         asked = query.get("period", "")
         period = number(asked)
+        if asked not in ("", "all", "current") and period is None:
+            problems.append(f"There is no reporting period “{_quoted(asked)}”.")
         if since or until or asked == "all":
             period = None
         elif period is None:
             period = reports.CURRENT
         is_recent = period == reports.CURRENT and asked != "current"
-        return cls(group if group in GROUPS else "team", filters, since, until, period, is_recent)
+        chosen = group if group in GROUPS else "team"
+        return cls(chosen, filters, since, until, period, is_recent, tuple(problems))
 
     def totals(self, *group_by: str, unpriced_only: bool = False) -> list[reports.Total]:
         """The sums by these dimensions."""
@@ -125,12 +138,23 @@ class Question:
         return "?" + urlencode({name: value for name, value in (parts | changes).items() if value is not None})
 
 
-def _date(text: str) -> dt.date | None:
+def _date(query: QueryDict, name: str, problems: list[str]) -> dt.date | None:
+    text = query.get(name, "")
+    if not text:
+        return None
     try:
         day = dt.date.fromisoformat(text)
     except ValueError:
+        problems.append(f"“{_quoted(text)}” is no day such as 2027-01-31; it is left out.")
         return None
-    return day if 1970 <= day.year < 9999 else None
+    if not 1970 <= day.year < 9999:
+        problems.append(f"The day {day} is out of range, the years 1970 to 9998; it is left out.")
+        return None
+    return day
+
+
+def _quoted(text: str) -> str:
+    return text[:_QUOTED] + ("…" if len(text) > _QUOTED else "")
 
 
 def _midnight(day: dt.date) -> int:
@@ -158,11 +182,14 @@ class DayBar:
 
 
 def costs_view(page: Any, request: HttpRequest) -> HttpResponse:
-    """The report as a page, or as CSV with `?format=csv`. For who may see usage rows."""
+    """The report as a page, or as CSV with `?format=csv`, which is 400 where the page has a message. For who may see
+    usage rows."""
     if not request.user.has_perm("budgets.view_usage"):
         raise PermissionDenied
     question = Question.read(request.GET)
     if request.GET.get("format") == "csv":
+        if question.problems:  # a file would be another answer, with nothing to tell it by
+            return HttpResponse("\n".join(question.problems), "text/plain; charset=utf-8", 400)
         return _csv(page, question)
     found = question.leading()
     name_of = _names(page, question.group, found.first)

@@ -29,6 +29,7 @@ from gateway.control_http import (
     ReplyTimeoutError,
 )
 from gateway.errors import (
+    BadRequestError,
     GatewayError,
     GatewayUnavailableError,
     PayloadTooLargeError,
@@ -149,7 +150,8 @@ class Forwarder:
         self.active = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Forward one HTTP request. Raises `ReplyCutError` when a started reply cannot be completed."""
+        """Forward one HTTP request. A started reply that cannot be completed is left without its end: the server then
+        cuts the connection."""
         if self._draining():
             send = _closing(send)
         if self.active >= self._max_active:
@@ -162,7 +164,6 @@ class Forwarder:
             return
         except ReplyCutError:
             log.warning("forward_reply_cut", extra={"method": scope["method"]})
-            raise
         except BodyTooLargeError:
             await self._refuse(scope, send, PayloadTooLargeError(self._body_limit), receive=receive)
         except ForwardError as exc:
@@ -194,6 +195,9 @@ class Forwarder:
         upload = _Upload(self, receive, head + b"\r\n", first, chunked=chunked)
         connection = await self._exchange(scope["method"], upload)
         try:
+            if _is_bare(connection):
+                await self._refuse(scope, send, _refusal_of_control(connection.status))
+                return
             await self._relay(connection, send)
         except ClientGoneError:
             raise
@@ -446,6 +450,18 @@ def _refusal(failure: ForwardError) -> GatewayError:
         return _unavailable("The control process did not answer in time.", status=504)
     message = "The control process went away while it handled the request; it may or may not have been done."
     return _unavailable(message, status=502)
+
+
+def _is_bare(connection: Connection) -> bool:
+    """Whether control refused without saying where its answer ends, as an HTTP server does with what it cannot read."""
+    ends = any(name in (b"content-length", b"transfer-encoding") for name, _ in connection.headers)
+    return connection.status >= 400 and not ends and not connection.head_only
+
+
+def _refusal_of_control(status: int) -> GatewayError:
+    if status < 500:
+        return BadRequestError("The control process could not read the request.")
+    return _unavailable("The control process failed.", status=502)
 
 
 def _page(error: GatewayError, *, reload: bool) -> bytes:

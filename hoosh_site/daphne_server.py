@@ -51,7 +51,9 @@ class HardenedRequest(WebRequest):  # type: ignore[misc]
         self._refused = False
         self._producing = False
         self._timer: Any = None
-        super().__init__(*args, **kwargs)
+        # The application reads forms. Twisted would read them as well, and answer by itself, without a body or an end,
+        # what it cannot read.
+        super().__init__(*args, **{**kwargs, "parsePOSTFormSubmission": False})
         # Twisted makes the request at its first line, so this is the deadline for the header lines.
         self._timer = reactor.callLater(self._limits.header_s, self._refuse, _REPLY_408)
 

@@ -248,6 +248,7 @@ AUTH_PASSWORD_VALIDATORS = [
     )
 ]
 LOGIN_URL = "admin:login"
+LOGIN_REDIRECT_URL = "admin:index"  # when no usable address was asked for; from there team leads get to their page
 HOOSH_REQUIRE_SECOND_FACTOR = env.boolean("HOOSH_REQUIRE_SECOND_FACTOR", default=False)
 HOOSH_SIGN_IN_ATTEMPTS = env.integer("HOOSH_SIGN_IN_ATTEMPTS", 5, minimum=0, maximum=1000)  # 0: never locked out
 HOOSH_SIGN_IN_LOCK_MINUTES = env.integer("HOOSH_SIGN_IN_LOCK_MINUTES", 15, minimum=1, maximum=1440)

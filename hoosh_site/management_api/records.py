@@ -293,12 +293,15 @@ class Reports(Acting):
         if unknown := [each for each in groups if each not in reports.DIMENSIONS]:
             known = ", ".join(reports.DIMENSIONS)
             raise BadRequestError(f"There is no '{unknown[0][:64]}'. Group by {known}.", param=_GROUP_BY)
+        since, until = _midnight(request, _SINCE), _midnight(request, _UNTIL, days=1)
+        if since is not None and until is not None and since >= until:
+            raise BadRequestError(f"'{_UNTIL}' is a day before '{_SINCE}'.", param=_UNTIL)
         try:
             found = reports.totals(
                 groups,
                 filters={name: [value] for name in _FILTERS if (value := _value(request, name)) is not None},
-                since=_midnight(request, _SINCE),
-                until=_midnight(request, _UNTIL, days=1),
+                since=since,
+                until=until,
                 period=_period(request),
                 limit=GROUPS_MAX,
             )

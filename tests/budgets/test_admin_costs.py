@@ -127,11 +127,25 @@ class QuestionTest(CostsCase):
             assert sum(Decimal(row["cost_usd"]) for row in rows) == Decimal(cost), query
             self.report(f"?group=team{query}")
 
-    def test_what_makes_no_sense_is_left_out(self):
+    def test_what_makes_no_sense_is_left_out_and_told(self):
         self.use("3")
-        for odd in ("group=x", "since=x", "until=99999-01-01", "since=0001-01-01", "team=x", "period=x", "period=²"):
+        for odd, told in (
+            ("group=x", "There is no grouping “x”"),
+            ("since=x", "“x” is no day"),
+            ("since=2026-13-01", "“2026-13-01” is no day"),
+            ("until=99999-01-01", "“99999-01-01” is no day"),
+            ("since=0001-01-01", "0001-01-01 is out of range"),
+            ("since=2026-03-02&until=2026-03-01", "The first day, 2026-03-02, is after the last, 2026-03-01"),
+            ("team=x", "“x” is not the number of a team"),
+            ("period=x", "There is no reporting period “x”"),
+            ("period=²", "There is no reporting period “²”"),
+        ):
             html = self.report(f"?{odd}")
             assert "$3.00" in html, odd
+            assert told in html
+            response = self.client.get(self.url("costs") + f"?{odd}&format=csv")
+            assert (response.status_code, told in response.content.decode()) == (400, True), odd
+        assert 'role="alert"' not in self.report("?since=&until=&group=team&period=all&team=")
         assert "Nothing was used" in self.report("?period=" + "9" * 18)
         assert self.client.get(self.url("costs") + "?model=%00").status_code == 400
 

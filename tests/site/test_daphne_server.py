@@ -77,6 +77,22 @@ def test_many_requests_share_a_connection(path: str) -> None:
     assert statuses(answer) == [200] * 51
 
 
+@pytest.mark.parametrize(
+    "kind",
+    [
+        b"multipart/form-data; boundary=x",
+        b"multipart/form-data",
+        b"multipart/form-data; boundary=",
+        b"application/x-www-form-urlencoded",
+    ],
+)
+def test_a_form_is_the_applications_to_read_whatever_it_looks_like(path: str, kind: bytes) -> None:
+    head = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Type: " + kind + b"\r\nContent-Length: 2\r\n\r\n{}"
+    answer = ask(path, head + b"GET / HTTP/1.1\r\nHost: a\r\n" + CLOSE)
+    assert statuses(answer) == [200, 200]
+    assert b"\r\n2  http" in answer
+
+
 def test_a_slow_reader_is_not_buffered_for() -> None:
     async def read_nothing(path: str) -> None:
         _, writer = await asyncio.open_unix_connection(path, limit=1024)

@@ -518,3 +518,27 @@ def test_abort_cuts_what_is_running() -> None:
     answer = run(script, endless)
     assert b"1\r\na\r\n" in answer
     assert not answer.endswith(b"0\r\n\r\n")
+
+
+@pytest.mark.parametrize(("told", "status"), [(b"400 Bad Request", 400), (b"500 Oh", 502)])
+def test_a_bare_refusal_of_control_reaches_the_client_as_a_whole_answer(told: bytes, status: int) -> None:
+    async def refuse(reader: Any, writer: Any, head: bytes) -> None:
+        await reader.readexactly(3)
+        writer.write(b"HTTP/1.1 " + told + b"\r\n\r\n")
+        await writer.drain()
+        writer.close()
+
+    answer, _ = exchange(POST, handler=refuse)
+    assert statuses(answer) == [status]
+    assert "control process" in json.loads(answer.partition(b"\r\n\r\n")[2])["error"]["message"]
+
+
+def test_a_cut_reply_is_no_error_of_the_application(caplog: pytest.LogCaptureFixture) -> None:
+    async def cut(reader: Any, writer: Any, head: bytes) -> None:
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\npart")
+        await writer.drain()
+        writer.close()
+
+    exchange(GET, handler=cut)
+    assert "forward_reply_cut" in caplog.text
+    assert "Traceback" not in caplog.text

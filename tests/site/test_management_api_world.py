@@ -280,7 +280,17 @@ class RecordsTest(ManagementCase, TestCase):
         assert self.ok("GET", "reports/usage?team=0")["data"][0]["cost_usd"].startswith("0.000000000003")
         assert self.ok("GET", "reports/usage?model=m1&group_by=day,model")["data"][0]["keys"]["model"] == "m1"
         assert self.ok("GET", "reports/usage?since=2020-01-01&until=2020-01-02")["data"] == []
-        for query in ("group_by=color", "since=2020", "team=x", "period=x", "until=9999-12-31", "since=0000-01-01"):
+        assert self.ok("GET", "reports/usage?since=2020-01-02&until=2020-01-02")["data"] == []
+        turned = "since=2020-01-03&until=2020-01-02"
+        for query in (
+            turned,
+            "group_by=color",
+            "since=2020",
+            "team=x",
+            "period=x",
+            "until=9999-12-31",
+            "since=0000-01-01",
+        ):
             with self.subTest(query):
                 self.refused(400, "GET", f"reports/usage?{query}")
 

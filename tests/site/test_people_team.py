@@ -78,6 +78,15 @@ class SeeingTest(TeamCase):
             f"/team/{self.research.pk}/",
         ]
 
+    def test_who_asked_for_an_unusable_address_comes_to_their_first_page(self):
+        for name, last in (("ada", "/admin/"), ("carl", f"/team/{self.research.pk}/")):
+            for wanted in ("https://evil.example/", "//evil.example", "/\\evil", ""):
+                client = Client()
+                form = {"username": name, "password": "pw", "next": wanted}
+                response = client.post("/admin/login/", form, follow=True)
+                assert response.status_code == 200, (name, wanted)
+                assert response.redirect_chain[-1][0] == last, (name, wanted)
+
     def test_the_page_shows_the_team_and_nobody_elses(self):
         ids = {"key_id": self.laptop.pk, "agent_id": self.notebook.pk, "pool_id": self.pool.pk}
         values = {"endpoint": "chat", "model": "tiny", "status": 200, "tokens": 4321, "price_id": 1}
