@@ -18,13 +18,12 @@ from django.template.response import TemplateResponse
 from django.urls import URLPattern, path, reverse
 
 from audit.admin_tools import number, operator
-from audit.changes import changed_fields, object_of, recordable
+from audit.changes import changed_fields, recordable
 from audit.generics import Page
 from audit.history import LogHistory
-from audit.record import record
 from audit.shown_rows import ComparedPage
 from hoosh_site.admin_webhooks import WebhookAdmin
-from hoosh_site.people import administrators, factors
+from hoosh_site.people import administrators, factors, noting
 from hoosh_site.people.models import SecondFactor
 
 __all__ = ["RecordedAdmin", "RecordedGroupAdmin", "RecordedUserAdmin", "WebhookAdmin"]
@@ -37,7 +36,6 @@ class RecordedAdmin(ComparedPage, LogHistory, Page[_Model]):
     """Records who created, changed and deleted rows; `memberships` names lists of related rows recorded with them."""
 
     memberships: tuple[str, ...] = ()
-    personal: tuple[str, ...] = ()  # fields that tell of a person; with any, the rows are people
 
     def save_model(self, request: HttpRequest, obj: _Model, form: Any, change: bool) -> None:
         """Remember what the row was, for `save_related`, then save it."""
@@ -75,25 +73,9 @@ class RecordedAdmin(ComparedPage, LogHistory, Page[_Model]):
                 self.note(request, row, "deleted", {})
             super().delete_queryset(request, queryset)
 
-    def is_about(self, row: _Model) -> str:
-        """What an entry is about. Of rows that tell of a person it is that person's name."""
-        return str(row)
-
     def note(self, request: HttpRequest, row: _Model, what: str, data: dict[str, Any]) -> None:
         """Append one audit entry about a row."""
-        fields: dict[str, Any] = data.get("fields", {})
-        personal = {name: fields[name] for name in self.personal if name in fields}
-        data = {"object": object_of(row), **data}
-        if personal:
-            data["fields"] = {name: values for name, values in fields.items() if name not in personal}
-        record(
-            f"{row._meta.model_name}.{what}",
-            actor=operator(request),
-            target=self.is_about(row)[:200],
-            data=data,
-            about=bool(self.personal),
-            personal=personal,
-        )
+        noting.note(row, what, actor=operator(request), data=data)
 
 
 def _names(row: models.Model | None, name: str) -> set[str]:
@@ -119,7 +101,6 @@ class RecordedUserAdmin(RecordedAdmin[User], UserAdmin):  # type: ignore[type-ar
     """
 
     memberships = ("groups", "user_permissions")
-    personal = ("username", "first_name", "last_name", "email")
     list_display = ("username", "email", "is_staff", "is_superuser", "is_active", "last_login", "signs_in_with")
     list_select_related = ("second_factor", "external_identity")
     change_form_template = "admin/auth/user/change_form.html"

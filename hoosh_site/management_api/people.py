@@ -18,13 +18,12 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 
 from audit.changes import changed_fields, recordable
-from audit.record import record
 from gateway.api.authentication import caller_of
 from gateway.errors import ForbiddenError
 from hoosh_site.management_api.fields import Named, RowSerializer, Strict, Text
 from hoosh_site.management_api.paging import Filter
 from hoosh_site.management_api.rows import Rows, search
-from hoosh_site.people import administrators
+from hoosh_site.people import administrators, noting
 
 _UNRECORDED = frozenset({"password", "last_login"})
 _PASSWORD = 4096
@@ -136,12 +135,12 @@ class Accounts(Rows):
 
     def note(self, row: Any, what: str, data: dict[str, Any]) -> None:
         """Append one audit entry."""
-        record(f"{row._meta.model_name}.{what}", actor=self.actor, target=str(row)[:200], data=data)
+        noting.note(row, what, actor=self.actor, data=data)
 
     def erase(self, row: Any, actor: str) -> None:
         """Delete a row."""
         self.judge(row, {}, {})
-        self.note(row, "deleted", {"id": row.pk})
+        self.note(row, "deleted", {})
         row.delete()
 
     def judge(self, before: Any, values: dict[str, Any], lists: dict[str, Any]) -> None:

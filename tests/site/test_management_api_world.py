@@ -16,6 +16,7 @@ from django.utils import timezone
 from audit.models import OutboxEntry
 from budgets.models import Pool, PoolAlert, Team, Usage
 from events.models import Event, Webhook
+from hoosh_site.people.models import ExternalIdentity
 from providers import sequences
 from providers.models import ConfigVersion, Credential, GatewaySettings, Provider, Route
 from tests.audit.small_log import SmallLog
@@ -154,6 +155,39 @@ class PeopleTest(ManagementCase, TestCase):
         for path in (f"users/{zoe.pk}", f"groups/{group['id']}"):
             assert self.call("DELETE", path, **who).status_code == 204
         assert not User.objects.filter(username="zoe").exists()
+
+    def test_entries_about_people_are_sealed_and_found_by_their_history(self) -> None:
+        who = {"client": self.client}
+        fields = {"username": "zoe", "email": "z@example.org", "first_name": "Zoe", "last_name": "Zimt"}
+        zoe = f"auth.user:{self.ok('POST', 'users', fields, status=201, **who)['id']}"
+        pk = zoe.partition(":")[2]
+        self.ok("PATCH", f"users/{pk}", {"email": "y@example.org", "is_staff": True}, **who)
+        self.call("POST", f"users/{pk}/password", {"password": "another long phrase"}, **who)
+        lead = self.ok("POST", "team-leads", {"user": "zoe", "team": "team"}, status=201, **who)["id"]
+        identity = ExternalIdentity.objects.create(user_id=pk, issuer="https://i", subject="s")
+        for path in (f"team-leads/{lead}", f"external-identities/{identity.pk}", f"users/{pk}"):
+            assert self.call("DELETE", path, **who).status_code == 204
+        entries = OutboxEntry.objects.filter(target="zoe").order_by("pk")
+        assert [(each.action, each.data["object"]) for each in entries] == [
+            ("user.created", zoe),
+            ("user.changed", zoe),
+            ("user.password_set", zoe),
+            ("teamlead.created", f"people.teamlead:{lead}"),
+            ("teamlead.deleted", f"people.teamlead:{lead}"),
+            ("externalidentity.deleted", f"people.externalidentity:{identity.pk}"),
+            ("user.deleted", zoe),
+        ]
+        assert all(each.about for each in entries)
+        assert [entries[0].personal[name][1] for name in fields] == list(fields.values())
+        assert entries[1].personal == {"email": ["z@example.org", "y@example.org"]}
+        assert entries[1].data["fields"] == {"is_staff": ["False", "True"]}
+        assert entries[3].data["team"] == "team"
+        told = str(list(OutboxEntry.objects.values_list("data", flat=True))).lower()
+        assert not any(text in told for text in ("zoe", "zimt", "example.org"))
+        assert not OutboxEntry.objects.filter(target__contains="zoe").exclude(target="zoe").exists()
+        group = self.ok("POST", "groups", {"name": "ops"}, status=201, **who)["id"]
+        (entry,) = OutboxEntry.objects.filter(action="group.created")
+        assert (entry.data["object"], entry.about) == (f"auth.group:{group}", False)
 
     def test_accounts_that_make_no_sense_are_refused(self) -> None:
         for change, field in (

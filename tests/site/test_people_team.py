@@ -159,7 +159,8 @@ class PasswordTest(TeamCase):
         assert "Your password is changed" in self.client.get(self.PAGE).content.decode()
         assert User.objects.get(username="carl").check_password("Xk29dk2kdkd!canary")
         (entry,) = OutboxEntry.objects.filter(action="user.password_set")
-        assert (entry.actor, entry.target, entry.data) == ("carl", "carl", {})
+        assert (entry.actor, entry.target, entry.about) == ("carl", "carl", True)
+        assert entry.data == {"object": f"auth.user:{self.carl.pk}"}
 
     def test_who_is_not_signed_in_has_none(self):
         assert Client().get(self.PAGE).headers["location"].startswith("/admin/login/?next=")
