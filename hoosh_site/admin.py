@@ -5,12 +5,13 @@ Entries name what was changed and who did it; a password is never in one, in wha
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 from django.contrib import admin, messages
 from django.contrib.auth.admin import GroupAdmin, UserAdmin
 from django.contrib.auth.models import Group, Permission, User
-from django.core.exceptions import PermissionDenied
+from django.core.exceptions import PermissionDenied, ValidationError
 from django.db import models, transaction
 from django.db.models import QuerySet
 from django.http import Http404, HttpRequest, HttpResponse, HttpResponseRedirect
@@ -92,8 +93,65 @@ admin.site.unregister(User)
 admin.site.unregister(Group)
 
 
+class GuardedAdmin(RecordedAdmin[_Model]):
+    """Rows that decide who is an administrator: no form, button or action here leaves the gateway without one, nor
+    takes away the account of whoever presses it. What is refused is said above the page one comes back to."""
+
+    def changeform_view(
+        self,
+        request: HttpRequest,
+        object_id: str | None = None,
+        form_url: str = "",
+        extra_context: dict[str, Any] | None = None,
+    ) -> HttpResponse:
+        """The form, and what it saves."""
+        view = super().changeform_view
+        return _guarded(request, lambda: view(request, object_id, form_url, extra_context))
+
+    def delete_view(
+        self, request: HttpRequest, object_id: str, extra_context: dict[str, Any] | None = None
+    ) -> HttpResponse:
+        """The question, and the deletion."""
+        view = super().delete_view
+        return _guarded(request, lambda: view(request, object_id, extra_context))
+
+    def changelist_view(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> HttpResponse:
+        """The list, and its actions."""
+        view = super().changelist_view
+        return _guarded(request, lambda: view(request, extra_context))
+
+    def save_model(self, request: HttpRequest, obj: _Model, form: Any, change: bool) -> None:
+        """Nobody disables themselves."""
+        administrators.refuse_disabling(request.user, obj)
+        super().save_model(request, obj, form, change)
+
+    def delete_model(self, request: HttpRequest, obj: _Model) -> None:
+        """Nobody deletes themselves."""
+        administrators.refuse_deletion(request.user, obj)
+        super().delete_model(request, obj)
+
+    def delete_queryset(self, request: HttpRequest, queryset: QuerySet[_Model]) -> None:
+        """None of the chosen ones is deleted where one is not."""
+        for row in queryset:
+            administrators.refuse_deletion(request.user, row)
+        super().delete_queryset(request, queryset)
+
+
+def _guarded(request: HttpRequest, act: Callable[[], HttpResponse]) -> HttpResponse:
+    """What a view answers; a refused change is undone and told on the page it was sent from."""
+    if request.method != "POST":
+        return act()
+    try:
+        with transaction.atomic(), administrators.kept():
+            return act()
+    except ValidationError as exc:
+        for message in exc.messages:
+            messages.error(request, message)
+        return HttpResponseRedirect(request.get_full_path())
+
+
 @admin.register(User)
-class RecordedUserAdmin(RecordedAdmin[User], UserAdmin):  # type: ignore[type-arg]  # not subscriptable when run
+class RecordedUserAdmin(GuardedAdmin[User], UserAdmin):  # type: ignore[type-arg]  # not subscriptable when run
     """People who may sign in to admin.
 
     Only administrators (`roles.MANAGE_ADMINS`) change administrators, make them, or give single permissions: whoever
@@ -127,8 +185,9 @@ class RecordedUserAdmin(RecordedAdmin[User], UserAdmin):  # type: ignore[type-ar
         return super().has_delete_permission(request, obj) and may_touch(request, obj)
 
     def get_readonly_fields(self, request: HttpRequest, obj: User | None = None) -> tuple[str, ...]:
-        """Rights that would make somebody an administrator are an administrator's to give."""
-        fixed = tuple(super().get_readonly_fields(request, obj))
+        """What signing in and joining wrote is nobody's to change; rights that would make somebody an administrator are
+        an administrator's to give."""
+        fixed = (*super().get_readonly_fields(request, obj), "last_login", "date_joined")
         if request.user.is_superuser:
             return fixed
         given = () if administrators.is_admin(request.user) else ("user_permissions",)
@@ -196,7 +255,7 @@ def may_touch(request: HttpRequest, user: User | None) -> bool:
 
 
 @admin.register(Group)
-class RecordedGroupAdmin(RecordedAdmin[Group], GroupAdmin):
+class RecordedGroupAdmin(GuardedAdmin[Group], GroupAdmin):
     """Permissions that several people share."""
 
     memberships = ("permissions",)

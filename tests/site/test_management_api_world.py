@@ -189,6 +189,29 @@ class PeopleTest(ManagementCase, TestCase):
         (entry,) = OutboxEntry.objects.filter(action="group.created")
         assert (entry.data["object"], entry.about) == (f"auth.group:{group}", False)
 
+    def test_nobody_takes_their_own_account_away_and_a_superuser_stays(self) -> None:
+        who, ada = {"client": self.client}, f"users/{self.ada.pk}"
+        for change, param in (({"is_active": False}, "is_active"), ({"is_superuser": False}, None)):
+            assert self.refused(400, "PATCH", ada, change, **who)["param"] == param
+        assert "superuser" in self.refused(400, "PATCH", ada, {"is_staff": False}, **who)["message"]
+        assert "your own account" in self.refused(400, "DELETE", ada, **who)["message"]
+        eve = self.ok("POST", "users", {"username": "eve", "is_staff": True, "is_superuser": True}, status=201, **who)
+        assert "your own account" in self.refused(400, "DELETE", ada, **who)["message"]
+        assert "your own account" in self.refused(400, "PATCH", ada, {"is_active": False}, **who)["message"]
+        self.ok("PATCH", ada, {"is_superuser": False}, **who)
+        eve_in = {"client": self.signed_in(User.objects.get(pk=eve["id"]))}
+        assert self.call("DELETE", ada, **eve_in).status_code == 204
+        self.refused(400, "PATCH", f"users/{eve['id']}", {"is_superuser": False}, **eve_in)
+        assert User.objects.get(pk=eve["id"]).is_superuser
+
+    def test_an_administrator_does_not_delete_the_group_they_are_in(self) -> None:
+        admin = Group.objects.get(name="admin")
+        self.bob.groups.add(admin)
+        bob = self.signed_in(User.objects.get(pk=self.bob.pk))
+        assert "which you are in" in self.refused(400, "DELETE", f"groups/{admin.pk}", client=bob)["message"]
+        assert Group.objects.filter(pk=admin.pk).exists()
+        assert not OutboxEntry.objects.filter(action="group.deleted").exists()
+
     def test_accounts_that_make_no_sense_are_refused(self) -> None:
         for change, field in (
             ({"username": "a b"}, "username"),
