@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import threading
+from collections.abc import Sequence
 from typing import Any
 from urllib.parse import quote
 
@@ -473,14 +474,15 @@ class TwoAtOnceTest(ManagementCase, TransactionTestCase):
     def setUp(self) -> None:
         self.make_world()
 
-    def at_once(self, *calls: tuple[str, str, Any]) -> list[int]:
+    def at_once(self, *calls: tuple[str, str, Any], clients: Sequence[Client] = ()) -> list[int]:
         """The statuses of requests sent at the same moment, from threads with connections of their own."""
         gate, statuses = threading.Barrier(len(calls)), [0] * len(calls)
 
         def run(place: int) -> None:
             try:
                 gate.wait(10)
-                statuses[place] = self.call(*calls[place]).status_code
+                client = clients[place] if clients else None
+                statuses[place] = self.call(*calls[place], client=client).status_code
             finally:
                 connections.close_all()
 
@@ -512,6 +514,13 @@ class TwoAtOnceTest(ManagementCase, TransactionTestCase):
         assert self.at_once(*(("PATCH", f"routes/{route['id']}", each) for each in changes)) == [200] * 4
         told = self.ok("GET", f"routes/{route['id']}")
         assert (told["priority"], told["tags"], told["sticky"], told["output_cap"]) == (77, ["a"], True, 5)
+
+    def test_superusers_who_demote_each_other_at_once_leave_one(self) -> None:
+        people = [self.ada, *(User.objects.create_superuser(f"eve{number}", "", "pw") for number in range(2))]
+        calls = [("PATCH", f"users/{people[number - 1].pk}", {"is_superuser": False}) for number in range(3)]
+        statuses = self.at_once(*calls, clients=[self.signed_in(each) for each in people])
+        assert User.objects.filter(is_superuser=True).count() == 3 - statuses.count(200) >= 1, statuses
+        assert set(statuses) <= {200, 400, 403}
 
     def test_what_a_change_is_compared_with_is_the_row_as_it_is_when_it_is_changed(self) -> None:
         self.provider()
