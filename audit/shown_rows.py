@@ -196,6 +196,7 @@ class _Compared:
 
     def judge(self, form: Any) -> None:
         """Add errors for what the form would write over unseen."""
+        _keep_precision(form, self._row)
         text = self._request.POST.get(SHOWN)
         if text is None:
             return
@@ -248,6 +249,16 @@ class _Compared:
                     yield f"“{old['name']}” was deleted."
                 elif old is not None and new is not None and old["row"] != new["row"]:
                     yield f"“{old['name']}” was changed; it is “{new['name']}” now."
+
+
+def _keep_precision(form: Any, row: models.Model) -> None:
+    """Give moments back what a form cannot carry: it shows whole seconds, and sends those back for a field that nobody
+    touched. `row` is as it is stored."""
+    for field in row._meta.concrete_fields:
+        if isinstance(field, models.DateTimeField) and field.name in form.fields:
+            stored, mine = getattr(row, field.attname), getattr(form.instance, field.attname)
+            if stored is not None and mine == stored.replace(microsecond=0):
+                setattr(form.instance, field.attname, stored)
 
 
 class _ComparedRows:

@@ -89,8 +89,10 @@ class ApiKeyForm(RowForm[ApiKey]):
             self.initial["endpoints_allowed"] = list(validation.split(self.instance.endpoints_allowed))
 
     def clean_scopes(self) -> str:
-        """The chosen scopes in their stored form."""
-        if scope := scopes.not_to_give(self.has_perm, self.cleaned_data["scopes"]):
+        """The chosen scopes in their stored form. Judged with those the key has: who may not give a scope may not take
+        it away either, nor change anything else of such a key."""
+        had = () if self.instance._state.adding else validation.split(self.instance.scopes)
+        if scope := scopes.not_to_give(self.has_perm, {*had, *self.cleaned_data["scopes"]}):
             raise ValidationError(scopes.refusal(scope))
         return ",".join(self.cleaned_data["scopes"])
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection, Iterable
 
 OPERATOR, ADMIN = "operator", "admin"
 PRIVILEGED = (OPERATOR, ADMIN)
+OF_LEADS = frozenset({"inference", "routes"})  # what team leads may hand on; every other scope is more than they have
 GIVE = "budgets.give_operator_scope"
 
 

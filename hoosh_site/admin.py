@@ -5,12 +5,13 @@ Entries name what was changed and who did it; a password is never in one, in wha
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 from django.contrib import admin, messages
 from django.contrib.auth.admin import GroupAdmin, UserAdmin
 from django.contrib.auth.models import Group, Permission, User
-from django.core.exceptions import PermissionDenied
+from django.core.exceptions import PermissionDenied, ValidationError
 from django.db import models, transaction
 from django.db.models import QuerySet
 from django.http import Http404, HttpRequest, HttpResponse, HttpResponseRedirect
@@ -18,13 +19,12 @@ from django.template.response import TemplateResponse
 from django.urls import URLPattern, path, reverse
 
 from audit.admin_tools import number, operator
-from audit.changes import changed_fields, object_of, recordable
+from audit.changes import changed_fields, recordable
 from audit.generics import Page
 from audit.history import LogHistory
-from audit.record import record
 from audit.shown_rows import ComparedPage
 from hoosh_site.admin_webhooks import WebhookAdmin
-from hoosh_site.people import administrators, factors
+from hoosh_site.people import administrators, factors, noting
 from hoosh_site.people.models import SecondFactor
 
 __all__ = ["RecordedAdmin", "RecordedGroupAdmin", "RecordedUserAdmin", "WebhookAdmin"]
@@ -37,7 +37,6 @@ class RecordedAdmin(ComparedPage, LogHistory, Page[_Model]):
     """Records who created, changed and deleted rows; `memberships` names lists of related rows recorded with them."""
 
     memberships: tuple[str, ...] = ()
-    personal: tuple[str, ...] = ()  # fields that tell of a person; with any, the rows are people
 
     def save_model(self, request: HttpRequest, obj: _Model, form: Any, change: bool) -> None:
         """Remember what the row was, for `save_related`, then save it."""
@@ -75,25 +74,9 @@ class RecordedAdmin(ComparedPage, LogHistory, Page[_Model]):
                 self.note(request, row, "deleted", {})
             super().delete_queryset(request, queryset)
 
-    def is_about(self, row: _Model) -> str:
-        """What an entry is about. Of rows that tell of a person it is that person's name."""
-        return str(row)
-
     def note(self, request: HttpRequest, row: _Model, what: str, data: dict[str, Any]) -> None:
         """Append one audit entry about a row."""
-        fields: dict[str, Any] = data.get("fields", {})
-        personal = {name: fields[name] for name in self.personal if name in fields}
-        data = {"object": object_of(row), **data}
-        if personal:
-            data["fields"] = {name: values for name, values in fields.items() if name not in personal}
-        record(
-            f"{row._meta.model_name}.{what}",
-            actor=operator(request),
-            target=self.is_about(row)[:200],
-            data=data,
-            about=bool(self.personal),
-            personal=personal,
-        )
+        noting.note(row, what, actor=operator(request), data=data)
 
 
 def _names(row: models.Model | None, name: str) -> set[str]:
@@ -110,8 +93,65 @@ admin.site.unregister(User)
 admin.site.unregister(Group)
 
 
+class GuardedAdmin(RecordedAdmin[_Model]):
+    """Rows that decide who is an administrator: no form, button or action here leaves the gateway without one, nor
+    takes away the account of whoever presses it. What is refused is said above the page one comes back to."""
+
+    def changeform_view(
+        self,
+        request: HttpRequest,
+        object_id: str | None = None,
+        form_url: str = "",
+        extra_context: dict[str, Any] | None = None,
+    ) -> HttpResponse:
+        """The form, and what it saves."""
+        view = super().changeform_view
+        return _guarded(request, lambda: view(request, object_id, form_url, extra_context))
+
+    def delete_view(
+        self, request: HttpRequest, object_id: str, extra_context: dict[str, Any] | None = None
+    ) -> HttpResponse:
+        """The question, and the deletion."""
+        view = super().delete_view
+        return _guarded(request, lambda: view(request, object_id, extra_context))
+
+    def changelist_view(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> HttpResponse:
+        """The list, and its actions."""
+        view = super().changelist_view
+        return _guarded(request, lambda: view(request, extra_context))
+
+    def save_model(self, request: HttpRequest, obj: _Model, form: Any, change: bool) -> None:
+        """Nobody disables themselves."""
+        administrators.refuse_disabling(request.user, obj)
+        super().save_model(request, obj, form, change)
+
+    def delete_model(self, request: HttpRequest, obj: _Model) -> None:
+        """Nobody deletes themselves."""
+        administrators.refuse_deletion(request.user, obj)
+        super().delete_model(request, obj)
+
+    def delete_queryset(self, request: HttpRequest, queryset: QuerySet[_Model]) -> None:
+        """None of the chosen ones is deleted where one is not."""
+        for row in queryset:
+            administrators.refuse_deletion(request.user, row)
+        super().delete_queryset(request, queryset)
+
+
+def _guarded(request: HttpRequest, act: Callable[[], HttpResponse]) -> HttpResponse:
+    """What a view answers; a refused change is undone and told on the page it was sent from."""
+    if request.method != "POST":
+        return act()
+    try:
+        with transaction.atomic(), administrators.kept():
+            return act()
+    except ValidationError as exc:
+        for message in exc.messages:
+            messages.error(request, message)
+        return HttpResponseRedirect(request.get_full_path())
+
+
 @admin.register(User)
-class RecordedUserAdmin(RecordedAdmin[User], UserAdmin):  # type: ignore[type-arg]  # not subscriptable when run
+class RecordedUserAdmin(GuardedAdmin[User], UserAdmin):  # type: ignore[type-arg]  # not subscriptable when run
     """People who may sign in to admin.
 
     Only administrators (`roles.MANAGE_ADMINS`) change administrators, make them, or give single permissions: whoever
@@ -119,7 +159,6 @@ class RecordedUserAdmin(RecordedAdmin[User], UserAdmin):  # type: ignore[type-ar
     """
 
     memberships = ("groups", "user_permissions")
-    personal = ("username", "first_name", "last_name", "email")
     list_display = ("username", "email", "is_staff", "is_superuser", "is_active", "last_login", "signs_in_with")
     list_select_related = ("second_factor", "external_identity")
     change_form_template = "admin/auth/user/change_form.html"
@@ -146,8 +185,9 @@ class RecordedUserAdmin(RecordedAdmin[User], UserAdmin):  # type: ignore[type-ar
         return super().has_delete_permission(request, obj) and may_touch(request, obj)
 
     def get_readonly_fields(self, request: HttpRequest, obj: User | None = None) -> tuple[str, ...]:
-        """Rights that would make somebody an administrator are an administrator's to give."""
-        fixed = tuple(super().get_readonly_fields(request, obj))
+        """What signing in and joining wrote is nobody's to change; rights that would make somebody an administrator are
+        an administrator's to give."""
+        fixed = (*super().get_readonly_fields(request, obj), "last_login", "date_joined")
         if request.user.is_superuser:
             return fixed
         given = () if administrators.is_admin(request.user) else ("user_permissions",)
@@ -215,7 +255,7 @@ def may_touch(request: HttpRequest, user: User | None) -> bool:
 
 
 @admin.register(Group)
-class RecordedGroupAdmin(RecordedAdmin[Group], GroupAdmin):
+class RecordedGroupAdmin(GuardedAdmin[Group], GroupAdmin):
     """Permissions that several people share."""
 
     memberships = ("permissions",)

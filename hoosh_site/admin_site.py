@@ -220,14 +220,14 @@ class HooshAdminSite(AdminSite):
 
     def password_change(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> TemplateResponse:
         """The form for one's own password; a change of it is recorded."""
-        from audit.record import record
+        from hoosh_site.people import noting
 
         user: Any = request.user
         before = user.password
         with transaction.atomic():
             response = super().password_change(request, extra_context)
             if response.status_code == 302 and user.password != before:  # a refused form may renew the old one's hash
-                record("user.password_set", actor=user.get_username(), target=user.get_username(), about=True)
+                noting.note(user, "password_set", actor=user.get_username())
         return response
 
     def wake(self) -> None:

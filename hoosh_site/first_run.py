@@ -16,6 +16,7 @@ from django.conf import settings
 from django.contrib.auth import get_user_model
 from django.db import IntegrityError, transaction
 
+from audit.changes import object_of
 from audit.record import record
 from budgets import access, keys
 from budgets.models import ApiKey
@@ -73,8 +74,8 @@ def _make() -> Made:
     password = key = ""
     if not users.filter(is_superuser=True).exists() and not users.filter(username=OPERATOR).exists():
         password = secrets.token_urlsafe(_PASSWORD_BYTES)
-        users.create_superuser(OPERATOR, "", password)
-        record("operator.created", actor=ACTOR, target=OPERATOR, about=True)
+        user = users.create_superuser(OPERATOR, "", password)
+        record("operator.created", actor=ACTOR, target=OPERATOR, about=True, data={"object": object_of(user)})
     if not ApiKey.objects.exists():
         agent = access.agent_named(TEAM, AGENT, actor=ACTOR)
         pool = access.default_pool(ACTOR)

@@ -17,7 +17,7 @@ from audit import reading
 from budgets.balances import PoolBalance, balances
 from budgets.models import ApiKey, Pool, PoolAlert, Usage
 from budgets.records import PRICE_UNKNOWN
-from budgets.scopes import OPERATOR
+from budgets.scopes import PRIVILEGED
 from hoosh_site import playground
 from providers import publish
 from providers.models import ConfigVersion, Provider, Route
@@ -163,7 +163,9 @@ def _steps(found: Overview, user: AbstractUser | AnonymousUser) -> None:
         done = Route.objects.exclude(provider__kind=DEMO).exists()
         steps.append(Step("Add a route to it", "" if done else _route_url(own, user), done))
     if user.has_perm("budgets.add_apikey"):
-        apps = ApiKey.objects.exclude(scopes__contains=OPERATOR).exclude(agent__team__name=playground.TEAM)
+        apps = ApiKey.objects.exclude(agent__team__name=playground.TEAM)
+        for scope in PRIVILEGED:
+            apps = apps.exclude(scopes__contains=scope)
         steps.append(Step("Create an API key for an app", reverse("admin:budgets_apikey_add"), apps.exists()))
         if "requests" in found.sections and playground.may_play(user):
             steps.append(Step("Ask a model, from the app or here", reverse("admin:playground"), found.has_asked))

@@ -13,10 +13,11 @@ from rest_framework.response import Response
 from budgets import access, keys, validation
 from budgets.models import Agent, ApiKey, Pool, Team
 from budgets.records import ENDPOINTS
-from hoosh_site.management_api.access import demand_scopes
+from hoosh_site.management_api.access import demand, demand_scopes
 from hoosh_site.management_api.fields import Joined, Named, Numbered, RowSerializer, Strict, Whole
 from hoosh_site.management_api.paging import Filter
 from hoosh_site.management_api.rows import Rows, hold_access, once, search
+from hoosh_site.people.roles import CHANGE_PRIVACY
 from providers.models import PrivacyPolicy
 
 _LIMITS = ("requests_per_minute", "tokens_per_minute", "concurrent_requests")
@@ -56,7 +57,10 @@ class Teams(Live):
     filters = {**search(), "enabled": Filter("enabled", "truth")}
 
     def save(self, row: Team, actor: str) -> None:
-        """Create or change a team."""
+        """Create or change a team. What may leave is decided by who may change privacy policies."""
+        before = Team.objects.filter(pk=row.pk).first()
+        if row.privacy_policy_id != (before.privacy_policy_id if before is not None else None):
+            demand(self.request, CHANGE_PRIVACY)
         access.save_team(row, actor=actor)
 
     def erase(self, row: Team, actor: str) -> None:
@@ -191,8 +195,9 @@ class Keys(Live):
         return self.told(self.again(row), status=201, key=text)
 
     def save(self, row: ApiKey, actor: str) -> None:
-        """Change a key; nobody saves one that can do more than they can."""
-        demand_scopes(self.request, validation.split(row.scopes))
+        """Change a key; nobody saves one that can do, or could do before, more than they can."""
+        before = ApiKey.objects.get(pk=row.pk)
+        demand_scopes(self.request, {*validation.split(before.scopes), *validation.split(row.scopes)})
         keys.update_key(row, actor=actor)
 
     @extend_schema(request=OverlapSerializer, responses={201: NewKeySerializer}, summary="A new key for an old one")

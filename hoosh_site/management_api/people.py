@@ -18,13 +18,12 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 
 from audit.changes import changed_fields, recordable
-from audit.record import record
 from gateway.api.authentication import caller_of
 from gateway.errors import ForbiddenError
 from hoosh_site.management_api.fields import Named, RowSerializer, Strict, Text
 from hoosh_site.management_api.paging import Filter
 from hoosh_site.management_api.rows import Rows, search
-from hoosh_site.people import administrators
+from hoosh_site.people import administrators, noting
 
 _UNRECORDED = frozenset({"password", "last_login"})
 _PASSWORD = 4096
@@ -93,6 +92,10 @@ class Accounts(Rows):
 
     lists: ClassVar[tuple[str, ...]] = ()
 
+    def gate(self) -> None:
+        """Before the row."""
+        administrators.hold()
+
     def create(self, request: Request, **path: Any) -> Response:
         """A new row."""
         return self.told(self.again(self._write(self.read(request), None)), status=201)
@@ -100,6 +103,7 @@ class Accounts(Rows):
     def partial_update(self, request: Request, **path: Any) -> Response:
         """Change the fields that are there, and no others."""
         with transaction.atomic():
+            self.gate()
             row = self.get_queryset().model._default_manager.select_for_update().filter(pk=self.row().pk).first()
             row = row or self.row()
             self.match(request, row)
@@ -118,7 +122,8 @@ class Accounts(Rows):
         if isinstance(row, User) and before is None:
             _set_password(row, password)
         row.full_clean()
-        with transaction.atomic():
+        administrators.refuse_disabling(caller_of(self.request).user, row)
+        with transaction.atomic(), administrators.kept():
             row.save()
             data: dict[str, Any] = {}
             for name, rows in lists.items():
@@ -136,13 +141,15 @@ class Accounts(Rows):
 
     def note(self, row: Any, what: str, data: dict[str, Any]) -> None:
         """Append one audit entry."""
-        record(f"{row._meta.model_name}.{what}", actor=self.actor, target=str(row)[:200], data=data)
+        noting.note(row, what, actor=self.actor, data=data)
 
     def erase(self, row: Any, actor: str) -> None:
         """Delete a row."""
         self.judge(row, {}, {})
-        self.note(row, "deleted", {"id": row.pk})
-        row.delete()
+        administrators.refuse_deletion(caller_of(self.request).user, row)
+        with transaction.atomic(), administrators.kept():
+            self.note(row, "deleted", {})
+            row.delete()
 
     def judge(self, before: Any, values: dict[str, Any], lists: dict[str, Any]) -> None:
         """Refuse what would give more than the caller has."""

@@ -8,7 +8,6 @@ from django.contrib.auth.models import User
 from rest_framework import serializers
 from rest_framework.request import Request
 
-from audit.record import record
 from budgets.models import Team
 from gateway.api.authentication import caller_of
 from gateway.errors import ForbiddenError
@@ -16,7 +15,7 @@ from hoosh_site.management_api.fields import Named, RowSerializer
 from hoosh_site.management_api.paging import Filter
 from hoosh_site.management_api.people import Accounts
 from hoosh_site.management_api.rows import Rows
-from hoosh_site.people import administrators, factors, lockout
+from hoosh_site.people import administrators, factors, lockout, noting
 from hoosh_site.people.models import ExternalIdentity, SecondFactor, SignInFailure, TeamLead
 
 _USER = {"user": Filter("user__username", about="The user's name.")}
@@ -112,7 +111,7 @@ class ExternalIdentities(Rows):
 
     def erase(self, row: ExternalIdentity, actor: str) -> None:
         """Forget whom it stands for."""
-        record("externalidentity.deleted", actor=actor, target=row.user.get_username(), about=True)
+        noting.note(row, "deleted", actor=actor)
         row.delete()
 
 

@@ -105,13 +105,8 @@ class SignInFailureAdmin(_Unwritten):
 class ExternalIdentityAdmin(_Unwritten):
     """Whom the identity provider knows. Deleting one: the next sign-in makes a new account."""
 
-    personal = ("user",)
     list_display = ("user", "issuer", "subject", "created_at")
     list_select_related = ("user",)
     search_fields = ("user__username", "=subject")
     fields = ("user", "issuer", "subject", "created_at")
     readonly_fields = fields
-
-    def is_about(self, row: ExternalIdentity) -> str:
-        """Whose it is."""
-        return row.user.get_username()

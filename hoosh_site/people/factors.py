@@ -19,7 +19,7 @@ from django.db import transaction
 from django.db.models import Q
 from django.utils import timezone
 
-from audit.record import record
+from hoosh_site.people import noting
 from hoosh_site.people.models import RecoveryCode, SecondFactor
 from providers.services import open_vault
 from providers.vault import VaultError
@@ -75,25 +75,22 @@ def confirm(factor: SecondFactor, code: str) -> list[str]:
         if not _accept(factor, code):
             return []
         SecondFactor.objects.filter(pk=factor.pk).update(confirmed_at=timezone.now())
-        name = factor.user.get_username()
-        record("user.second_factor_set", actor=name, target=name, about=True)
+        noting.note(factor.user, "second_factor_set", actor=factor.user.get_username())
         return _new_codes(factor)
 
 
 def renew_codes(factor: SecondFactor) -> list[str]:
     """New recovery codes; the old ones open nothing any more."""
     with transaction.atomic():
-        name = factor.user.get_username()
-        record("user.recovery_codes_renewed", actor=name, target=name, about=True)
+        noting.note(factor.user, "recovery_codes_renewed", actor=factor.user.get_username())
         return _new_codes(factor)
 
 
 def remove(factor: SecondFactor, *, actor: str) -> None:
     """Take a factor and its recovery codes away."""
     with transaction.atomic():
-        name = factor.user.get_username()
-        action = "removed" if actor == name else "reset"
-        record(f"user.second_factor_{action}", actor=actor, target=name, about=True, level="warning")
+        action = "removed" if actor == factor.user.get_username() else "reset"
+        noting.note(factor.user, f"second_factor_{action}", actor=actor, level="warning")
         factor.delete()
 
 
@@ -105,9 +102,9 @@ def accepts(factor: SecondFactor, text: str) -> bool:
     used = RecoveryCode.objects.filter(factor=factor, digest=_digest(plain), used_at__isnull=True)
     if not used.update(used_at=timezone.now()):
         return False
-    name = factor.user.get_username()
     left = factor.recovery_codes.filter(used_at__isnull=True).count()
-    record("user.recovery_code_used", actor=name, target=name, about=True, level="warning", data={"left": left})
+    user = factor.user
+    noting.note(user, "recovery_code_used", actor=user.get_username(), level="warning", data={"left": left})
     return True
 
 

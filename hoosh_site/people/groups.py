@@ -10,8 +10,7 @@ from django.apps import apps
 from django.contrib.auth.models import Group, Permission
 from django.db import connection, transaction
 
-from audit.record import record
-from hoosh_site.people import roles
+from hoosh_site.people import noting, roles
 from hoosh_site.people.models import RoleOffer
 
 _ACTOR = "upgrade"
@@ -35,7 +34,7 @@ def restore(role: str, *, actor: str) -> int:
         names = {_name(permission) for permission in wanted}
         known = set(RoleOffer.objects.filter(role=role).values_list("permission", flat=True))
         RoleOffer.objects.bulk_create([RoleOffer(role=role, permission=name) for name in sorted(names - known)])
-        record("group.restored", actor=actor, target=role, data={"permissions": len(wanted)})
+        noting.note(group, "restored", actor=actor, data={"permissions": len(wanted)})
     return len(wanted)
 
 
@@ -52,7 +51,7 @@ def _offer(role: str) -> None:
     RoleOffer.objects.bulk_create([RoleOffer(role=role, permission=_name(each)) for each in new])
     if known:  # the first ones are what the role is
         added = sorted(_name(each) for each in new)
-        record("group.changed", actor=_ACTOR, target=role, data={"permissions": {"added": added, "removed": []}})
+        noting.note(group, "changed", actor=_ACTOR, data={"permissions": {"added": added, "removed": []}})
 
 
 def _wanted(role: str) -> list[Permission]:

@@ -13,8 +13,7 @@ from django.conf import settings
 from django.contrib.auth.models import Group, User
 from django.db import IntegrityError, transaction
 
-from audit.record import record
-from hoosh_site.people import roles
+from hoosh_site.people import noting, roles
 from hoosh_site.people.models import ExternalIdentity
 from hoosh_site.people.oidc import OidcError
 from hoosh_site.people.signing_in import leads
@@ -72,7 +71,7 @@ def _made(claims: dict[str, Any]) -> User:
     except IntegrityError:
         raise OidcError(f"an account {name} exists already; have somebody rename it") from None
     ExternalIdentity.objects.create(user=user, issuer=settings.HOOSH_OIDC_ISSUER, subject=claims["sub"])
-    record("user.created", actor=ACTOR, target=name, about=True, data={"issuer": settings.HOOSH_OIDC_ISSUER})
+    noting.note(user, "created", actor=ACTOR, data={"issuer": settings.HOOSH_OIDC_ISSUER})
     return user
 
 
@@ -86,4 +85,4 @@ def _set_roles(user: User, wanted: set[str]) -> None:
         user.is_staff = is_staff
         user.save(update_fields=["is_staff"])
         groups = {"added": sorted(wanted - has), "removed": sorted(has - wanted)}
-        record("user.changed", actor=ACTOR, target=user.get_username(), about=True, data={"groups": groups})
+        noting.note(user, "changed", actor=ACTOR, data={"groups": groups})

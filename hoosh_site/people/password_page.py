@@ -12,7 +12,7 @@ from django.http import HttpResponse
 from django.urls import reverse_lazy
 from django.utils.decorators import method_decorator
 
-from audit.record import record
+from hoosh_site.people import noting
 from hoosh_site.people.pages import frame, person, signed_in
 
 
@@ -29,9 +29,9 @@ class PasswordView(PasswordChangeView):
 
     def form_valid(self, form: PasswordChangeForm) -> HttpResponse:
         """Set it, with its entry."""
-        name = person(self.request).get_username()
+        user = person(self.request)
         with transaction.atomic():
-            record("user.password_set", actor=name, target=name)
+            noting.note(user, "password_set", actor=user.get_username())
             response = super().form_valid(form)
         messages.success(self.request, "Your password is changed.")
         return response

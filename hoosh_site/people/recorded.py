@@ -10,7 +10,7 @@ from django.contrib.auth.models import User
 from django.db import transaction
 from django.db.models.signals import post_save, pre_save
 
-from audit.record import record
+from hoosh_site.people import noting
 
 
 @contextmanager
@@ -26,9 +26,7 @@ def saves_recorded(actor: str) -> Iterator[None]:
 
         def after(sender: Any, instance: User, created: bool, **kwargs: Any) -> None:
             data = {"is_superuser": instance.is_superuser} if created else {"usable": instance.has_usable_password()}
-            name = instance.get_username()
-            action = "user.created" if created else "user.password_set"
-            record(action, actor=actor, target=name, about=True, level="warning", data=data)
+            noting.note(instance, "created" if created else "password_set", actor=actor, level="warning", data=data)
             opened.close()
 
         pre_save.connect(before, sender=User, weak=False)

@@ -13,11 +13,9 @@ from django import forms
 from django.db.models import Q, QuerySet
 from django.utils import timezone
 
-from budgets import keys, validation
+from budgets import keys, scopes, validation
 from budgets.models import Agent, ApiKey, Pool, Team
 from providers.globs import any_matcher
-
-_OPERATOR = "operator"
 
 
 def team_keys(team: Team) -> QuerySet[ApiKey]:
@@ -27,7 +25,7 @@ def team_keys(team: Team) -> QuerySet[ApiKey]:
 
 def is_theirs(key: ApiKey) -> bool:
     """Whether a lead may rotate and revoke it: keys that can do more than a lead are left to operators."""
-    return _OPERATOR not in validation.split(key.scopes)
+    return scopes.OF_LEADS.issuperset(validation.split(key.scopes))
 
 
 def is_alive(key: ApiKey) -> bool:

@@ -224,6 +224,13 @@ class KeyPagesTest(BudgetCase):
             self.post("budgets_apikey_change", key_form(self.agent, self.pool, scopes=["operator"]), old.pk),
         ):
             assert "may not give a key the scope “operator”" in self.errors(response)
+        for had in ("operator", "admin", "inference,admin"):
+            ApiKey.objects.filter(pk=old.pk).update(scopes=had)
+            response = self.post("budgets_apikey_change", key_form(self.agent, self.pool, scopes=["inference"]), old.pk)
+            assert "nor change one that has it" in self.errors(response), "not by taking the scope away either"
+            old.refresh_from_db()
+            assert old.scopes == had
+        ApiKey.objects.filter(pk=old.pk).update(scopes="inference,operator")
         assert ">Rotate<" not in self.page("budgets_apikey_change", old.pk)
         assert self.post("budgets_apikey_rotate", {"submission": "r1"}, old.pk).status_code == 403
         assert ApiKey.objects.count() == 1

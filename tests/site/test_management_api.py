@@ -495,9 +495,12 @@ class KeysTest(ManagementCase, TestCase):
         bob = self.person("bob", "add_apikey", "change_apikey", "view_apikey")
         for scope in ("operator", "admin"):
             assert self.refused(403, "POST", "keys", self.fields(scopes=[scope]), client=bob)["param"] == "scopes"
-        self.refused(403, "PATCH", f"keys/{made['id']}", {"name": "x"}, client=bob)
+        for change in ({"name": "x"}, {"scopes": ["inference"]}, {"scopes": ["routes"], "name": "x"}):
+            assert self.refused(403, "PATCH", f"keys/{made['id']}", change, client=bob)["param"] == "scopes"
+        assert self.ok("GET", f"keys/{made['id']}", client=bob)["scopes"] == ["admin", "operator"]
         self.refused(403, "POST", f"keys/{made['id']}/rotate", client=bob)
         self.ok("POST", "keys", self.fields(), status=201, client=bob)
+        self.ok("POST", f"keys/{made['id']}/revoke", client=bob)
         some = self.person("bob", "add_apikey", "give_operator_scope")
         self.ok("POST", "keys", self.fields(scopes=["operator"]), status=201, client=some)
         self.refused(403, "POST", "keys", self.fields(scopes=["admin"]), client=some)

@@ -11,7 +11,7 @@ from django.test import TestCase
 from django.utils import timezone
 
 from audit.models import OutboxEntry
-from budgets.models import Anomaly, WarmQuestion
+from budgets.models import Anomaly, Team, WarmQuestion
 from hoosh_site import home, importing
 from hoosh_site.people.models import ExternalIdentity, SecondFactor, SignInFailure, TeamLead
 from providers.models import ConfigVersion, Credential, Route
@@ -138,6 +138,27 @@ class MatchTest(Case):
         up = self.provider()
         item, body = f"providers/{up['id']}/client-certificate", {"chain_pem": "x", "key_pem": "y"}
         assert self.refused(412, "PUT", item, body, **{"If-Match": "*"})["code"] == "changed_meanwhile"
+
+
+class PrivacyTest(Case):
+    def test_the_privacy_policy_of_a_team_is_set_by_who_may_change_privacy_policies(self) -> None:
+        for name in ("strict", "loose"):
+            self.make("privacy-policies", name=name)
+        team = self.make("teams", name="lab", privacy_policy="strict")
+        names = ["view_team", "add_team", "change_team", "view_privacypolicy"]
+        self.bob.user_permissions.set(Permission.objects.filter(codename__in=names))
+        bob = self.signed_in(User.objects.get(pk=self.bob.pk))
+        for policy in (None, "loose"):
+            told = self.refused(403, "PATCH", f"teams/{team['id']}", {"privacy_policy": policy}, client=bob)
+            assert told["message"] == "This needs the permission providers.change_privacypolicy."
+        self.refused(403, "POST", "teams", {"name": "new", "privacy_policy": "loose"}, client=bob)
+        assert not Team.objects.filter(name="new").exists()
+        assert self.ok("GET", f"teams/{team['id']}", client=bob)["privacy_policy"] == "strict"
+        self.ok("PATCH", f"teams/{team['id']}", {"privacy_policy": "strict", "note": "x"}, client=bob)
+        self.ok("POST", "teams", {"name": "new", "privacy_policy": None}, status=201, client=bob)
+        self.bob.user_permissions.add(Permission.objects.get(codename="change_privacypolicy"))
+        bob = self.signed_in(User.objects.get(pk=self.bob.pk))
+        self.ok("PATCH", f"teams/{team['id']}", {"privacy_policy": None}, client=bob)
 
 
 class SignInsTest(Case):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import threading
+from collections.abc import Sequence
 from typing import Any
 from urllib.parse import quote
 
@@ -16,6 +17,7 @@ from django.utils import timezone
 from audit.models import OutboxEntry
 from budgets.models import Pool, PoolAlert, Team, Usage
 from events.models import Event, Webhook
+from hoosh_site.people.models import ExternalIdentity
 from providers import sequences
 from providers.models import ConfigVersion, Credential, GatewaySettings, Provider, Route
 from tests.audit.small_log import SmallLog
@@ -169,6 +171,62 @@ class PeopleTest(ManagementCase, TestCase):
         for path in (f"users/{zoe.pk}", f"groups/{group['id']}"):
             assert self.call("DELETE", path, **who).status_code == 204
         assert not User.objects.filter(username="zoe").exists()
+
+    def test_entries_about_people_are_sealed_and_found_by_their_history(self) -> None:
+        who = {"client": self.client}
+        fields = {"username": "zoe", "email": "z@example.org", "first_name": "Zoe", "last_name": "Zimt"}
+        zoe = f"auth.user:{self.ok('POST', 'users', fields, status=201, **who)['id']}"
+        pk = zoe.partition(":")[2]
+        self.ok("PATCH", f"users/{pk}", {"email": "y@example.org", "is_staff": True}, **who)
+        self.call("POST", f"users/{pk}/password", {"password": "another long phrase"}, **who)
+        lead = self.ok("POST", "team-leads", {"user": "zoe", "team": "team"}, status=201, **who)["id"]
+        identity = ExternalIdentity.objects.create(user_id=pk, issuer="https://i", subject="s")
+        for path in (f"team-leads/{lead}", f"external-identities/{identity.pk}", f"users/{pk}"):
+            assert self.call("DELETE", path, **who).status_code == 204
+        entries = OutboxEntry.objects.filter(target="zoe").order_by("pk")
+        assert [(each.action, each.data["object"]) for each in entries] == [
+            ("user.created", zoe),
+            ("user.changed", zoe),
+            ("user.password_set", zoe),
+            ("teamlead.created", f"people.teamlead:{lead}"),
+            ("teamlead.deleted", f"people.teamlead:{lead}"),
+            ("externalidentity.deleted", f"people.externalidentity:{identity.pk}"),
+            ("user.deleted", zoe),
+        ]
+        assert all(each.about for each in entries)
+        assert [entries[0].personal[name][1] for name in fields] == list(fields.values())
+        assert entries[1].personal == {"email": ["z@example.org", "y@example.org"]}
+        assert entries[1].data["fields"] == {"is_staff": ["False", "True"]}
+        assert entries[3].data["team"] == "team"
+        told = str(list(OutboxEntry.objects.values_list("data", flat=True))).lower()
+        assert not any(text in told for text in ("zoe", "zimt", "example.org"))
+        assert not OutboxEntry.objects.filter(target__contains="zoe").exclude(target="zoe").exists()
+        group = self.ok("POST", "groups", {"name": "ops"}, status=201, **who)["id"]
+        (entry,) = OutboxEntry.objects.filter(action="group.created")
+        assert (entry.data["object"], entry.about) == (f"auth.group:{group}", False)
+
+    def test_nobody_takes_their_own_account_away_and_a_superuser_stays(self) -> None:
+        who, ada = {"client": self.client}, f"users/{self.ada.pk}"
+        for change, param in (({"is_active": False}, "is_active"), ({"is_superuser": False}, None)):
+            assert self.refused(400, "PATCH", ada, change, **who)["param"] == param
+        assert "superuser" in self.refused(400, "PATCH", ada, {"is_staff": False}, **who)["message"]
+        assert "your own account" in self.refused(400, "DELETE", ada, **who)["message"]
+        eve = self.ok("POST", "users", {"username": "eve", "is_staff": True, "is_superuser": True}, status=201, **who)
+        assert "your own account" in self.refused(400, "DELETE", ada, **who)["message"]
+        assert "your own account" in self.refused(400, "PATCH", ada, {"is_active": False}, **who)["message"]
+        self.ok("PATCH", ada, {"is_superuser": False}, **who)
+        eve_in = {"client": self.signed_in(User.objects.get(pk=eve["id"]))}
+        assert self.call("DELETE", ada, **eve_in).status_code == 204
+        self.refused(400, "PATCH", f"users/{eve['id']}", {"is_superuser": False}, **eve_in)
+        assert User.objects.get(pk=eve["id"]).is_superuser
+
+    def test_an_administrator_does_not_delete_the_group_they_are_in(self) -> None:
+        admin = Group.objects.get(name="admin")
+        self.bob.groups.add(admin)
+        bob = self.signed_in(User.objects.get(pk=self.bob.pk))
+        assert "which you are in" in self.refused(400, "DELETE", f"groups/{admin.pk}", client=bob)["message"]
+        assert Group.objects.filter(pk=admin.pk).exists()
+        assert not OutboxEntry.objects.filter(action="group.deleted").exists()
 
     def test_accounts_that_make_no_sense_are_refused(self) -> None:
         for change, field in (
@@ -441,14 +499,15 @@ class TwoAtOnceTest(ManagementCase, TransactionTestCase):
     def setUp(self) -> None:
         self.make_world()
 
-    def at_once(self, *calls: tuple[str, str, Any]) -> list[int]:
+    def at_once(self, *calls: tuple[str, str, Any], clients: Sequence[Client] = ()) -> list[int]:
         """The statuses of requests sent at the same moment, from threads with connections of their own."""
         gate, statuses = threading.Barrier(len(calls)), [0] * len(calls)
 
         def run(place: int) -> None:
             try:
                 gate.wait(10)
-                statuses[place] = self.call(*calls[place]).status_code
+                client = clients[place] if clients else None
+                statuses[place] = self.call(*calls[place], client=client).status_code
             finally:
                 connections.close_all()
 
@@ -480,6 +539,13 @@ class TwoAtOnceTest(ManagementCase, TransactionTestCase):
         assert self.at_once(*(("PATCH", f"routes/{route['id']}", each) for each in changes)) == [200] * 4
         told = self.ok("GET", f"routes/{route['id']}")
         assert (told["priority"], told["tags"], told["sticky"], told["output_cap"]) == (77, ["a"], True, 5)
+
+    def test_superusers_who_demote_each_other_at_once_leave_one(self) -> None:
+        people = [self.ada, *(User.objects.create_superuser(f"eve{number}", "", "pw") for number in range(2))]
+        calls = [("PATCH", f"users/{people[number - 1].pk}", {"is_superuser": False}) for number in range(3)]
+        statuses = self.at_once(*calls, clients=[self.signed_in(each) for each in people])
+        assert User.objects.filter(is_superuser=True).count() == 3 - statuses.count(200) >= 1, statuses
+        assert set(statuses) <= {200, 400, 403}
 
     def test_what_a_change_is_compared_with_is_the_row_as_it_is_when_it_is_changed(self) -> None:
         self.provider()

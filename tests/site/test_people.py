@@ -8,6 +8,9 @@ import pytest
 from django.contrib.auth.models import Group, Permission, User
 
 from audit.models import OutboxEntry
+from budgets import access
+from budgets.models import Team
+from hoosh_site.people.models import TeamLead
 from tests.admin_case import AdminTestCase
 
 pytestmark = pytest.mark.database
@@ -71,7 +74,7 @@ class PeopleTest(AdminTestCase):
         assert told == [
             ("user.password_set", "ada", "bob", {"object": f"auth.user:{self.bob.pk}", "usable": True}),
             ("user.password_set", "ada", "bob", {"object": f"auth.user:{self.bob.pk}", "usable": False}),
-            ("user.password_set", "ada", "ada", {}),
+            ("user.password_set", "ada", "ada", {"object": f"auth.user:{self.ada.pk}"}),
         ]
 
     def test_groups_are_recorded_with_their_permissions(self):
@@ -86,6 +89,16 @@ class PeopleTest(AdminTestCase):
         assert changed.data["fields"] == {"name": ["readers", "lookers"]}
         assert changed.data["permissions"]["removed"] == ["budgets.view_pool", "budgets.view_usage"]
         assert (deleted.action, deleted.target) == ("group.deleted", "lookers")
+
+    def test_who_leads_a_team_is_a_person_sealed_like_every_other(self):
+        team = access.save_team(Team(name="red"), actor="test")
+        assert self.post("people_teamlead_add", {"user": self.carl.pk, "team": team.pk}).status_code == 302
+        lead = TeamLead.objects.get()
+        assert self.post("people_teamlead_delete", {"post": "yes"}, lead.pk).status_code == 302
+        for entry in self.entries("teamlead."):
+            assert (entry.target, entry.about, entry.data["team"]) == ("carl", True, "red")
+            assert entry.data["object"] == f"people.teamlead:{lead.pk}"
+            assert "carl" not in json.dumps(entry.data)
 
     def test_without_permission_nothing_is_changed_and_nothing_recorded(self):
         self.allow(self.bob, "view_user")

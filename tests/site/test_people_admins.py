@@ -6,6 +6,7 @@ import pytest
 from django.contrib.auth.models import Group, Permission, User
 from django.http import HttpResponse
 
+from audit.models import OutboxEntry
 from tests.admin_case import AdminTestCase
 
 pytestmark = pytest.mark.database
@@ -84,6 +85,54 @@ class EscalationTest(AdminTestCase):
         assert self.change(self.bob, is_superuser="on").status_code == 302
         self.bob.refresh_from_db()
         assert self.bob.is_superuser
+
+    def test_nobody_deletes_or_disables_their_own_account(self):
+        User.objects.create_superuser("eve", "", "pw")
+        self.client.force_login(self.ada)
+        for send in (
+            lambda: self.post("auth_user_delete", {"post": "yes"}, self.ada.pk),
+            lambda: self.act("auth_user_changelist", "delete_selected", [self.carl, self.ada], post="yes"),
+        ):
+            assert "You cannot delete your own account" in self.messages(send())
+        page = self.change(self.ada, is_superuser="on", is_active="")
+        assert "You cannot disable your own account" in self.messages(page)
+        self.ada.refresh_from_db()
+        assert self.ada.is_active
+        assert User.objects.filter(pk=self.carl.pk).exists(), "nothing of a refused action is done"
+        assert not OutboxEntry.objects.filter(action__in=("user.deleted", "user.changed")).exists()
+
+    def test_somebody_stays_who_can_do_everything(self):
+        self.client.force_login(self.ada)
+        gone = User.objects.create_superuser("gone", "", "pw", is_active=False)
+        for change in ({}, {"is_superuser": "on", "is_staff": ""}):
+            page = self.change(self.ada, **change)
+            assert "This would leave no active superuser" in self.messages(page), change
+        self.ada.refresh_from_db()
+        assert (self.ada.is_superuser, self.ada.is_staff) == (True, True)
+        assert self.change(gone, is_superuser="on").status_code == 302, "whom there is more than one of goes"
+        assert self.change(self.ada).status_code == 302
+        self.ada.refresh_from_db()
+        assert not self.ada.is_superuser
+
+    def test_an_administrator_does_not_delete_the_group_they_are_in(self):
+        self.as_role("admin")
+        group = self.groups["admin"]
+        for send in (
+            lambda: self.post("auth_group_delete", {"post": "yes"}, group.pk),
+            lambda: self.act("auth_group_changelist", "delete_selected", [group], post="yes"),
+        ):
+            assert "You cannot delete the group “admin”, which you are in" in self.messages(send())
+        assert Group.objects.filter(pk=group.pk).exists()
+        assert self.post("auth_group_delete", {"post": "yes"}, self.groups["viewer"].pk).status_code == 302
+        assert not Group.objects.filter(name="viewer").exists()
+
+    def test_without_superusers_somebody_stays_who_manages_administrators(self):
+        User.objects.filter(is_superuser=True).delete()
+        self.as_role("admin")
+        page = self.post("auth_group_change", {"name": "admin"}, self.groups["admin"].pk)
+        assert "This would leave no active administrator" in self.messages(page)
+        assert "This would leave no active administrator" in self.messages(self.change(self.people["admin"]))
+        assert self.people["admin"].groups.get().permissions.filter(codename="manage_admins").exists()
 
     def test_operators_and_viewers_see_people_but_no_hash(self):
         for role in ("operator", "viewer"):

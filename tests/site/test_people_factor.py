@@ -112,7 +112,7 @@ class SignInTest(AdminTestCase):
         assert self.enter(self.codes[3].lower().replace("-", " "))
         assert not self.enter(self.codes[3])
         entry = OutboxEntry.objects.get(action="user.recovery_code_used")
-        assert (entry.target, entry.data) == ("ada", {"left": 9})
+        assert (entry.target, entry.data) == ("ada", {"object": f"auth.user:{self.ada.pk}", "left": 9})
 
     def test_somebody_elses_code_does_not_open(self):
         other, _ = with_app(self.bob)

@@ -13,7 +13,7 @@ from django.utils import timezone
 from django.utils.crypto import get_random_string
 
 from audit.models import OutboxEntry
-from budgets import access
+from budgets import access, validation
 from budgets.keys import create_key, digest_of, revoke_key
 from budgets.models import ApiKey, Pool, PoolWindow, Team, Usage
 from hoosh_site.people.models import TeamLead
@@ -46,6 +46,8 @@ class TeamCase(AdminTestCase):
             queue_class="agent",
         )
         cls.boss, _ = create_key(cls.notebook, cls.pool, "boss", ["inference", "operator"], actor="ada")
+        cls.script, _ = create_key(cls.notebook, cls.pool, "script", ["admin"], actor="ada")
+        cls.both, _ = create_key(cls.notebook, cls.pool, "both", ["inference", "admin"], actor="ada")
         cls.theirs, _ = create_key(cls.robot, cls.secret_pool, "their key", actor="ada")
         TeamLead.objects.create(user=cls.carl, team=cls.research)
         cls.lia = User.objects.create_user("lia", "", "pw")
@@ -166,7 +168,8 @@ class PasswordTest(TeamCase):
         assert "Your password is changed" in self.client.get(self.PAGE).content.decode()
         assert User.objects.get(username="carl").check_password("Xk29dk2kdkd!canary")
         (entry,) = OutboxEntry.objects.filter(action="user.password_set")
-        assert (entry.actor, entry.target, entry.data) == ("carl", "carl", {})
+        assert (entry.actor, entry.target, entry.about) == ("carl", "carl", True)
+        assert entry.data == {"object": f"auth.user:{self.carl.pk}"}
 
     def test_who_is_not_signed_in_has_none(self):
         assert Client().get(self.PAGE).headers["location"].startswith("/admin/login/?next=")
@@ -204,7 +207,7 @@ class KeyTest(TeamCase):
     def test_keys_of_operators_others_and_the_dead_are_no_pattern(self):
         dead, _ = create_key(self.notebook, self.pool, "dead", actor="ada")
         revoke_key(dead, actor="ada")
-        for key in (self.boss, self.theirs, dead):
+        for key in (self.boss, self.script, self.both, self.theirs, dead):
             assert "Select a valid choice" in self.make(like=key.pk).content.decode()
         assert not ApiKey.objects.filter(name="phone").exists()
 
@@ -241,9 +244,19 @@ class KeyTest(TeamCase):
         assert OutboxEntry.objects.filter(action="key.revoked", actor="carl").exists()
 
     def test_keys_that_can_do_more_than_a_lead_are_an_operators(self):
-        for what in ("rotate", "revoke"):
-            assert self.client.post(self.at(f"keys/{self.boss.pk}/{what}/")).status_code == 403
-        assert f"keys/{self.boss.pk}/" not in self.client.get(self.at()).content.decode()
+        html = self.client.get(self.at()).content.decode()
+        for key in (self.boss, self.script, self.both):
+            for what in ("rotate", "revoke"):
+                assert self.client.post(self.at(f"keys/{key.pk}/{what}/")).status_code == 403, (key.name, what)
+            assert f"keys/{key.pk}/" not in html
+            key.refresh_from_db()
+            assert key.revoked_at is None
+
+    def test_a_lead_hands_on_every_scope_that_is_in_the_list_for_leads_and_no_other(self):
+        for scope in validation.SCOPES:
+            key, _ = create_key(self.notebook, self.pool, f"with {scope}", [scope], actor="ada")
+            is_known = scope in ("inference", "routes")
+            assert self.client.post(self.at(f"keys/{key.pk}/revoke/")).status_code == (302 if is_known else 403), scope
 
     def test_the_first_key_is_an_operators_to_make(self):
         ApiKey.objects.filter(agent=self.notebook).delete()

@@ -46,7 +46,8 @@ class RecordedCommandsTest(TransactionTestCase):
             del os.environ["DJANGO_SUPERUSER_PASSWORD"]
         assert entries() == [("user.created", "manage.py createsuperuser", "root")]
         row = OutboxEntry.objects.get()
-        assert (row.about, row.level, row.data) == (True, "warning", {"is_superuser": True})
+        root = f"auth.user:{User.objects.get().pk}"
+        assert (row.about, row.level, row.data) == (True, "warning", {"object": root, "is_superuser": True})
         User.objects.create_user("later")
         assert len(entries()) == 1, "only what the command itself does"
 
@@ -62,7 +63,7 @@ class RecordedCommandsTest(TransactionTestCase):
         assert not User.objects.filter(username="root").exists()
 
     def test_a_password_set_on_the_command_line_is_recorded_and_is_not_in_the_entry(self):
-        User.objects.create_user("ada", password="old")
+        ada = User.objects.create_user("ada", password="old")
         typed = "Wibble-2291-quux"
 
         class Typed(changepassword.Command):
@@ -72,6 +73,7 @@ class RecordedCommandsTest(TransactionTestCase):
         call_command(Typed(stdout=io.StringIO()), "ada")
         assert User.objects.get(username="ada").check_password(typed)
         assert entries() == [("user.password_set", "manage.py changepassword", "ada")]
+        assert OutboxEntry.objects.get().data["object"] == f"auth.user:{ada.pk}", "the person's history has it"
         assert typed not in str(list(OutboxEntry.objects.values()))
 
     def test_our_own_commands_are_recorded(self):
@@ -116,6 +118,7 @@ class RecordedCommandsTest(TransactionTestCase):
         OutboxEntry.objects.all().delete()
         groups.offer("default")
         assert entries() == [("group.changed", "upgrade", "viewer")]
-        assert OutboxEntry.objects.get().data == {"permissions": {"added": [name], "removed": []}}
+        told = OutboxEntry.objects.get().data
+        assert told == {"object": f"auth.group:{role.pk}", "permissions": {"added": [name], "removed": []}}
         groups.offer("default")
         assert len(entries()) == 1

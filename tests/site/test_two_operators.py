@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import html
 import re
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +15,7 @@ from django.db import connections
 from django.http import HttpResponse
 from django.test import Client, TransactionTestCase
 from django.urls import reverse
+from django.utils import timezone
 
 from audit.shown_rows import SHOWN
 from budgets import access, keys, warming
@@ -192,6 +194,34 @@ class ChangeFormTest(Case):
                 assert f"is “{shown}” now; yours is" in self.text(response)
                 again = self.again(response)
                 assert self.post(f"{name}_change", again, row.pk).status_code == 302, "saved knowingly"
+
+    def test_two_changes_of_different_fields_of_a_user_are_both_kept(self) -> None:
+        joined = User.objects.get(pk=self.carl.pk).date_joined.replace(microsecond=123456)
+        User.objects.filter(pk=self.carl.pk).update(date_joined=joined)
+        mine, theirs = (self.opened("auth_user_change", self.carl.pk) for _ in range(2))
+        assert not [name for name in mine if name.startswith(("date_joined", "last_login"))]
+        mine["date_joined_0"], mine["date_joined_1"] = "2001-01-01", "00:00:00"
+        assert self.post("auth_user_change", {**mine, "is_staff": "on"}, self.carl.pk).status_code == 302
+        theirs["is_staff"] = "on"
+        assert self.post("auth_user_change", {**theirs, "first_name": "Carl"}, self.carl.pk).status_code == 302
+        self.carl.refresh_from_db()
+        assert (self.carl.date_joined, self.carl.first_name) == (joined, "Carl")
+
+    def test_a_moment_between_two_seconds_is_no_change_and_stays_what_it_is(self) -> None:
+        until = timezone.now().replace(microsecond=123456) + dt.timedelta(days=3)
+        key, _ = keys.create_key(self.agent, self.pool, "laptop", actor="test", expires_at=until)
+        mine, theirs = (self.opened("budgets_apikey_change", key.pk) for _ in range(2))
+        assert self.post("budgets_apikey_change", {**mine, "name": "desk"}, key.pk).status_code == 302
+        theirs["name"] = "desk"
+        response = self.post("budgets_apikey_change", {**theirs, "models_allowed": "tiny"}, key.pk)
+        assert response.status_code == 302, self.text(response)
+        key.refresh_from_db()
+        assert (key.expires_at, key.models_allowed) == (until, "tiny")
+        day = f"{until + dt.timedelta(days=1):%Y-%m-%d}"
+        mine = {**self.opened("budgets_apikey_change", key.pk), "expires_at_0": day}
+        assert self.post("budgets_apikey_change", mine, key.pk).status_code == 302
+        key.refresh_from_db()
+        assert key.expires_at == until.replace(microsecond=0) + dt.timedelta(days=1)
 
     def test_lists_of_rows_are_compared_too(self) -> None:
         group, _ = Group.objects.get_or_create(name="own")
