@@ -2,24 +2,16 @@
 
 from __future__ import annotations
 
-import datetime as dt
 import time
 from collections.abc import Callable
 
 from django.conf import settings
 from django.db import router, transaction
-from django.utils import timezone
 
 from budgets.models import Anomaly
+from events.retention import CHUNK_ROWS, cutoff, in_chunks
 
-CHUNK_ROWS = 500
-PAUSE_S = 0.02  # between two chunks: others write, too
 IDLE_S = 60.0  # between two looks when there was nothing to do
-
-
-def cutoff(days: int) -> dt.datetime:
-    """Anomalies raised before it are not kept for `days` days."""
-    return timezone.now() - dt.timedelta(days=days)
 
 
 def count(days: int) -> int:
@@ -39,11 +31,7 @@ def delete_chunk(days: int, rows: int = CHUNK_ROWS) -> int:
 
 def delete_all(days: int, *, pause: Callable[[float], object] = time.sleep) -> int:
     """Delete every anomaly older than so many days; how many there were."""
-    total = 0
-    while deleted := delete_chunk(days):
-        total += deleted
-        pause(PAUSE_S)
-    return total
+    return in_chunks(delete_chunk, days, pause)
 
 
 class AnomalyRetention:

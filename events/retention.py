@@ -39,8 +39,13 @@ def delete_chunk(days: int, rows: int = CHUNK_ROWS) -> int:
 
 def delete_all(days: int, *, pause: Callable[[float], object] = time.sleep) -> int:
     """Delete every event older than so many days; how many there were."""
+    return in_chunks(delete_chunk, days, pause)
+
+
+def in_chunks(delete: Callable[[int], int], days: int, pause: Callable[[float], object]) -> int:
+    """Call `delete`, which says how many it deleted, until nothing is left that is older; how many there were."""
     total = 0
-    while deleted := delete_chunk(days):
+    while deleted := delete(days):
         total += deleted
         pause(PAUSE_S)
     return total

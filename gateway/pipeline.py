@@ -263,12 +263,6 @@ def job_snapshot(job: Job) -> Snapshot:
     return job.snapshot
 
 
-def job_decision(job: Job) -> Decision:
-    """The candidates it goes by now."""
-    assert job.decision is not None
-    return job.decision
-
-
 def snapshot_of(runtime: Runtime) -> Snapshot:
     """The configuration in use. Raises `GatewayUnavailableError` before there is one."""
     if runtime.snapshot is None:
@@ -366,20 +360,17 @@ async def call_candidates(job: Job, waited_for: Sequence[Step] | None = None) ->
     assert failure is not None
     if not busy or job.attempts:
         raise failure
-    if waited_for := await limiting.wait(job, busy, failure):
-        await call_candidates(job, waited_for)
-    else:
-        await choose_anew(job)
-        await call_candidates(job, job_decision(job).steps)
+    await call_candidates(job, await limiting.wait(job, busy, failure) or await choose_anew(job))
 
 
-async def choose_anew(job: Job) -> None:
+async def choose_anew(job: Job) -> Sequence[Step]:
     """Keys or configuration have changed while the request waited, and nothing of it was sent yet: from here on it goes
-    by what is in use now. Raises the refusal of what may not be asked any more."""
+    by what is in use now. What to call; raises the refusal of what may not be asked any more."""
+    assert job.head is not None
     assert job.key is not None
     job.snapshot, deadline = snapshot_of(job.runtime), job.deadline
     job.key = usable(job.snapshot.keys.get(job.key.record.digest))
-    if job.head is not None and not job.head.is_inner:
+    if not job.head.is_inner:
         check_scope(job, job.key)
     job.call, job.spoken, job.verdict, job.shapings = job.asked, None, None, None
     job.through = Through()
@@ -390,7 +381,9 @@ async def choose_anew(job: Job) -> None:
     if has_policy(job):
         await screen(job)
     route(job)
+    assert job.decision is not None
     job.deadline = min(deadline, job.deadline)
+    return job.decision.steps
 
 
 def may_go_on(job: Job, snapshot: Snapshot, candidate: Candidate) -> bool:

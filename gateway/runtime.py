@@ -435,11 +435,11 @@ class Runtime:
         )
         self.snapshot = snapshot
         self.desk.set_pools(snapshot.pools.values())
-        await self.queue.changed()
         if before is None or before.candidates is not candidates:
             similar = any(route.semantic_threshold for route in document.routes)
             self.cache.resize(document.settings.cache_mb << 20, similar=similar)
             self.connections.retire_all_but(snapshot)
+        await self.queue.changed()
 
     async def _build(
         self, document: ConfigDocument, version: int

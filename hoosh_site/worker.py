@@ -67,7 +67,7 @@ KEEP_ALIVE_S = 75  # above every client pool's own limit, so that clients close 
 
 class KnownPaths(URLRouter):  # type: ignore[misc]
     """Channels' router, which tries no patterns for a path that is known letter by letter: that is most requests, and
-    a pattern, its match and the copy of the scope cost each of them more than their authentication."""
+    each is spared a pattern, its match and a copy of the scope."""
 
     def __init__(self, routes: list[Any], known: Mapping[str, Any]) -> None:
         super().__init__(routes)

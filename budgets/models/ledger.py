@@ -273,16 +273,9 @@ class PoolSample(models.Model):
         return f"pool {self.pool_id}: {self.committed} at {self.at_s}"
 
 
-class UsageRollup(models.Model):
-    """Sums of usage rows over one hour (or, later, one day) for one combination of who, where and what.
+class UsageSums(models.Model):
+    """What sums of usage rows are by, beside their time, and what is summed. `budgets.summed` has the SQL."""
 
-    Kept for ever, while usage rows go. `period` is the reporting period in which the rows were settled. A cost is kept
-    in two parts, because ten rows of a million USD each are more pico-USD than 64 bits hold.
-    """
-
-    start = models.BigIntegerField(help_text="Unix seconds, start of the bucket in UTC.")
-    seconds = models.PositiveIntegerField(default=3600, help_text="Length of the bucket: an hour or a day.")
-    period = models.BigIntegerField(default=0)
     team_id = models.BigIntegerField()
     agent_id = models.BigIntegerField()
     key_id = models.BigIntegerField()
@@ -305,6 +298,21 @@ class UsageRollup(models.Model):
     cost_milli_usd = models.BigIntegerField(default=0, help_text="Sum of the costs' whole thousandths of a USD.")
     cost_rest_pico = models.BigIntegerField(default=0, help_text="Sum of what is left of each cost, in pico-USD.")
     latency_us = models.BigIntegerField(default=0, help_text="Sum over the attempts.")
+
+    class Meta:
+        abstract = True
+
+
+class UsageRollup(UsageSums):
+    """Sums of usage rows over one hour (or, later, one day) for one combination of who, where and what.
+
+    Kept for ever, while usage rows go. `period` is the reporting period in which the rows were settled. A cost is kept
+    in two parts, because ten rows of a million USD each are more pico-USD than 64 bits hold.
+    """
+
+    start = models.BigIntegerField(help_text="Unix seconds, start of the bucket in UTC.")
+    seconds = models.PositiveIntegerField(default=3600, help_text="Length of the bucket: an hour or a day.")
+    period = models.BigIntegerField(default=0)
 
     class Meta:
         ordering = ("start", "id")
@@ -335,7 +343,7 @@ class UsageRollup(models.Model):
         self.cost_milli_usd, self.cost_rest_pico = divmod(pico(amount), HIGH_PICO)
 
 
-class UsageDay(models.Model):
+class UsageDay(UsageSums):
     """Sums of usage rows over one day for some of the dimensions: those of its cut (`budgets.day_sums`).
 
     The other dimensions are 0 or empty. Kept for ever; made from the usage rows and hourly sums, and can be made again.
@@ -344,28 +352,6 @@ class UsageDay(models.Model):
     cut = models.PositiveSmallIntegerField(help_text="Which dimensions it is by.")
     start = models.BigIntegerField(help_text="Unix seconds, start of the day in UTC.")
     period = models.BigIntegerField(default=0)
-    team_id = models.BigIntegerField()
-    agent_id = models.BigIntegerField()
-    key_id = models.BigIntegerField()
-    pool_id = models.BigIntegerField()
-    provider_id = models.BigIntegerField()
-    route_id = models.BigIntegerField()
-    endpoint = models.CharField(max_length=32)
-    model = models.CharField(max_length=256)
-    upstream_model = models.CharField(max_length=256, blank=True)
-    requests = models.BigIntegerField(default=0, help_text="First attempts.")
-    attempts = models.BigIntegerField(default=0)
-    errors = models.BigIntegerField(default=0, help_text="Attempts that ended with an error.")
-    unpriced = models.BigIntegerField(default=0, help_text="Attempts that used tokens no price was known for.")
-    input_tokens = models.BigIntegerField(default=0)
-    cached_tokens = models.BigIntegerField(default=0)
-    cache_write_tokens = models.BigIntegerField(default=0)
-    output_tokens = models.BigIntegerField(default=0)
-    reasoning_tokens = models.BigIntegerField(default=0)
-    tokens = models.BigIntegerField(default=0)
-    cost_milli_usd = models.BigIntegerField(default=0, help_text="Sum of the costs' whole thousandths of a USD.")
-    cost_rest_pico = models.BigIntegerField(default=0, help_text="Sum of what is left of each cost, in pico-USD.")
-    latency_us = models.BigIntegerField(default=0, help_text="Sum over the attempts.")
 
     class Meta:
         ordering = ("start", "id")

@@ -12,9 +12,10 @@ from django.test import TransactionTestCase
 from django.utils import timezone
 
 from audit.models import OutboxEntry
-from budgets import access, anomaly_retention
+from budgets import access
 from budgets.anomaly_retention import IDLE_S, AnomalyRetention
 from budgets.models import Agent, Anomaly, Team
+from events.retention import CHUNK_ROWS
 
 pytestmark = pytest.mark.database
 
@@ -35,7 +36,7 @@ class RetentionTests(TransactionTestCase):
         Anomaly.objects.filter(stretch__gte=days * 10_000, stretch__lt=days * 10_000 + count).update(at=at)
 
     def test_control_deletes_a_chunk_at_a_time_and_then_looks_once_a_minute(self):
-        self.anomalies(anomaly_retention.CHUNK_ROWS + 3, days=9)
+        self.anomalies(CHUNK_ROWS + 3, days=9)
         self.anomalies(2, days=1)
         now = [100.0]
         retention = AnomalyRetention(7, clock=lambda: now[0])
