@@ -29,6 +29,7 @@ from audit.showing import TONES, Shown
 from audit.walking import fault_of
 
 VERIFIER = Path(audit.__file__).resolve().parent.parent / "tools" / "verify_audit.py"
+SEAL_S = 10.0  # how long a page waits for what was booked a moment ago: signed every second, later on a busy machine
 _DAY = timedelta(days=1)
 _TIMES = {"day": ("Last 24 hours", _DAY), "week": ("Last 7 days", 7 * _DAY), "month": ("Last 31 days", 31 * _DAY)}
 _LEVELS = ("info", "warning", "error", "critical")
@@ -251,14 +252,16 @@ class AuditEntryAdmin(KeysetAdmin[AuditEntry]):
         return TemplateResponse(request, "admin/audit/verification.html", context)
 
     def proof_view(self, request: HttpRequest) -> HttpResponse:
-        """The proof of an entry or a request, as a file."""
+        """The proof of an entry or a request, as a file; what is not signed yet is waited for."""
         if not self.has_view_permission(request):
             raise PermissionDenied
         text = request.GET.get("of", "").strip()
         site = cast(ProvingSite, self.admin_site)
+        seq = number(text)
         try:
-            seq = number(text)
-            found = [proving.inclusion(seq)] if seq is not None else site.request_proofs(text)
+            found = proving.awaited(
+                lambda: [proving.inclusion(seq)] if seq is not None else site.request_proofs(text), SEAL_S
+            )
         except proving.ProofError as exc:
             return self._no_proof(request, str(exc))
         if found is None:

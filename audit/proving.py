@@ -7,13 +7,16 @@ rows that somebody changed make no proof (`BrokenError`), they are no reason to 
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from audit import canonical, merkle, reading, tiles
 from audit.models import AuditEntry, AuditState, Checkpoint, Log, LoggedBatch, Tile, UsageBatch
 from audit.walking import ROTATED
+
+Found = TypeVar("Found")
 
 
 class ProofError(Exception):
@@ -127,6 +130,18 @@ def checkpoint(log: Log, size: int | None = None) -> Checkpoint:
 
 
 # --- proofs -----------------------------------------------------------------------------------------------------------
+
+
+def awaited(prove: Callable[[], Found], wait_s: float) -> Found:
+    """What `prove` finds, as soon as it is signed: raises its `NotYetError` when that takes longer than this."""
+    end = time.monotonic() + wait_s
+    while True:
+        try:
+            return prove()
+        except NotYetError:
+            if time.monotonic() >= end:
+                raise
+        time.sleep(0.1)
 
 
 def inclusion(seq: int, size: int | None = None) -> dict[str, Any]:

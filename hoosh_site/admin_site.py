@@ -277,7 +277,7 @@ class HooshAdminSite(AdminSite):
 
     def request_proofs(self, request_id: str) -> list[dict[str, Any]] | None:
         """One proof file for each attempt of a request; None when the text is no request's id."""
-        from audit.proving import NotYetError
+        from audit.proving import UnknownError
         from gateway import request_proofs
 
         rid = request_proofs.request_id(request_id)
@@ -285,7 +285,7 @@ class HooshAdminSite(AdminSite):
             return None
         rows = request_proofs.usage_of(rid)
         if not rows:
-            raise NotYetError("No request has this id. Usage is booked within a second.")
+            raise UnknownError("No request has this id. Usage is booked within a second.")
         return request_proofs.proofs(rows)
 
     def entry_of_request(self, request_id: str) -> int | None:

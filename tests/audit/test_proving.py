@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 
 import pytest
 from django.db import connections
@@ -81,6 +82,30 @@ class ProvingTest(TestCase):
             proving.inclusion(seq + 1)
         self.log.checkpoint()
         assert holds(proving.inclusion(seq), self.log.vkey)
+
+    def test_what_is_about_to_be_signed_is_waited_for(self):
+        seq = self.log.add("c.d")
+        self.log.flush()
+        asked = []
+
+        def prove():
+            asked.append(seq)
+            if len(asked) == 3:
+                self.log.checkpoint()
+            return proving.inclusion(seq)
+
+        assert holds(proving.awaited(prove, 60), self.log.vkey)
+        assert len(asked) == 3
+
+    def test_it_is_not_waited_for_longer_than_asked(self):
+        seq = self.log.add("c.d")
+        self.log.flush()
+        begun = time.monotonic()
+        with pytest.raises(proving.NotYetError):
+            proving.awaited(lambda: proving.inclusion(seq), 0.25)
+        assert time.monotonic() - begun >= 0.25
+        with pytest.raises(proving.UnknownError):
+            proving.awaited(lambda: proving.inclusion(seq + 1), 600)
 
     def test_a_log_of_many_tiles_takes_few_questions(self):
         for number in range(1500):
