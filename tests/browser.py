@@ -9,10 +9,13 @@ import os
 import shutil
 
 import pytest
-from playwright.sync_api import Browser, Playwright
+from playwright.sync_api import Browser, Playwright, expect
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")  # what tools/ensure_system.sh is content with
 WITHOUT = "HOOSH_TEST_WITHOUT_BROWSER"
+WAIT_MS = 45_000  # for what a page shall show or do; two cores are shared with all that is tested
+
+expect.set_options(timeout=WAIT_MS)
 
 needs_browser = pytest.mark.skipif(os.environ.get(WITHOUT) == "1", reason=f"{WITHOUT} is set")
 

@@ -59,7 +59,7 @@ def _kill_group(group: int) -> None:
 
 
 def wait_for(
-    condition: Callable[[], Any], what: str, *, timeout_s: float = 20, step_s: float = 0.05, log: Path | None = None
+    condition: Callable[[], Any], what: str, *, timeout_s: float = 60, step_s: float = 0.05, log: Path | None = None
 ) -> Any:
     """Call `condition` until what it returns is true, and return that; ChildError naming `what` if it never is."""
     end = time.monotonic() + timeout_s

@@ -27,8 +27,8 @@ import psycopg
 from tests import children, environment, tiny_gguf
 
 PROJECT_DIR = Path(__file__).resolve().parent.parent
-_READY_S = 30
-_STOP_S = 30
+_READY_S = 120
+_STOP_S = 60
 
 
 @dataclass(frozen=True)
@@ -215,7 +215,7 @@ class Gateway:
             values["DATABASE_URL"] = self.database_url
         return {**values, **self.env}
 
-    def manage(self, *arguments: str, timeout_s: float = 60) -> str:
+    def manage(self, *arguments: str, timeout_s: float = 180) -> str:
         """Run one management command against this gateway's data and return what it printed."""
         done = subprocess.run(
             [sys.executable, "manage.py", *arguments],
@@ -311,7 +311,7 @@ class Gateway:
         """Usage rows settled so far by request id (hexadecimal), the last attempt of each."""
         return {row["rid"]: row for row in self.rows("SELECT * FROM budgets_usage ORDER BY attempt")}
 
-    def wait_settled(self, rid: str, timeout_s: float = 10) -> dict[str, Any]:
+    def wait_settled(self, rid: str, timeout_s: float = 60) -> dict[str, Any]:
         """Wait for one request's usage row and return it."""
         return children.wait_for(lambda: self.usage().get(rid), f"the usage row of {rid}", timeout_s=timeout_s)
 

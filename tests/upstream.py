@@ -121,7 +121,7 @@ class FaultUpstream(Behaviours):
         """The next inference requests, in order of arrival, get these behaviours whatever model they name."""
         self._scripted.extend(behaviours)
 
-    def wait_for(self, condition: Callable[[], Any], timeout_s: float = 5.0) -> Any:
+    def wait_for(self, condition: Callable[[], Any], timeout_s: float = 30.0) -> Any:
         """Poll until `condition()` is true and return its value; AssertionError after `timeout_s`. Blocks."""
         deadline = time.monotonic() + timeout_s
         while not (value := condition()):

@@ -90,7 +90,7 @@ class LedgerCase(TransactionTestCase):
         return window.committed, window.leased, window.overrun
 
     def eventually(self, condition: Callable[[], bool]) -> None:
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 60
         while not condition():
             assert time.monotonic() < deadline, "it did not happen in time"
             time.sleep(0.01)

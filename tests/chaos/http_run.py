@@ -101,7 +101,9 @@ class Scene:
         time.sleep(1)
 
     def start_operator(self, **options: Any) -> None:
-        """Set an operator to work."""
+        """Set an operator to work, and wait until the first round is done."""
+        told = self.directory / "operator.json"
+        told.unlink(missing_ok=True)
         self.operator = children.spawn(
             [
                 sys.executable,
@@ -113,6 +115,12 @@ class Scene:
             env=self.environment(),
             cwd=PROJECT_DIR,
         )
+        children.wait_for(told.exists, "the operator", timeout_s=90, log=self.directory / "operator.log")
+
+    def operator_did(self) -> dict[str, int]:
+        """What the operator did up to now."""
+        told: dict[str, int] = json.loads((self.directory / "operator.json").read_text())
+        return told
 
     def stop_operator(self) -> dict[str, int]:
         """What the operator did; empty when there was none."""
@@ -120,8 +128,7 @@ class Scene:
             return {}
         children.stop(self.operator)
         self.operator = None
-        told: dict[str, int] = json.loads((self.directory / "operator.json").read_text())
-        return told
+        return self.operator_did()
 
     def strike(self, blow: schedule.Blow) -> None:
         """Kill what the plan says; the supervisor starts it again."""

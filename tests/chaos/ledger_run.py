@@ -29,8 +29,8 @@ from tests.chaos.worker_process import WorkerOptions
 from tests.servers import PROJECT_DIR
 
 WORKERS, CLIENTS = 4, 18
-START_S = 30.0
-SETTLE_S = 20.0  # without any progress for so long settling is over
+START_S = 120.0
+SETTLE_S = 60.0  # without any progress for so long settling is over
 CARRIED_S = 1.5  # within which a rest that became free is carried over
 STALLED_S = 60.0  # without a single answer for so long a run is over
 

@@ -42,7 +42,9 @@ def main() -> None:
                 from django.db import connections
 
                 connections.close_all()
-        Path(options["directory"], "operator.json").write_text(json.dumps(done))
+        told = Path(options["directory"], "operator.json")
+        told.with_suffix(".new").write_text(json.dumps(done))
+        told.with_suffix(".new").replace(told)
         time.sleep(options.get("period_s", 0.5))
 
 

@@ -8,7 +8,7 @@ from django.contrib.auth.models import User
 from django.contrib.staticfiles.testing import StaticLiveServerTestCase
 from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
 
-from tests.browser import launch
+from tests.browser import WAIT_MS, launch
 
 VIOLATIONS = "document.addEventListener('securitypolicyviolation', event => console.error('CSP ' + event.blockedURI))"
 
@@ -41,7 +41,7 @@ class AdminBrowserCase(StaticLiveServerTestCase):
 
     def new_tab(self, context: BrowserContext) -> Page:
         page = context.new_page()
-        page.set_default_timeout(10_000)
+        page.set_default_timeout(WAIT_MS)
         page.on("console", lambda message: self.complain(message.type, f"{page.url}: {message.text}"))
         page.on("pageerror", lambda error: self.complain("error", f"{page.url}: {error}"))
         page.on(

@@ -20,14 +20,13 @@ from pathlib import Path
 import httpx
 from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
 
-from tests.browser import launch
+from tests.browser import WAIT_MS, launch
 from tests.servers import PROJECT_DIR, Gateway
 
 VIOLATIONS = "document.addEventListener('securitypolicyviolation', event => console.error('CSP ' + event.blockedURI))"
 ADMIN = "admin"
 PASSWORD = "a-long-password-of-a-second-person"
-WAIT_MS = 15_000  # for what a page shall show
-LIVE_S = 5.0  # what was saved or published must be in force by then
+LIVE_S = 15.0  # what was saved or published must be in force by then
 
 
 @dataclass
@@ -68,14 +67,12 @@ class People:
 @contextmanager
 def people(gateway: Gateway) -> Iterator[People]:
     """A browser before this gateway."""
-    expect.set_options(timeout=WAIT_MS)
     with sync_playwright() as playwright:
         browser = launch(playwright)
         try:
             yield People(browser, gateway.base_url)
         finally:
             browser.close()
-            expect.set_options(timeout=5_000)  # Playwright's own
 
 
 def first_start(directory: Path, **options: int) -> tuple[Gateway, str, str]:

@@ -12,7 +12,7 @@ import pytest
 from playwright.sync_api import Page, expect, sync_playwright
 
 from tests import environment
-from tests.browser import launch, needs_browser
+from tests.browser import WAIT_MS, launch, needs_browser
 from tests.servers import Gateway, LlamaServer
 from tests.upstream import FaultUpstream, text_of
 
@@ -33,7 +33,7 @@ def page() -> Iterator[tuple[Page, list[str]]]:
     with sync_playwright() as playwright:
         browser = launch(playwright)
         opened = browser.new_page()
-        opened.set_default_timeout(15_000)
+        opened.set_default_timeout(WAIT_MS)
         opened.add_init_script(_VIOLATIONS)
         opened.on("console", lambda said: complaints.append(said.text) if said.type in ("error", "warning") else None)
         opened.on("pageerror", lambda error: complaints.append(str(error)))

@@ -51,12 +51,12 @@ def test_an_agent_in_a_loop_is_held_back_until_somebody_has_seen_it(tmp_path: Pa
         def is_held_back() -> bool:
             return ask(gateway, "the same") == 429
 
-        children.wait_for(is_held_back, "the agent to be held back", timeout_s=20, log=gateway.log)
+        children.wait_for(is_held_back, "the agent to be held back", timeout_s=60, log=gateway.log)
         assert gateway.manage("shell", "-v", "0", "-c", _FOUND).strip() == "[('loop', True, True, 'open')]"
         gateway.manage("shell", "-c", _ACKNOWLEDGE)
         children.wait_for(
             lambda: [ask(gateway, f"again {n}") for n in range(4)] == [200] * 4,
             "the agent to go on",
-            timeout_s=20,
+            timeout_s=60,
             log=gateway.log,
         )

@@ -46,7 +46,7 @@ class Operator:
     """Signed in to admin over HTTP."""
 
     def __init__(self, gateway: Gateway) -> None:
-        self._client = httpx.Client(base_url=gateway.base_url, follow_redirects=False, timeout=20)
+        self._client = httpx.Client(base_url=gateway.base_url, follow_redirects=False, timeout=60)
         told = re.search(r"password:\s*(\S+)", (gateway.data_dir / "first-run.txt").read_text())
         assert told is not None
         assert self.post("/admin/login/", username="admin", password="wrong").status_code == 200
@@ -63,7 +63,7 @@ class Operator:
 
 
 def entries(gateway: Gateway, **query: str) -> dict[str, Any]:
-    answer = httpx.get(f"{gateway.base_url}/v1/audit", params=query, headers=gateway.auth, timeout=20)
+    answer = httpx.get(f"{gateway.base_url}/v1/audit", params=query, headers=gateway.auth, timeout=60)
     assert answer.status_code == 200, answer.text
     found: dict[str, Any] = answer.json()
     return found
@@ -134,7 +134,7 @@ def test_from_the_first_sign_in_to_an_export_that_shows_what_was_changed(gateway
 
     # Change an entry behind the gateway's back.
     seq = wait_for_entry(gateway, action="team.created", target="red")["seq"]
-    with closing(sqlite3.connect(gateway.data_dir / "ledger.sqlite3", timeout=20)) as connection, connection:
+    with closing(sqlite3.connect(gateway.data_dir / "ledger.sqlite3", timeout=60)) as connection, connection:
         with pytest.raises(sqlite3.IntegrityError, match="never changed"):
             connection.execute("UPDATE audit_entry SET body = replace(body, 'red', 'rad') WHERE seq = ?", (seq,))
         connection.execute("DROP TRIGGER audit_entry_update")

@@ -166,4 +166,4 @@ def prove_it(page: Page, rid: str, place: Path) -> None:
 
 def verify(verifier: Path, proof: Path, vkey: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-I", str(verifier), "--proof", str(proof), "--key", vkey]
-    return subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)

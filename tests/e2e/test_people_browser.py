@@ -16,7 +16,7 @@ from budgets import access
 from budgets.keys import create_key, digest_of
 from budgets.models import ApiKey, PoolWindow, Usage
 from hoosh_site.people.models import TeamLead
-from tests.browser import launch, needs_browser
+from tests.browser import WAIT_MS, launch, needs_browser
 from tests.oidc_provider import CLIENT, SECRET, OidcProvider
 from tests.site.people_case import code_of
 
@@ -51,7 +51,7 @@ class PeopleBrowserTest(StaticLiveServerTestCase):
         context.add_init_script(_VIOLATIONS)
         context.grant_permissions(["clipboard-read", "clipboard-write"])
         page = context.new_page()
-        page.set_default_timeout(15_000)
+        page.set_default_timeout(WAIT_MS)
         page.on("console", lambda message: self.complain(message.type, message.text))
         page.on("pageerror", lambda error: self.complain("error", str(error)))
         return page

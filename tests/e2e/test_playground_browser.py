@@ -10,7 +10,7 @@ import pytest
 from playwright.sync_api import Page, expect, sync_playwright
 
 from providers.validation import DEMO_URL
-from tests.browser import launch, needs_browser
+from tests.browser import WAIT_MS, launch, needs_browser
 from tests.servers import Gateway, LlamaServer, ProviderEntry
 from tests.upstream import FaultUpstream
 
@@ -30,7 +30,7 @@ def page(tmp_path: Path, llama: LlamaServer) -> Iterator[Page]:
         with Gateway(tmp_path / "gateway", providers=entries) as gateway, sync_playwright() as playwright:
             browser = launch(playwright)
             page = browser.new_page(base_url=gateway.base_url)
-            page.set_default_timeout(15_000)
+            page.set_default_timeout(WAIT_MS)
             told = (gateway.data_dir / "first-run.txt").read_text()
             found = re.search(r"password:\s*(\S+)", told)
             assert found is not None

@@ -268,7 +268,7 @@ def held(server: GatewayServer) -> int:
     return sum(entry["held"] for entry in server.runtime.desk.status())
 
 
-def wait_for(test: Callable[[], Any], timeout_s: float = 5.0) -> Any:
+def wait_for(test: Callable[[], Any], timeout_s: float = 30.0) -> Any:
     """Poll until the test passes; its value."""
     end = time.monotonic() + timeout_s
     while time.monotonic() < end:

@@ -35,7 +35,7 @@ def make(name: str, url: str, kind: str = "ollama", **more: Any) -> Provider:
     return services.save_provider(Provider(name=name, kind=kind, base_url=url, **more), actor="test")
 
 
-def wait_for(condition: Callable[[], Any], timeout_s: float = 10.0) -> Any:
+def wait_for(condition: Callable[[], Any], timeout_s: float = 60.0) -> Any:
     end = time.monotonic() + timeout_s
     while not (found := condition()):
         assert time.monotonic() < end, "it did not happen in time"

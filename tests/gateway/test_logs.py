@@ -233,7 +233,7 @@ def test_a_stalled_reader_of_standard_output_never_blocks():
     reader, writer = os.pipe()
     try:
         done = subprocess.run(
-            [sys.executable, "-c", STALLED], stdout=writer, stderr=subprocess.PIPE, timeout=30, check=True
+            [sys.executable, "-c", STALLED], stdout=writer, stderr=subprocess.PIPE, timeout=120, check=True
         )
         os.close(writer)
         writer = -1

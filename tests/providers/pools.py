@@ -48,7 +48,7 @@ async def failure_of(awaitable: Awaitable[Any]) -> UpstreamError:
     return caught.value
 
 
-async def until(condition: Callable[[], Any], timeout_s: float = 2.0) -> None:
+async def until(condition: Callable[[], Any], timeout_s: float = 20.0) -> None:
     deadline = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < deadline, "it did not come to that"

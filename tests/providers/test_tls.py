@@ -303,7 +303,7 @@ def worker(tmp_path: Path) -> Iterator[Callable[..., httpx.Response]]:
             where = bound_to or pushed.providers[0].base_url
             server.call(server.runtime.on_secrets, {-1: Vault([key]).seal(pem, where)} if pem else {})
             server.call(server.runtime.on_config, server.version, pack(pushed))
-            end = time.monotonic() + 5
+            end = time.monotonic() + 30
             while server.runtime.config_version != server.version:
                 assert time.monotonic() < end, server.runtime.status()["build_error"]
                 time.sleep(0.01)

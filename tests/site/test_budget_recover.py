@@ -53,7 +53,7 @@ class RecoverCase(TransactionTestCase):
         writer.sync_windows([WindowSpec(self.pool.pk, 0, 0, 0, 5_000)]).result(10)
         granted: queue.Queue[int] = queue.Queue()
         writer.grant(owner, self.pool.pk, 0, 0, 0, 5_000, lambda total, *_rest: granted.put(total), 5_000)
-        assert granted.get(timeout=10) == 5_000
+        assert granted.get(timeout=60) == 5_000
         worker = Journal.open(self.directory, owner)
         path = journal.segment_path(self.directory, owner, 1)
         worker.complete(usage_record(new_rid(), 10, pool_id=self.pool.pk))
@@ -66,7 +66,7 @@ class RecoverCase(TransactionTestCase):
             file.seek(start + 8)
             file.write(b"\xff\xff")
         worker.close()
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 60
         while not Lease.objects.filter(state="quarantined").exists() or path.exists():
             assert time.monotonic() < deadline, "the lease was not quarantined"
             time.sleep(0.01)

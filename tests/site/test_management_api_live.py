@@ -100,7 +100,7 @@ def _ask(gateway: Gateway, key: str) -> httpx.Response:
     )
 
 
-def _until(done: Callable[[], bool], timeout_s: float = 15) -> None:
+def _until(done: Callable[[], bool], timeout_s: float = 60) -> None:
     end = time.monotonic() + timeout_s
     while not done():
         assert time.monotonic() < end

@@ -263,7 +263,7 @@ def test_a_second_supervisor_on_the_same_directory_is_refused_with_the_remedy() 
     with site() as running:
         ready(running)
         command = [sys.executable, "-m", "tests.site.small_supervisor", str(free_port()), "1", str(running.run_dir)]
-        second = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
+        second = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
         assert second.returncode == 1
         assert f"process {running.process.pid}" in second.stderr
         assert "HOOSH_DATA_DIR" in second.stderr
