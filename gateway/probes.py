@@ -41,7 +41,7 @@ AT_ONCE = 8
 MAX_MODELS = 2000
 MAX_NAME_CHARS = 256
 MAX_LIST_BYTES = 8 * 1024 * 1024
-_IDLE_S = 5.0  # how often the loop looks whether probes were switched on
+LOOK_S = 5.0  # how often the loop looks whether the interval is another one by now
 
 _FAILURES = {
     "connect": "No connection: the server is not there, or the address or port is wrong.",
@@ -133,30 +133,41 @@ async def probe_all() -> dict[int, Outcome]:
     return {target.provider_id: outcome for target, outcome in zip(targets, outcomes, strict=True)}
 
 
-async def run_forever(on_change: Callable[[], None] = lambda: None) -> None:
+async def run_forever(on_change: Callable[[], None] = lambda: None, *, look_s: float = LOOK_S) -> None:
     """Probe at the configured interval until cancelled; `on_change` is called when a provider went down or came back.
 
-    The interval (`GatewaySettings.probe_interval_s`, 0 = off) is read again before every round.
+    The interval (`GatewaySettings.probe_interval_s`, 0 = off) is read again every `look_s`, so that a shorter one
+    need not wait for the end of the longer one before it. Once probes are switched off nobody is held for down.
     """
     down: set[int] | None = None
+    began: float | None = None  # the last round
+    loop = asyncio.get_running_loop()
     while True:
-        pause_s = _IDLE_S
+        pause_s = look_s
         try:
             interval_s = await database_sync_to_async(_interval_s)()
-            if interval_s > 0:
-                pause_s = interval_s
+            if interval_s > 0 and (began is None or loop.time() >= began + interval_s):
                 await probe_all()
-                now_down = set(await database_sync_to_async(down_providers)())
-                if now_down != down:
-                    down = now_down
-                    on_change()
+                began = loop.time()
+            if interval_s > 0 and began is not None:
+                pause_s = min(look_s, max(0.0, began + interval_s - loop.time()))
+            now_down = set(await database_sync_to_async(down_providers)())
+            if now_down != down:
+                down = now_down
+                on_change()
         except Exception:
             log.exception("probes.round_failed")
+            pause_s = look_s
         await asyncio.sleep(pause_s)
 
 
 def down_providers() -> list[int]:
-    """Enabled providers whose last looks all failed, `DOWN_AFTER` times or more: the hint for workers."""
+    """Enabled providers whose last looks all failed, `DOWN_AFTER` times or more: the hint for workers.
+
+    None where probes are off: nobody would look whether they are back.
+    """
+    if not _interval_s():
+        return []
     rows = ProviderProbe.objects.filter(ok=False, consecutive_failures__gte=DOWN_AFTER, provider__enabled=True)
     return sorted(rows.values_list("provider_id", flat=True))
 

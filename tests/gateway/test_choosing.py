@@ -16,7 +16,7 @@ import pytest
 from budgets.records import PriceRecord
 from providers.config import CardDoc, CredentialDoc, PolicyDoc, SettingsDoc
 from providers.vault import Vault
-from tests.gateway.harness import KEY, OTHER_KEY, GatewayServer, provider, route, usage_rows
+from tests.gateway.harness import KEY, OTHER_KEY, GatewayServer, key_record, provider, route, usage_rows
 from tests.upstream import FaultUpstream
 
 CHAT = "/v1/chat/completions"
@@ -335,3 +335,20 @@ def test_the_decision_is_told_in_a_header_only_on_request(up: FaultUpstream, tmp
             assert told["answered"] == "r2"
             assert told["attempts"] == [{"route": "r1", "status": 502, "error": "upstream_error"}]
             assert [each["route"] for each in told["candidates"]] == ["r1", "r2"]
+
+
+def test_a_question_takes_nobodys_turn(up: FaultUpstream, tmp_path: Path) -> None:
+    with world(tmp_path, up, "round_robin", to(1), to(2), to(3)) as server:
+        for expected in ("r1", "r2", "r3", "r1"):
+            for _ in range(2):
+                assert post(server, body(), EXPLAIN).json()["candidates"][0]["route"] == expected
+            assert routed(server, body()) == expected
+
+
+def test_a_key_learns_nothing_of_the_routes_of_a_model_it_may_not_use(up: FaultUpstream, tmp_path: Path) -> None:
+    keys = [key_record(1, KEY, models=("other",)), key_record(2, OTHER_KEY)]
+    with world(tmp_path, up, "priority", to(1, enabled=False), keys=keys) as server:
+        told = post(server, body(), EXPLAIN, key=OTHER_KEY).json()
+        assert told["rejected"] == [{"route": "r1", "reason": "route disabled"}]
+        told = post(server, body(), EXPLAIN).json()
+        assert (told["rejected"], told["refusal"]["code"]) == ([], "model_not_found")
