@@ -110,8 +110,11 @@ class Candidate:
         if len(lines) == 1:
             return None if tried else lines[0]
         turn = self.load.next_turn()
-        left = [line for line in (*lines[turn % len(lines) :], *lines[: turn % len(lines)]) if line not in tried]
-        return next((line for line in left if not line.circuit.reason(now)), None if tried or not left else left[0])
+        # Those left out go first and the rest take turns: else the one behind a gap would have two turns.
+        left = [line for line in lines if line not in tried and not line.circuit.reason(now)]
+        if not left and not tried:
+            left = list(lines)
+        return left[turn % len(left)] if left else None
 
     def adapter_for(self, call: Call, target: Target) -> Adapter:
         """The adapter that writes and reads this call: the provider's own API where the caller speaks it."""
