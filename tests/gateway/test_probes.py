@@ -165,6 +165,19 @@ class ProbeProviderTest(TestCase):
             assert outcome.ok
             assert [asked[2]["authorization"] for asked in server.asked] == [f"Bearer {SECRET}"]
 
+    def test_a_provider_is_well_as_long_as_one_of_its_credentials_is(self):
+        def reply(headers) -> tuple:
+            works = headers["authorization"] == f"Bearer {SECRET}"
+            return MODELS["/v1/models"] if works else (401, {})
+
+        with SmallServer({"/v1/models": reply}) as server:
+            provider = make("p", server.url, secret="sk-revoked-0123456789abcdef")
+            assert not probe_provider(provider.pk).ok
+            services.set_credential(provider, "second", SECRET, actor="test")
+            outcome = probe_provider(provider.pk)
+            assert (outcome.ok, outcome.models) == (True, ("a", "b"))
+            assert "was refused (401); another one works" in outcome.detail
+
     def test_the_built_in_demo_needs_no_network(self):
         outcome = probe_provider(make("demo", "", kind="demo").pk)
         assert outcome.ok
