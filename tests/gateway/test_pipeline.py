@@ -335,6 +335,22 @@ def test_five_failures_open_the_circuit_and_the_next_candidate_is_asked_first(
         assert server.runtime.status()["circuits"][0]["failures"] == 5
 
 
+def test_a_corrected_address_need_not_wait_for_the_circuit_of_the_wrong_one(up: FaultUpstream, tmp_path: Path) -> None:
+    setup = two_routes(up, "ok")
+    right = setup["providers"][0]
+    setup["providers"][0] = provider(1, "http://127.0.0.1:1")
+    with GatewayServer(tmp_path, **setup) as server:
+        for _ in range(6):
+            assert post(server, body("m")).headers["x-hoosh-route"] == "r2"
+        assert server.runtime.status()["circuits"][0]["failures"] == 5, "the sixth was not even tried there"
+        other_route = msgspec.structs.replace(server.document.routes[0], priority=0)
+        server.reconfigure(msgspec.structs.replace(server.document, routes=(other_route, server.document.routes[1])))
+        assert post(server, body("m")).headers["x-hoosh-route"] == "r2", "what calls have shown outlives a change"
+        providers = (right, server.document.providers[1])
+        server.reconfigure(msgspec.structs.replace(server.document, providers=providers))
+        assert post(server, body("m")).headers["x-hoosh-route"] == "r1"
+
+
 def test_round_robin_takes_turns(up: FaultUpstream, tmp_path: Path) -> None:
     policies = [PolicyDoc(id=1, name="rr", pattern="*", strategy="round_robin")]
     with GatewayServer(tmp_path, **two_routes(up, "ok"), policies=policies) as server:
