@@ -268,6 +268,14 @@ def test_further_calls_are_bounded_when_everything_fails(up: FaultUpstream, tmp_
     assert 60 + 30 <= len(up.inference) <= 60 + 30 * 3
 
 
+def test_a_candidate_that_is_passed_over_is_no_further_call(up: FaultUpstream, tmp_path: Path) -> None:
+    settings = SettingsDoc(breaker_failures=10**6, retry_percent=0)
+    limited = to(2, priority=2, requests_per_minute=1)
+    routes = [to(1, "boom-500", priority=1), limited, to(3, priority=3)]
+    with world(tmp_path, up, "priority", *routes, settings=settings) as server:
+        assert [routed(server, body()) for _ in range(25)] == ["r2", *["r3"] * 24]
+
+
 # --- explanations -----------------------------------------------------------------------------------------------------
 
 EXPLAIN = "/v1/route/explain"
