@@ -141,8 +141,12 @@ def choose(
     head: Hints | None,
     key: Key | None,
     verdict: Verdict | None = None,
+    only_asked: bool = False,
 ) -> Decision:
-    """The ordered candidates of a request and their explanation. Raises where no route can answer it at all."""
+    """The ordered candidates of a request and their explanation. Raises where no route can answer it at all.
+
+    `only_asked`: nothing is going to be called, so nobody's turn is taken.
+    """
     wants = wants_of(call, head)
     if head is not None and head.route:
         wants = wants._replace(route=asked_route(head.route, key))
@@ -166,7 +170,8 @@ def choose(
     if strategy == routing.PRIORITY or strategy == routing.DIRECT or len(plan.steps) == 1:
         return table.decide(plan, unavailable=unavailable, privacy=privacy)
     if strategy == routing.ROUND_ROBIN:
-        return table.decide(plan, turn=runtime.next_turn(call.model), unavailable=unavailable, privacy=privacy)
+        turn = runtime.turn_ahead(call.model) if only_asked else runtime.next_turn(call.model)
+        return table.decide(plan, turn=turn, unavailable=unavailable, privacy=privacy)
     if strategy == routing.WEIGHTED:
         return table.decide(plan, rand=random.random, unavailable=unavailable, privacy=privacy)
     if strategy == routing.LEAST_BUSY:

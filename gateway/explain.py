@@ -97,20 +97,23 @@ def told(
     if path in _FILLED:
         asked.setdefault(*_FILLED[path])
     call: Call | None = None
+    may_know = True
     said = _Asked(headers)
     answer: dict[str, Any] = {"object": "route.explanation", "path": path, "config": snapshot.version}
     try:
         call = endpoint.parse(_encode(asked), None)
         answer["model"] = call.model
-        if key is not None and key.may_use is not None and not key.may_use(call.model):
+        may_know = key is None or key.may_use is None or key.may_use(call.model)
+        if not may_know:
             raise ModelNotFoundError(call.model)
         verdict = screening.verdict_at_once(snapshot, call, key.record.privacy_policy_id if key is not None else 0)
         if verdict is not None and verdict.action == "refuse":
             raise screening.refusal(verdict)
-        decision = choose(runtime, snapshot, endpoint, call, head=said, key=key, verdict=verdict)
+        decision = choose(runtime, snapshot, endpoint, call, head=said, key=key, verdict=verdict, only_asked=True)
     except GatewayError as error:
         refusal = {"status": error.status, "code": error.code, "message": error.message, "param": error.param}
-        return {**answer, "candidates": [], "rejected": _rejected(snapshot, call, said), "refusal": refusal}
+        rejected = _rejected(snapshot, call, said) if may_know else []
+        return {**answer, "candidates": [], "rejected": rejected, "refusal": refusal}
     shape = _decode(decision.shape.payload)
     return {
         **answer,

@@ -345,6 +345,8 @@ async def call_candidates(job: Job, waited_for: Sequence[Step] | None = None) ->
             try:
                 failed = await call_one(job, snapshot, candidate, step, line)
             except (PriceUnknownError, RateLimitedError) as passed_over:
+                if job.attempts:
+                    runtime.retries.unused()
                 failure = limiting.sooner(failure, passed_over)
                 if isinstance(passed_over, BusyError):
                     busy = [*busy, step]

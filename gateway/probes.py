@@ -40,8 +40,9 @@ TIMEOUT_S = 8.0
 AT_ONCE = 8
 MAX_MODELS = 2000
 MAX_NAME_CHARS = 256
+_OF_CREDENTIAL = frozenset({401, 402, 403, 429})  # what another credential of the provider may not meet
 MAX_LIST_BYTES = 8 * 1024 * 1024
-_IDLE_S = 5.0  # how often the loop looks whether probes were switched on
+LOOK_S = 5.0  # how often the loop looks whether the interval is another one by now
 
 _FAILURES = {
     "connect": "No connection: the server is not there, or the address or port is wrong.",
@@ -81,7 +82,7 @@ class _Target:
     ca_pem: str
     pins: tuple[str, ...] = ()
     client_pem: str | None = field(default="", repr=False)
-    secret: str = field(default="", repr=False)
+    secrets: tuple[str, ...] = field(default=(), repr=False)  # of the credentials workers would use, in their order
     problem: str = ""  # found before any connection
 
 
@@ -133,30 +134,41 @@ async def probe_all() -> dict[int, Outcome]:
     return {target.provider_id: outcome for target, outcome in zip(targets, outcomes, strict=True)}
 
 
-async def run_forever(on_change: Callable[[], None] = lambda: None) -> None:
+async def run_forever(on_change: Callable[[], None] = lambda: None, *, look_s: float = LOOK_S) -> None:
     """Probe at the configured interval until cancelled; `on_change` is called when a provider went down or came back.
 
-    The interval (`GatewaySettings.probe_interval_s`, 0 = off) is read again before every round.
+    The interval (`GatewaySettings.probe_interval_s`, 0 = off) is read again every `look_s`, so that a shorter one
+    need not wait for the end of the longer one before it. Once probes are switched off nobody is held for down.
     """
     down: set[int] | None = None
+    began: float | None = None  # the last round
+    loop = asyncio.get_running_loop()
     while True:
-        pause_s = _IDLE_S
+        pause_s = look_s
         try:
             interval_s = await database_sync_to_async(_interval_s)()
-            if interval_s > 0:
-                pause_s = interval_s
+            if interval_s > 0 and (began is None or loop.time() >= began + interval_s):
                 await probe_all()
-                now_down = set(await database_sync_to_async(down_providers)())
-                if now_down != down:
-                    down = now_down
-                    on_change()
+                began = loop.time()
+            if interval_s > 0 and began is not None:
+                pause_s = min(look_s, max(0.0, began + interval_s - loop.time()))
+            now_down = set(await database_sync_to_async(down_providers)())
+            if now_down != down:
+                down = now_down
+                on_change()
         except Exception:
             log.exception("probes.round_failed")
+            pause_s = look_s
         await asyncio.sleep(pause_s)
 
 
 def down_providers() -> list[int]:
-    """Enabled providers whose last looks all failed, `DOWN_AFTER` times or more: the hint for workers."""
+    """Enabled providers whose last looks all failed, `DOWN_AFTER` times or more: the hint for workers.
+
+    None where probes are off: nobody would look whether they are back.
+    """
+    if not _interval_s():
+        return []
     rows = ProviderProbe.objects.filter(ok=False, consecutive_failures__gte=DOWN_AFTER, provider__enabled=True)
     return sorted(rows.values_list("provider_id", flat=True))
 
@@ -176,22 +188,23 @@ async def look(target: _Target, *, timeout_s: float = TIMEOUT_S) -> Outcome:
 async def _ask(target: _Target, timeout_s: float, on_chain: Callable[[tuple[bytes, ...]], None]) -> Outcome:
     begin = time.perf_counter()
     try:
-        status, body = await asyncio.wait_for(_fetch(target, timeout_s, on_chain), timeout_s)
+        status, body, refused = await asyncio.wait_for(_fetch_any(target, timeout_s, on_chain), timeout_s)
     except TimeoutError:
         return Outcome(ok=False, detail=_FAILURES["total_timeout"])
     except (UpstreamError, httpx.HTTPError, OSError, ValueError) as exc:
         return Outcome(ok=False, detail=_failure(exc))
     latency_ms = round((time.perf_counter() - begin) * 1000, 1)
-    problem = _status_problem(status, has_secret=bool(target.secret))
+    problem = _status_problem(status, has_secret=bool(target.secrets))
     if problem:
         return Outcome(ok=False, detail=problem, latency_ms=latency_ms)
+    detail = f"A stored credential was refused ({refused}); another one works." if refused else ""
     if status in (404, 405):
-        return Outcome(ok=True, latency_ms=latency_ms)  # alive; not every server lists its models
+        return Outcome(ok=True, detail=detail, latency_ms=latency_ms)  # alive; not every server lists its models
     names = _listed(target.kind, body)
     if names is None:
         detail = "The answer is not a list of models. Is the base URL right (without /v1)?"
         return Outcome(ok=False, detail=detail, latency_ms=latency_ms)
-    return Outcome(ok=True, models=names, latency_ms=latency_ms)
+    return Outcome(ok=True, detail=detail, models=names, latency_ms=latency_ms)
 
 
 def model_names(body: bytes) -> tuple[str, ...] | None:
@@ -223,9 +236,26 @@ def _pick(reply: _ModelList) -> list[_Model] | None:
     return reply.data if reply.data is not None else reply.models
 
 
-async def _fetch(target: _Target, timeout_s: float, on_chain: Callable[[tuple[bytes, ...]], None]) -> tuple[int, bytes]:
+async def _fetch_any(
+    target: _Target, timeout_s: float, on_chain: Callable[[tuple[bytes, ...]], None]
+) -> tuple[int, bytes, int]:
+    """Status and body of the first credential that is not refused, and the status another one was refused with, 0 =
+    none was; where all are, those of the first. While one works the provider is there: workers pass over the rest."""
+    first: tuple[int, bytes, int] | None = None
+    for secret in target.secrets or ("",):
+        status, body = await _fetch(target, secret, timeout_s, on_chain)
+        if status not in _OF_CREDENTIAL:
+            return status, body, first[0] if first is not None else 0
+        first = first or (status, body, 0)
+    assert first is not None
+    return first
+
+
+async def _fetch(
+    target: _Target, secret: str, timeout_s: float, on_chain: Callable[[tuple[bytes, ...]], None]
+) -> tuple[int, bytes]:
     headers = {"accept": "application/json", "accept-encoding": "identity", **dict(target.kind.list_headers)}
-    credential = target.kind.credential_header(target.secret)
+    credential = target.kind.credential_header(secret)
     if credential is not None:
         name, value = credential
         headers[name] = value
@@ -305,11 +335,12 @@ def _targets() -> list[_Target]:
 
 def _target(provider: Provider) -> _Target:
     kind = CATALOG.get(provider.kind)
-    secret, problem = "", ""
+    secrets: tuple[str, ...] = ()
+    problem = ""
     if kind is None:
         kind, problem = CATALOG["custom"], f"The kind “{provider.kind}” is not known to this version."
     elif kind.auth != "none":
-        secret, problem = _secret(provider)
+        secrets, problem = _secrets(provider)
     return _Target(
         provider_id=provider.pk,
         name=provider.name,
@@ -319,21 +350,22 @@ def _target(provider: Provider) -> _Target:
         ca_pem=provider.ca_pem,
         pins=validation.split_pins(provider.pins),
         client_pem=services.read_client_pem(provider),
-        secret=secret,
+        secrets=secrets,
         problem=problem,
     )
 
 
-def _secret(provider: Provider) -> tuple[str, str]:
-    """The secret that workers would send first: they pass over what does not open. Else what is wrong, if anything."""
+def _secrets(provider: Provider) -> tuple[tuple[str, ...], str]:
+    """The secrets that workers would send: they pass over what does not open. Else what is wrong, if anything."""
     stored = [row for row in provider.credentials.all() if row.enabled and row.ciphertext]
+    secrets = []
     for credential in stored:
         if credential.is_usable:
             with suppress(VaultError):
-                return services.read_secret(credential), ""
-    if not stored:
-        return "", ""
-    return "", "The stored credential cannot be opened: the URL or the vault key changed. Type it again."
+                secrets.append(services.read_secret(credential))
+    if secrets or not stored:
+        return tuple(secrets), ""
+    return (), "The stored credential cannot be opened: the URL or the vault key changed. Type it again."
 
 
 def _remember(found: Iterable[tuple[_Target, Outcome]]) -> None:

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("hoosh.relay")
 
 ERROR_BODY_MAX = 64 * 1024
+AT_ONCE_S = 0.05  # a call made so soon after the request was routed has its candidate's limits as they are
 CLIENT_LEFT = 499
 INTERNAL, REFUSED = "internal", "refused"
 EVENT_STREAM = b"text/event-stream"
@@ -47,6 +48,8 @@ ELSEWHERE = frozenset({"credential", "rate_limit", "overloaded", "server", "prot
 OF_CREDENTIAL = frozenset({"credential", "rate_limit"})
 # And the ones where the provider may have done (and charged for) work.
 CONSUMED = frozenset({"protocol", "cut"})
+# The same of what a connection brought: bytes that are no HTTP are an answer that makes no sense, not silence.
+NONSENSE = "protocol"
 
 
 async def unary(attempt: Attempt) -> None:
@@ -122,17 +125,12 @@ def head_of(request: Request, target: Target) -> bytes:
 
 
 def limits_for(attempt: Attempt) -> Limits:
-    """The candidate's limits; what is not first (a further attempt, one that waited for an equal request or a place)
-    gets only what is left of the request's deadline."""
-    if attempt.number == 0 and attempt.job.keeping is None and not attempt.job.queued_us:
-        return attempt.candidate.limits
-    limits = attempt.candidate.limits
-    return Limits(
-        connect_s=limits.connect_s,
-        first_byte_s=limits.first_byte_s,
-        gap_s=limits.gap_s,
-        total_s=min(limits.total_s, attempt.remaining_s()),
-    )
+    """The candidate's limits, and never more than what is left of the request's deadline: less for a further attempt,
+    a candidate after others that were passed over, a request that waited (for a place, tokens, an equal request)."""
+    limits, left_s = attempt.candidate.limits, attempt.remaining_s()
+    if left_s > limits.total_s - AT_ONCE_S:
+        return limits
+    return Limits(connect_s=limits.connect_s, first_byte_s=limits.first_byte_s, gap_s=limits.gap_s, total_s=left_s)
 
 
 def journal_error() -> GatewayUnavailableError:
@@ -143,8 +141,9 @@ def journal_error() -> GatewayUnavailableError:
 def transport_failed(attempt: Attempt, exc: UpstreamError) -> AttemptFailedError:
     """Book and classify a connection that failed before anything was delivered.
 
-    Not sent: nothing was consumed, the next candidate may be asked. Sent but silent or reset: the provider may have
-    worked, so it is charged by estimate, and only a route that allows duplicates is left for another.
+    Not sent: nothing was consumed, the next candidate may be asked. Sent: the provider may have worked, so it is
+    charged by estimate. After nonsense the next may be asked, too; after silence or a reset, where the provider may
+    still be at it, only a route that allows duplicates is left for another.
     """
     job, candidate = attempt.job, attempt.candidate
     error = from_transport(exc.kind)
@@ -153,7 +152,7 @@ def transport_failed(attempt: Attempt, exc: UpstreamError) -> AttemptFailedError
         book_estimate(attempt, error, events=0, text_bytes=0)
     else:
         attempt.settle_nothing(status=error.status, error=error.code or "")
-    may_go_on = (not exc.sent) or candidate.route.duplicates_allowed
+    may_go_on = not exc.sent or exc.kind == NONSENSE or candidate.route.duplicates_allowed
     job.runtime.metrics.attempt(candidate.provider.name, exc.kind)
     return AttemptFailedError(error, may_go_on=may_go_on)
 
@@ -434,12 +433,14 @@ async def broken(
         raise refused(attempt, problem)
     if kind == REFUSED:
         attempt.line.circuit.succeeded()  # it answered; that we may not tell it is no fault of its own
-    elif kind not in ("journal", "overrun", INTERNAL):
+    elif kind in ("journal", "overrun", INTERNAL):
+        attempt.line.circuit.abandoned()  # it says nothing of the upstream's health
+    else:
         note_failure(attempt, kind, error.message)
     job.runtime.metrics.attempt(candidate.provider.name, kind)
     book_read(attempt, reader, error)
     if not exchange.begun:
-        may_go_on = kind not in ("journal", REFUSED) and candidate.route.duplicates_allowed
+        may_go_on = kind == NONSENSE or (kind not in ("journal", REFUSED) and candidate.route.duplicates_allowed)
         raise AttemptFailedError(error, may_go_on=may_go_on)
     if kind == REFUSED:
         job.count_refusal(error)

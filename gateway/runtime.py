@@ -229,12 +229,15 @@ class Runtime:
 
     def next_turn(self, model: str) -> int:
         """The round-robin counter of a requested model."""
-        turns = self._turns
-        turn = turns.get(model, -1) + 1
+        turns, turn = self._turns, self.turn_ahead(model)
         if turn == 0 and len(turns) >= TURNS_MAX:
             turns.clear()
         turns[model] = turn
         return turn
+
+    def turn_ahead(self, model: str) -> int:
+        """What `next_turn` would say now; nobody's turn is taken."""
+        return self._turns.get(model, -1) + 1
 
     def book(self, record: UsageRecord, shape: Shape, held_pico: int) -> None:
         """Journal a complete usage record and return the rest of its hold. Raises JournalError when it cannot be

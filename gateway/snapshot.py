@@ -6,7 +6,7 @@ Building yields between slices; see `Builder`. No Django, no I/O.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from operator import attrgetter
@@ -110,8 +110,11 @@ class Candidate:
         if len(lines) == 1:
             return None if tried else lines[0]
         turn = self.load.next_turn()
-        left = [line for line in (*lines[turn % len(lines) :], *lines[: turn % len(lines)]) if line not in tried]
-        return next((line for line in left if not line.circuit.reason(now)), None if tried or not left else left[0])
+        # Those left out go first and the rest take turns: else the one behind a gap would have two turns.
+        left = [line for line in lines if line not in tried and not line.circuit.reason(now)]
+        if not left and not tried:
+            left = list(lines)
+        return left[turn % len(left)] if left else None
 
     def adapter_for(self, call: Call, target: Target) -> Adapter:
         """The adapter that writes and reads this call: the provider's own API where the caller speaks it."""
@@ -194,6 +197,7 @@ class Connections:
     def __init__(self) -> None:
         self._pools: dict[tuple[Origin, int, int], Pool] = {}
         self._circuits: dict[tuple[int, int], Circuit] = {}
+        self._shown_by: dict[tuple[int, int], Hashable] = {}  # what the failures of a circuit were failures of
         self._loads: dict[int, Load] = {}
 
     def pool(self, origin: Origin, credential_id: int, revision: int) -> Pool:
@@ -204,9 +208,17 @@ class Connections:
             pool = self._pools[key] = Pool(origin, max_idle=IDLE_MAX)
         return pool
 
-    def circuit(self, provider_id: int, credential_id: int) -> Circuit:
-        """The circuit of one (provider, credential)."""
-        return self._circuits.setdefault((provider_id, credential_id), Circuit())
+    def circuit(self, provider_id: int, credential_id: int, of: Hashable = None) -> Circuit:
+        """The circuit of one (provider, credential). `of`: where its calls go, and with which secret. What calls have
+        shown holds for that only: with another address or secret everything held against it is forgotten."""
+        key = (provider_id, credential_id)
+        known = self._circuits.get(key)
+        if known is None:
+            known = self._circuits[key] = Circuit()
+        elif self._shown_by.get(key) != of:
+            known.succeeded()
+        self._shown_by[key] = of
+        return known
 
     def load(self, provider_id: int) -> Load:
         """What is under way with a provider."""
@@ -358,6 +370,7 @@ class Builder:
         strict = settings.unsupported_params == "strict"
         lines = []
         for credential_id, revision in usable or [(0, 0)]:
+            origin: Origin | None = None
             pool: Pool | None = None
             heads = dict.fromkeys(kind.paths, b"")
             if kind.adapter != "demo":
@@ -371,7 +384,7 @@ class Builder:
                 pool = self._connections.pool(origin, credential_id, revision)
                 secret = secrets[credential_id] if credential_id else ""
                 heads = {name: _head(origin, kind, path, secret) for name, path in kind.paths.items()}
-            circuit = self._connections.circuit(provider.id, credential_id)
+            circuit = self._connections.circuit(provider.id, credential_id, (origin, revision))
             lines.append(Line(pool=pool, heads=heads, circuit=circuit, kind=kind, strict=strict, cards=cards))
         made = self._made[provider.id] = tuple(lines)
         return made

@@ -90,6 +90,10 @@ class RetryBudget:
         self._now[1] += 1
         return True
 
+    def unused(self) -> None:
+        """A further call that was allowed was not made."""
+        self._now[1] = max(0, self._now[1] - 1)
+
     def _turn(self, now: float) -> None:
         passed = now - self._began
         if passed >= self.WINDOW_S:

@@ -12,12 +12,13 @@ from typing import Any
 
 
 class SmallServer:
-    """`replies` maps a path to (status, body) or (status, body, headers); a dict or list body is sent as JSON.
+    """`replies` maps a path to (status, body) or (status, body, headers); a dict or list body is sent as JSON. Or
+    to what makes such a reply of the request's headers.
 
     Everything asked is in `asked` as (method, path, headers, body). `delay_s` holds every answer back.
     """
 
-    def __init__(self, replies: dict[str, tuple], *, delay_s: float = 0.0) -> None:
+    def __init__(self, replies: dict[str, Any], *, delay_s: float = 0.0) -> None:
         self.replies, self.delay_s = replies, delay_s
         self.asked: list[tuple[str, str, dict[str, str], bytes]] = []
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
@@ -53,7 +54,8 @@ class SmallServer:
                 headers = {name.lower(): value for name, value in self.headers.items()}
                 server.asked.append((self.command, self.path, headers, self.rfile.read(length)))
                 time.sleep(server.delay_s)
-                status, body, *more = server.replies.get(self.path, (404, {"error": {"message": "no"}}))
+                reply = server.replies.get(self.path, (404, {"error": {"message": "no"}}))
+                status, body, *more = reply(headers) if callable(reply) else reply
                 data = body if isinstance(body, bytes) else json.dumps(body).encode()
                 self.send_response(status)
                 given: dict[str, Any] = more[0] if more else {}

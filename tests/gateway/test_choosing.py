@@ -16,7 +16,7 @@ import pytest
 from budgets.records import PriceRecord
 from providers.config import CardDoc, CredentialDoc, PolicyDoc, SettingsDoc
 from providers.vault import Vault
-from tests.gateway.harness import KEY, OTHER_KEY, GatewayServer, provider, route, usage_rows
+from tests.gateway.harness import KEY, OTHER_KEY, GatewayServer, key_record, provider, route, usage_rows
 from tests.upstream import FaultUpstream
 
 CHAT = "/v1/chat/completions"
@@ -239,7 +239,8 @@ def test_credentials_take_turns_and_one_that_is_limited_rests(up: FaultUpstream,
         up.requests.clear()
         for _ in range(6):
             assert routed(server, body()) == "r1"
-        assert limited not in credentials_of(up)
+        others = {f"Bearer {name}" for name in ("one", "two", "three")} - {limited}
+        assert Counter(credentials_of(up)) == dict.fromkeys(others, 3), "also the one behind the gap has one turn"
         up.script("rate-limit", "rate-limit")
         assert routed(server, body()) == "r2", "when all of them are limited, the next candidate"
         rows = usage_rows(tmp_path)
@@ -265,6 +266,14 @@ def test_further_calls_are_bounded_when_everything_fails(up: FaultUpstream, tmp_
         for _ in range(60):
             assert post(server, body()).status_code == 502
     assert 60 + 30 <= len(up.inference) <= 60 + 30 * 3
+
+
+def test_a_candidate_that_is_passed_over_is_no_further_call(up: FaultUpstream, tmp_path: Path) -> None:
+    settings = SettingsDoc(breaker_failures=10**6, retry_percent=0)
+    limited = to(2, priority=2, requests_per_minute=1)
+    routes = [to(1, "boom-500", priority=1), limited, to(3, priority=3)]
+    with world(tmp_path, up, "priority", *routes, settings=settings) as server:
+        assert [routed(server, body()) for _ in range(25)] == ["r2", *["r3"] * 24]
 
 
 # --- explanations -----------------------------------------------------------------------------------------------------
@@ -335,3 +344,20 @@ def test_the_decision_is_told_in_a_header_only_on_request(up: FaultUpstream, tmp
             assert told["answered"] == "r2"
             assert told["attempts"] == [{"route": "r1", "status": 502, "error": "upstream_error"}]
             assert [each["route"] for each in told["candidates"]] == ["r1", "r2"]
+
+
+def test_a_question_takes_nobodys_turn(up: FaultUpstream, tmp_path: Path) -> None:
+    with world(tmp_path, up, "round_robin", to(1), to(2), to(3)) as server:
+        for expected in ("r1", "r2", "r3", "r1"):
+            for _ in range(2):
+                assert post(server, body(), EXPLAIN).json()["candidates"][0]["route"] == expected
+            assert routed(server, body()) == expected
+
+
+def test_a_key_learns_nothing_of_the_routes_of_a_model_it_may_not_use(up: FaultUpstream, tmp_path: Path) -> None:
+    keys = [key_record(1, KEY, models=("other",)), key_record(2, OTHER_KEY)]
+    with world(tmp_path, up, "priority", to(1, enabled=False), keys=keys) as server:
+        told = post(server, body(), EXPLAIN, key=OTHER_KEY).json()
+        assert told["rejected"] == [{"route": "r1", "reason": "route disabled"}]
+        told = post(server, body(), EXPLAIN).json()
+        assert (told["rejected"], told["refusal"]["code"]) == ([], "model_not_found")

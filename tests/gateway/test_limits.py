@@ -195,7 +195,7 @@ def completion(prompt: int, output: int) -> bytes:
 
 
 def test_tokens_are_reserved_as_estimated_and_what_was_not_used_flows_back(tmp_path: Path) -> None:
-    with canned(200, completion(2, 10), wait_s=0.4) as url, start(tmp_path, url, key=(0, 1000, 0)) as server:
+    with canned(200, completion(2, 10), wait_s=2.0) as url, start(tmp_path, url, key=(0, 1000, 0)) as server:
         first: list[httpx.Response] = []
         asking = threading.Thread(target=lambda: first.append(ask(server, max_tokens=900)))
         asking.start()

@@ -278,6 +278,45 @@ def test_a_request_that_was_sent_goes_elsewhere_only_where_the_route_allows_it(
     assert second.status == 200
 
 
+@pytest.mark.parametrize("first", ["bad-status", "bad-chunk", "huge-header", "upgrade"])
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_answer_that_is_no_http_is_followed_by_the_next_candidate(
+    up: FaultUpstream, tmp_path: Path, first: str, stream: bool
+) -> None:
+    with GatewayServer(tmp_path, **two_routes(up, first)) as server:
+        assert post(server, body("m", stream=stream)).headers.get("x-hoosh-route") == "r2"
+        nonsense, good = usage_rows(tmp_path)
+    assert (nonsense.status, nonsense.basis, good.status) == (502, Basis.ESTIMATED, 200)
+
+
+def test_the_deadline_is_of_the_first_candidate_also_where_that_was_passed_over(
+    up: FaultUpstream, tmp_path: Path
+) -> None:
+    setup = two_routes(up, "ok", total_timeout_s=0.4, requests_per_minute=1)
+    setup["routes"][1] = route(2, "m", 2, upstream_model="stall-first", priority=2)
+    with GatewayServer(tmp_path, **setup) as server:
+        assert post(server, body("m")).status_code == 200
+        started = time.monotonic()
+        assert_error(post(server, body("m")), 504, "upstream_timeout")
+        assert 0.3 < time.monotonic() - started < 3
+
+
+def test_a_probing_call_that_says_nothing_of_the_upstream_leaves_the_next_one_to_probe(
+    up: FaultUpstream, tmp_path: Path
+) -> None:
+    settings = SettingsDoc(breaker_failures=1, breaker_open_s=0.1)
+    providers = [provider(1, up.url), provider(2, up.url)]
+    routes = [route(1, "*", priority=1), route(2, "*", 2, upstream_model="ok", priority=2)]
+    with GatewayServer(tmp_path, providers=providers, routes=routes, settings=settings) as server:
+        assert post(server, body("boom-500")).headers["x-hoosh-route"] == "r2"
+        time.sleep(0.15)
+        with pytest.raises(httpx.RemoteProtocolError):
+            post(server, body("flood", max_tokens=2, stream=True))
+        (overrun,) = [row for row in usage_rows(tmp_path) if row.error == "limit_exceeded"]
+        assert overrun.route_id == 1, "it was the probe"
+        assert post(server, body("ok")).headers["x-hoosh-route"] == "r1"
+
+
 def test_a_request_the_provider_finds_wrong_is_not_repeated(up: FaultUpstream, tmp_path: Path) -> None:
     with GatewayServer(tmp_path, **two_routes(up, "boom-400")) as server:
         assert post(server, body("m")).status_code == 400
@@ -294,6 +333,22 @@ def test_five_failures_open_the_circuit_and_the_next_candidate_is_asked_first(
         assert post(server, body("m")).status_code == 200
         assert len(up.inference) == before + 1
         assert server.runtime.status()["circuits"][0]["failures"] == 5
+
+
+def test_a_corrected_address_need_not_wait_for_the_circuit_of_the_wrong_one(up: FaultUpstream, tmp_path: Path) -> None:
+    setup = two_routes(up, "ok")
+    right = setup["providers"][0]
+    setup["providers"][0] = provider(1, "http://127.0.0.1:1")
+    with GatewayServer(tmp_path, **setup) as server:
+        for _ in range(6):
+            assert post(server, body("m")).headers["x-hoosh-route"] == "r2"
+        assert server.runtime.status()["circuits"][0]["failures"] == 5, "the sixth was not even tried there"
+        other_route = msgspec.structs.replace(server.document.routes[0], priority=0)
+        server.reconfigure(msgspec.structs.replace(server.document, routes=(other_route, server.document.routes[1])))
+        assert post(server, body("m")).headers["x-hoosh-route"] == "r2", "what calls have shown outlives a change"
+        providers = (right, server.document.providers[1])
+        server.reconfigure(msgspec.structs.replace(server.document, providers=providers))
+        assert post(server, body("m")).headers["x-hoosh-route"] == "r1"
 
 
 def test_round_robin_takes_turns(up: FaultUpstream, tmp_path: Path) -> None:

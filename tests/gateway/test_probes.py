@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 
 import pytest
 from asgiref.sync import sync_to_async
@@ -25,6 +26,12 @@ def make(name: str, url: str, *, kind: str = "custom", secret: str = "", enabled
     if secret:
         services.set_credential(provider, "default", secret, actor="test")
     return provider
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(5):
+        while not condition():
+            await asyncio.sleep(0.02)
 
 
 @pytest.mark.parametrize(
@@ -158,6 +165,19 @@ class ProbeProviderTest(TestCase):
             assert outcome.ok
             assert [asked[2]["authorization"] for asked in server.asked] == [f"Bearer {SECRET}"]
 
+    def test_a_provider_is_well_as_long_as_one_of_its_credentials_is(self):
+        def reply(headers) -> tuple:
+            works = headers["authorization"] == f"Bearer {SECRET}"
+            return MODELS["/v1/models"] if works else (401, {})
+
+        with SmallServer({"/v1/models": reply}) as server:
+            provider = make("p", server.url, secret="sk-revoked-0123456789abcdef")
+            assert not probe_provider(provider.pk).ok
+            services.set_credential(provider, "second", SECRET, actor="test")
+            outcome = probe_provider(provider.pk)
+            assert (outcome.ok, outcome.models) == (True, ("a", "b"))
+            assert "was refused (401); another one works" in outcome.detail
+
     def test_the_built_in_demo_needs_no_network(self):
         outcome = probe_provider(make("demo", "", kind="demo").pk)
         assert outcome.ok
@@ -264,6 +284,31 @@ class ProbeAllTest(TransactionTestCase):
             running.cancel()
             await asyncio.gather(running, return_exceptions=True)
             assert server.asked == []
+
+    async def test_a_shorter_interval_need_not_wait_for_the_end_of_a_longer_one(self):
+        settings = await sync_to_async(services.gateway_settings)()
+        set_interval = GatewaySettings.objects.filter(pk=settings.pk).aupdate
+        await set_interval(probe_interval_s=3600)
+        with SmallServer(dict(MODELS)) as server:
+            await sync_to_async(make)("p", server.url)
+            running = asyncio.create_task(probes.run_forever(look_s=0.05))
+            try:
+                await until(lambda: len(server.asked) == 1)
+                await asyncio.sleep(0.2)
+                assert len(server.asked) == 1
+                await set_interval(probe_interval_s=0.05)
+                await until(lambda: len(server.asked) > 2)
+            finally:
+                running.cancel()
+                await asyncio.gather(running, return_exceptions=True)
+
+    async def test_nobody_is_held_for_down_any_more_once_probes_are_off(self):
+        settings = await sync_to_async(services.gateway_settings)()
+        provider = await sync_to_async(make)("p", "http://127.0.0.1:9")
+        await ProviderProbe.objects.acreate(provider=provider, ok=False, consecutive_failures=DOWN_AFTER)
+        assert await sync_to_async(down_providers)() == [provider.pk]
+        await GatewaySettings.objects.filter(pk=settings.pk).aupdate(probe_interval_s=0)
+        assert await sync_to_async(down_providers)() == []
 
 
 @pytest.mark.database
