@@ -57,7 +57,9 @@ class Inspection:
         To be called once, after `run`, where the verdict names patterns to redact.
         """
         call, own = self._call, self._own
-        redactor = Redactor((call.body, call.native))
+        # A placeholder that is spelled with escapes stands in the request as any other does.
+        plain = _encode(self._doc) if b"\\u" in call.body else b""
+        redactor = Redactor((call.body, call.native, plain))
         redactor.redact(own, [match for match in self._findings.matches if match.text < len(own)], self.verdict.redact)
         return _encode(self._doc), redactor
 

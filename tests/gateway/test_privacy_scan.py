@@ -246,6 +246,17 @@ def test_escapes_in_tool_arguments_hide_nothing(hidden: str) -> None:
         assert "[SSN_1]" in str(json.loads(arguments))
 
 
+@pytest.mark.parametrize("before", ["", " ", "\n\t"])
+@pytest.mark.parametrize("value", [{"a": SSN}, [SSN], SSN])
+def test_escapes_in_a_tools_result_that_is_json_hide_nothing(before: str, value: Any) -> None:
+    result = before + json.dumps(value).replace("0", "\\u0030")
+    assert SSN not in result
+    doc = chat({"role": "tool", "tool_call_id": "c", "content": result})
+    texts = collect(doc)
+    Redactor(()).redact(texts, SCANNER.scan([text.scanned for text in texts]).matches)
+    assert "[SSN_1]" in str(json.loads(doc["messages"][0]["content"]))
+
+
 def test_numbers_in_arguments_become_strings_and_the_json_stays_json() -> None:
     doc = chat({"role": "assistant", "tool_calls": [{"function": {"arguments": '{"card":4111111111111111,"n":[1]}'}}]})
     texts = collect(doc)
@@ -463,6 +474,17 @@ def test_all_that_a_client_said_is_looked_at_and_the_canonical_body_is_redacted(
         body, redactor = inspection.redacted()
         assert json.loads(body) == chat({"role": "user", "content": "I am [EMAIL_1]"})
         assert redactor.restore("[EMAIL_1]") == MAIL
+
+    asyncio.run(run())
+
+
+def test_a_placeholder_that_the_client_spelled_with_escapes_is_not_used() -> None:
+    body = json.dumps(chat({"role": "user", "content": f"[EMAIL_1] {MAIL}"})).replace("[EMAIL_1]", "\\u005bEMAIL_1]")
+
+    async def run() -> None:
+        inspection = await inspect(Call("chat", "m", body.encode()), SCANNER, Policy(internal="redact"))
+        redacted_body, _ = inspection.redacted()
+        assert json.loads(redacted_body)["messages"][0]["content"] == "[EMAIL_1] [EMAIL_2]"
 
     asyncio.run(run())
 
