@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 from typing import Any
 
 import pytest
@@ -362,16 +363,18 @@ def test_what_is_no_chunk_passes() -> None:
 
 def spelled(value: Any, places: list[int]) -> str:
     """JSON text in which some of the characters of strings are written as escapes nobody needs."""
-    text, out = json.dumps(value, ensure_ascii=False), []
-    plain = [place for place, character in enumerate(text) if character.isalnum() or character in "@-/."]
-    chosen = {plain[place % len(plain)] for place in places}
-    inside = False
-    for place, character in enumerate(text):
-        inside ^= character == '"' and text[place - 1 : place] != "\\"
-        told = r"\/" if character == "/" else f"\\u{ord(character):04X}"
-        escaped = text[place - 1 : place] == "\\"
-        out.append(told if inside and place in chosen and not escaped else character)
-    return "".join(out)
+    numbers, count = set(places), itertools.count()
+
+    def escaped(found: re.Match[str]) -> str:
+        character = found[0]
+        if len(character) > 1 or not (character.isascii() and character.isprintable()) or next(count) not in numbers:
+            return character
+        return r"\/" if character == "/" else f"\\u{ord(character):04X}"
+
+    def string(found: re.Match[str]) -> str:
+        return '"' + re.sub(r"\\.|.", escaped, found[0][1:-1], flags=re.DOTALL) + '"'
+
+    return re.sub(r'"(?:\\.|[^"\\])*"', string, json.dumps(value, ensure_ascii=False))
 
 
 def called(pieces: list[str], *, json_content: bool = False) -> tuple[str, str]:
