@@ -48,7 +48,8 @@ _OPAQUE = frozenset(["signature", "thought_signature", "thoughtSignature", "encr
 _SPOKEN = frozenset(["text", "content", "arguments", "input", "prompt"])
 _RESULT_HOLDERS = frozenset(["functionResponse", "function_response"])
 _BEGINS = frozenset('{["')  # of a text that may be JSON
-_BASE64 = re.compile(r"[0-9A-Za-z+/_=\s-]*")
+# Base64 as it is written: one run of characters, or lines of 60 and more, of which a sample may cut the first and last.
+_BASE64 = re.compile(r"[0-9A-Za-z+/_-]*(?:\r?\n[0-9A-Za-z+/_-]{60,})*(?:\r?\n[0-9A-Za-z+/_-]*)?={0,2}\s*")
 _ESCAPE = re.compile(rb"\\(?:u[0-9a-fA-F]{4}|.)", re.DOTALL)
 _BLANKS = {rb"\\": rb"\\", rb"\"": b' "', rb"\n": b" \n", rb"\r": b" \r", rb"\t": b" \t"}
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 import time
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -218,6 +220,21 @@ def test_the_texts_of_a_chat_are_what_people_models_and_tools_said() -> None:
     assert len(said(doc, results=False)) == 12
 
 
+@pytest.mark.parametrize("name", ["data", "result", "bytes", "image", "url", "file_data", "encrypted_content"])
+@pytest.mark.parametrize("between", ["\n", " ", "\n\n"])
+def test_a_list_of_numbers_is_no_base64_wherever_it_stands(name: str, between: str) -> None:
+    listed = between.join(f"{100 + number}-22-{1000 + number}" for number in range(200))
+    texts = collect(chat({"role": "user", "content": "hello"}, x_tool={name: listed}))
+    assert SCANNER.scan([text.scanned for text in texts]).counts() == (("ssn", 200),)
+
+
+@pytest.mark.parametrize("encode", [base64.b64encode, base64.urlsafe_b64encode, base64.encodebytes])
+def test_base64_is_passed_over_in_lines_and_without(encode: Callable[[bytes], bytes]) -> None:
+    media = encode(bytes(range(256)) * 40).decode()
+    assert said(chat({"role": "user", "content": [{"type": "x", "data": media}]})) == []
+    assert said(chat({"role": "user", "content": [{"type": "x", "data": media.replace("\n", "\r\n")}]})) == []
+
+
 def test_prompts_and_inputs_are_texts() -> None:
     assert said({"model": "m", "prompt": ["a", "b"], "suffix": "c"}) == ["a", "b", "c"]
     assert said({"model": "m", "input": "a"}) == ["a"]
@@ -225,16 +242,16 @@ def test_prompts_and_inputs_are_texts() -> None:
 
 
 def test_media_are_passed_over_and_what_only_stands_in_their_place_is_not() -> None:
-    base64 = "QUtJQQ" * 500
+    media = "QUtJQQ" * 500
     doc = chat(
         {
             "role": "user",
             "content": [
-                {"type": "image_url", "image_url": {"url": "data:image/png;base64," + base64}},
-                {"type": "input_audio", "input_audio": {"data": base64, "format": "wav"}},
-                {"type": "file", "file": {"file_data": base64, "filename": "mine.pdf"}},
+                {"type": "image_url", "image_url": {"url": "data:image/png;base64," + media}},
+                {"type": "input_audio", "input_audio": {"data": media, "format": "wav"}},
+                {"type": "file", "file": {"file_data": media, "filename": "mine.pdf"}},
                 {"type": "image_url", "image_url": {"url": "https://example.com/?mail=" + MAIL}},
-                {"type": "text", "text": "data:text/plain;base64," + base64},
+                {"type": "text", "text": "data:text/plain;base64," + media},
                 {"type": "document", "source": {"type": "text", "data": "words of a document. " * 100}},
             ],
         }
