@@ -46,7 +46,7 @@ class Through:
     def whole(self, body: bytes) -> bytes:
         """A whole answer. Raises `AnswerRefusedError`."""
         if self._guard is not None:
-            guarded = self._guard.whole(body)
+            guarded = self._guard.whole(body, json_content=self._json_content)
             if guarded.refused:
                 raise AnswerRefusedError()
             body = guarded.body
@@ -65,7 +65,7 @@ class Through:
         """The writer of a stream, with the stages before it."""
         if not self.changes and self._seen is None:
             return writer
-        guard = self._guard.stream() if self._guard is not None else None
+        guard = self._guard.stream(json_content=self._json_content) if self._guard is not None else None
         restorer = None
         if self._redactor is not None:
             restorer = StreamRestorer(self._redactor, json_content=self._json_content)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import email.utils
 import hashlib
 import hmac
 import re
@@ -225,9 +226,19 @@ def _judged(reply: httpx.Response) -> Answer:
         return Answer(status, f"The receiver answered with a redirect ({status}), which is not followed.")
     if status == 410:
         return Answer(status, "The receiver wants no more events (410).")
-    text = reply.headers.get("retry-after", "")
-    wait_s = min(float(text), RETRY_AFTER_MAX_S) if text.isascii() and text.isdigit() and len(text) < 10 else 0.0
+    wait_s = _wished_s(reply.headers.get("retry-after", ""))
     return Answer(status, f"The receiver answered with an error ({status}).", wait_s)
+
+
+def _wished_s(text: str) -> float:
+    """The pause a receiver asks for, in seconds or by a date (RFC 9110, 10.2.3); 0 where it is neither."""
+    if text.isascii() and text.isdigit():
+        return min(float(text[:10]), RETRY_AFTER_MAX_S)
+    try:
+        left_s = email.utils.parsedate_to_datetime(text).timestamp() - time.time()
+    except (ValueError, TypeError, OverflowError):
+        return 0.0
+    return min(max(left_s, 0.0), RETRY_AFTER_MAX_S)
 
 
 def _failure(exc: BaseException) -> str:

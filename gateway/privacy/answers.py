@@ -4,6 +4,9 @@ Whole answers are looked at at once. Of a streamed text, `HOLD_BYTES` are held b
 ASCII characters that reaches into them (`RUN_BYTES` of it at most); a match that ends in there, and may go on, is held
 from its start. What was handed out last stays in view, so that a value is known by the words before it. A value that a
 pattern knows within these bounds therefore never gets out in part, however the stream is cut.
+
+Arguments of tools, and content that was asked to be JSON, are looked at as what they say, not as how it is spelled:
+escapes hide nothing, and what is masked leaves JSON behind.
 """
 
 from __future__ import annotations
@@ -15,8 +18,9 @@ import msgspec
 
 from gateway.privacy.channels import Channel, ChunkRewriter, Name, fields, message_parts
 from gateway.privacy.redaction import label
+from gateway.privacy.spelling import PlainSpelling, escape_length, escape_start
 from gateway.privacy.splicing import rewrite
-from gateway.privacy.texts import Text
+from gateway.privacy.texts import Text, blanked
 from providers.answers import choices_of, loaded
 from providers.privacy.scanner import Match, Scanner, merged
 from providers.privacy.verdict import AnswerAction
@@ -60,11 +64,12 @@ class AnswerGuard:
         findings = self.scanner.scan(data)
         return [match for match in findings.matches if match.pattern in self.names], findings.overflow
 
-    def whole(self, body: bytes) -> Guarded:
-        """Look at a whole canonical answer. Its bytes are kept where nothing is found."""
+    def whole(self, body: bytes, *, json_content: bool = False) -> Guarded:
+        """Look at a whole canonical answer. Its bytes are kept where nothing is found. `json_content`: what it says was
+        asked to be JSON."""
         told = loaded(body)
         texts = [
-            Text(holder, key, holder[key], json=name[0] in _JSON_CHANNELS)
+            Text(holder, key, holder[key], json=_is_json(name, json_content))
             for part in message_parts(told)
             for name, holder, key in fields(part)
         ]
@@ -80,9 +85,13 @@ class AnswerGuard:
                 choice["logprobs"] = None  # they tell the text token by token
         return Guarded(_encode(told), False, counts)
 
-    def stream(self) -> StreamGuard:
+    def stream(self, *, json_content: bool = False) -> StreamGuard:
         """A guard for one streamed answer."""
-        return StreamGuard(self)
+        return StreamGuard(self, json_content=json_content)
+
+
+def _is_json(name: Name, json_content: bool) -> bool:
+    return name[0] in _JSON_CHANNELS or (json_content and name[0] == "content")
 
 
 def _counts(matches: list[Match]) -> tuple[tuple[str, int], ...]:
@@ -99,8 +108,8 @@ class StreamGuard(ChunkRewriter):
     with the code `content_policy`, and cuts the stream.
     """
 
-    def __init__(self, guard: AnswerGuard) -> None:
-        super().__init__(lambda name: _Held(self, guard, name), without_logprobs=True)
+    def __init__(self, guard: AnswerGuard, *, json_content: bool = False) -> None:
+        super().__init__(lambda name: _Held(self, guard, json=_is_json(name, json_content)), without_logprobs=True)
         self._counts: dict[str, int] = {}
 
     def feed(self, data: bytes) -> bytes:
@@ -123,12 +132,12 @@ class StreamGuard(ChunkRewriter):
 class _Held(Channel):
     """One text of a guarded stream."""
 
-    __slots__ = ("_carry", "_context", "_data", "_guard", "_in_string", "_json", "_stream")
+    __slots__ = ("_carry", "_context", "_data", "_guard", "_in_string", "_json", "_spelling", "_stream")
 
-    def __init__(self, stream: StreamGuard, guard: AnswerGuard, name: Name) -> None:
+    def __init__(self, stream: StreamGuard, guard: AnswerGuard, *, json: bool) -> None:
         super().__init__()
-        self._stream, self._guard = stream, guard
-        self._json = name[0] in _JSON_CHANNELS
+        self._stream, self._guard, self._json = stream, guard, json
+        self._spelling = PlainSpelling() if json else None
         self._in_string = False  # where what is handed out next begins, in JSON text
         self._carry = b""  # the first half of an escape
         self._context = b""
@@ -136,11 +145,11 @@ class _Held(Channel):
 
     def feed(self, text: str) -> str:
         """What is safe to hand out."""
-        return self._release(text, final=False)
+        return self._release(text if self._spelling is None else self._spelling.feed(text), final=False)
 
     def finish(self) -> str:
         """The rest, with nothing held any more."""
-        return self._release("", final=True)
+        return self._release("" if self._spelling is None else self._spelling.finish(), final=True)
 
     def _release(self, text: str, *, final: bool) -> str:
         if self._stream.refused:
@@ -149,15 +158,19 @@ class _Held(Channel):
         begin = len(self._context)
         data = self._context + self._data
         limit = len(data) if final else _boundary(data, begin)
+        if self._json and not final:
+            limit = max(begin, escape_start(data, limit))
         if limit == begin and not final and len(self._data) <= HELD_MAX:
             self.held = "…"  # whatever it is, there is something
             return ""
-        matches, overflow = self._guard.found([data])
+        matches, overflow = self._guard.found([blanked(data) if self._json else data])
         out: list[bytes] = []
         at = begin
         for start, end, name in merged(matches):
             if end <= at:
                 continue
+            if self._json:
+                start, end = escape_start(data, start), _escape_end(data, end)
             start = max(start, at)
             if end > limit:
                 limit = min(limit, start)
@@ -179,7 +192,8 @@ class _Held(Channel):
         limit = max(limit, at)
         out.append(data[at:limit])
         self._turn(data[at:limit])
-        self._context, self._data = data[max(0, limit - CONTEXT_BYTES) : limit], data[limit:]
+        first = max(0, limit - CONTEXT_BYTES)
+        self._context, self._data = data[escape_start(data, first) if self._json else first : limit], data[limit:]
         self.held = "…" if self._data else ""
         return b"".join(out).decode("utf-8", "replace")
 
@@ -189,6 +203,12 @@ class _Held(Channel):
             data = self._carry + data
             self._in_string ^= sum(found[0] == b'"' for found in _QUOTES.finditer(data)) % 2 == 1
             self._carry = b"\\" if (len(data) - len(data.rstrip(b"\\"))) % 2 else b""
+
+
+def _escape_end(data: bytes, end: int) -> int:
+    """The end of the escape that `end` would cut; `end` itself when it cuts none."""
+    start = escape_start(data, end)
+    return end if start == end else start + escape_length(data, start)
 
 
 def _boundary(data: bytes, begin: int) -> int:

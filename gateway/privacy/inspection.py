@@ -9,7 +9,7 @@ import msgspec
 from gateway.privacy.redaction import Redactor
 from gateway.privacy.texts import Text, collect
 from providers.canonical import Call
-from providers.privacy.scanner import LARGE_BYTES, NOTHING, Scanner
+from providers.privacy.scanner import NOTHING, Scanner
 from providers.privacy.verdict import Policy, Verdict, decide
 
 _encode = msgspec.json.Encoder().encode
@@ -37,13 +37,10 @@ class Inspection:
         return f"<Inspection {self.verdict.action} {self.verdict.level}>"
 
     async def run(self, policy: Policy) -> None:
-        """Find and decide; other requests get their turn meanwhile where it is a large one."""
-        scanned = [text.scanned for text in self._texts]
-        if sum(map(len, scanned)) > LARGE_BYTES:
-            self._findings = await self._scanner.scan_large(scanned)
-            self.verdict = decide(policy, self._findings)
-        else:
-            self.run_at_once(policy)
+        """Find and decide; other requests get their turn meanwhile where it takes long."""
+        if self._texts:
+            self._findings = await self._scanner.scan_in_turns([text.scanned for text in self._texts])
+        self.verdict = decide(policy, self._findings)
 
     def run_at_once(self, policy: Policy) -> None:
         """The same without a pause."""
@@ -57,7 +54,9 @@ class Inspection:
         To be called once, after `run`, where the verdict names patterns to redact.
         """
         call, own = self._call, self._own
-        redactor = Redactor((call.body, call.native))
+        # A placeholder that is spelled with escapes stands in the request as any other does.
+        plain = _encode(self._doc) if b"\\u" in call.body else b""
+        redactor = Redactor((call.body, call.native, plain))
         redactor.redact(own, [match for match in self._findings.matches if match.text < len(own)], self.verdict.redact)
         return _encode(self._doc), redactor
 

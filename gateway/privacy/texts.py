@@ -47,7 +47,9 @@ _MEDIA = frozenset(["data", "file_data", "image_url", "url", "bytes", "b64_json"
 _OPAQUE = frozenset(["signature", "thought_signature", "thoughtSignature", "encrypted_content"])
 _SPOKEN = frozenset(["text", "content", "arguments", "input", "prompt"])
 _RESULT_HOLDERS = frozenset(["functionResponse", "function_response"])
-_BASE64 = re.compile(r"[0-9A-Za-z+/_=\s-]*")
+_BEGINS = frozenset('{["')  # of a text that may be JSON
+# Base64 as it is written: one run of characters, or lines of 60 and more, of which a sample may cut the first and last.
+_BASE64 = re.compile(r"[0-9A-Za-z+/_-]*(?:\r?\n[0-9A-Za-z+/_-]{60,})*(?:\r?\n[0-9A-Za-z+/_-]*)?={0,2}\s*")
 _ESCAPE = re.compile(rb"\\(?:u[0-9a-fA-F]{4}|.)", re.DOTALL)
 _BLANKS = {rb"\\": rb"\\", rb"\"": b' "', rb"\n": b" \n", rb"\r": b" \r", rb"\t": b" \t"}
 
@@ -117,7 +119,7 @@ def collect(doc: Any, *, results: bool = True, known: Collection[str] = ()) -> l
         kind = type(value)
         if kind is str:
             if value and value not in known and (name in _SPOKEN or not _is_media(name, value)):
-                inside = name == "arguments" or (value[0] in "{[" and "\\" in value)
+                inside = name == "arguments" or ("\\" in value and value.lstrip()[:1] in _BEGINS)
                 texts.append(Text(holder, key, value, json=inside, result=result))
         elif kind is list:
             waiting += [

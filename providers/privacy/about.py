@@ -15,7 +15,7 @@ ABOUT: Mapping[str, str] = MappingProxyType(
         "ssn": "a US social security number, with hyphens or named as one",
         "credit_card": "a card number of 13 to 19 digits with a right checksum",
         "iban": "a bank account number (IBAN) with a right checksum",
-        "openai_key": "OpenAI, and others whose keys begin with sk-",
+        "openai_key": "OpenAI, and others whose keys begin with sk- or pk-",
         "anthropic_key": "Anthropic",
         "openrouter_key": "OpenRouter",
         "hoosh_key": "a key of this gateway",
@@ -52,6 +52,7 @@ ABOUT: Mapping[str, str] = MappingProxyType(
         "azure_storage_key": "Azure Storage, in a connection string",
         "connection_string": "the password in an address such as postgres://user:password@host",
         "authorization": "what stands behind Bearer or Authorization: Basic",
-        "generic_secret": "what looks random behind password, token, api_key, secret and the like",
+        "api_key": "what looks random behind api_key",
+        "generic_secret": "what looks random behind password, token, secret and the like",
     }
 )

@@ -19,7 +19,8 @@ _DIGITS = frozenset(b"0123456789")
 _WORD = frozenset(b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz_")
 _NO_DIGITS = bytes(byte for byte in range(256) if byte not in _DIGITS)
 _LOOK_BACK = 100
-_FOUR_GROUPS = re.compile(rb"[0-9]{4}(?:(?:[ -]|\xc2\xa0)[0-9]{4}){3}(?= |\xc2\xa0)")
+_WORD_MAX = 24  # letters that no ordinary word has
+_FOUR_GROUPS = re.compile(rb"[0-9]{4}(?:(?:[ .-]|\xc2\xa0|\xe2\x80[\x80-\x95\xaf])[0-9]{4}){3}(?= |\xc2\xa0)")
 
 # Endings that look like a top-level domain and are names of files: icon@2x.png.
 _FILE_ENDINGS = frozenset(
@@ -195,6 +196,12 @@ def iban(buffer: bytes, start: int, end: int) -> int:
 def with_digit(buffer: bytes, start: int, end: int) -> int:
     """Random characters: of twenty and more, hardly ever none is a digit, and made-up names have none."""
     return end if any(byte in _DIGITS for byte in buffer[start:end]) else 0
+
+
+def prefixed(buffer: bytes, start: int, end: int) -> int:
+    """As `with_digit`; behind the prefix, letters alone are no made-up name either where no word is as long."""
+    found = buffer[start:end]
+    return end if found[3:].isalpha() and len(found) >= 3 + _WORD_MAX else with_digit(buffer, start, end)
 
 
 def aws_secret(buffer: bytes, start: int, end: int) -> int:

@@ -117,7 +117,8 @@ _LEAD = rb"(?:^|[^0-9A-Za-z_]|\\[bfnrt]|\\u00[0-9A-Fa-f]{2}|%[0-9A-Fa-f]{2})"
 _NUMBER_LEAD = rb"(?:^|[^0-9A-Za-z_.+-]|\\[bfnrt]|\\u00[0-9A-Fa-f]{2}|%[0-9A-Fa-f]{2})"
 _ASSIGN = rb"""["'\\ \t]{0,4}(?:=>|:=|[:=])["'\\ \t]{0,4}"""
 _LATIN = rb"[\xc3-\xc9][\x80-\xbf]"  # the letters of European languages beyond ASCII, U+00C0 to U+024F
-_GAP = rb"(?:[ -]|\xc2\xa0)"  # a space, a hyphen, a space that does not break
+_DASH = rb"(?:-|\xe2\x80[\x90-\x95])"  # a hyphen, or what editors make of one
+_GAP = rb"(?:[ .-]|\xc2\xa0|\xe2\x80[\x80-\x95\xaf])"  # a space, a dot, a dash, and spaces that do not break
 
 
 _LAST_COUNT = re.compile(rb"\{(\d+),\d*\}(?=\)|\||$)")  # of repetitions behind which nothing follows
@@ -162,7 +163,9 @@ _PEOPLE = (
     Pattern(
         "ssn",
         "restricted",
-        _LEAD + rb"(?:(\d{3}-\d{2}-\d{4})\b|(?i:ssn|social security)[^0-9\x00\n]{0,24}(\d{3}[ -]?\d{2}[ -]?\d{4})\b)",
+        _LEAD
+        + rb"(?:(\d{3}%(d)s\d{2}%(d)s\d{4})\b|(?i:ssn|social security)[^0-9\x00\n]{0,24}(\d{3}[ -]?\d{2}[ -]?\d{4})\b)"
+        % {b"d": _DASH},
         checks.ssn,
     ),
     Pattern(
@@ -186,8 +189,8 @@ _PEOPLE = (
 _SECRETS = (
     _token(
         "openai_key",
-        rb"sk-(?:[0-9A-Za-z]{20,200}|(?:proj|svcacct|admin|None)-[0-9A-Za-z_-]{20,250})",
-        checks.with_digit,
+        rb"(?:[sp]k-[0-9A-Za-z]{20,200}|sk-(?:proj|svcacct|admin|None)-[0-9A-Za-z_-]{20,250})",
+        checks.prefixed,
         end=b"",
     ),
     _token("anthropic_key", rb"sk-ant-[0-9A-Za-z_-]{20,250}", checks.with_digit, end=b""),
@@ -244,11 +247,12 @@ _SECRETS = (
     _token("age_secret_key", rb"AGE-SECRET-KEY-1[0-9A-Z]{58}"),
     _token("jwt", rb"eyJ[0-9A-Za-z_-]{10,}\.eyJ[0-9A-Za-z_-]{10,}(?:\.[0-9A-Za-z_-]*)?", end=b""),
     # The whole block where its end is there, else all that still looks like one.
+    # Two hyphens in a row end it, so that no block is looked for in the next one again and again.
     Pattern(
         "private_key",
         "restricted",
         rb"-----BEGIN (?:[0-9A-Z]{2,10} ){0,2}PRIVATE KEY(?: BLOCK)?-----"
-        rb"(?:[0-9A-Za-z+/=\s\\:,.()-]*?-----END (?:[0-9A-Z]{2,10} ){0,2}PRIVATE KEY(?: BLOCK)?-----"
+        rb"(?:(?:-?[0-9A-Za-z+/=\s\\:,.()])*?-----END (?:[0-9A-Z]{2,10} ){0,2}PRIVATE KEY(?: BLOCK)?-----"
         rb"|(?:\s|\\[nr])*(?:(?:Proc-Type|DEK-Info|Version|Comment|Hash|Charset): "
         rb"[0-9A-Za-z ,.:()/+-]{0,100}(?:\s|\\[nr])*){0,5}[0-9A-Za-z+/=\s\\]*)",
     ),
@@ -269,14 +273,24 @@ _SECRETS = (
         weak=True,
     ),
     Pattern(
+        "api_key",
+        "restricted",
+        rb"(?i:api[ _-]?key)" + _ASSIGN + rb"([0-9A-Za-z_+/.~!@#$%^&*=-]{16,256})",
+        checks.assigned,
+        weak=True,
+        hint=rb"(?i:api[ _-]?key)" + _ASSIGN + rb"[0-9A-Za-z_+/.~!@#$%^&*=-]{16}",
+    ),
+    Pattern(
         "generic_secret",
         "confidential",
-        rb"(?i:api[ _-]?key|secret[_-]?key|secret|access[_-]?key|token|passwo?r?d|passphrase|credential)"
+        rb"(?i:secret[_-]?key|secret|access[_-]?key|token|passwo?r?d|passphrase|credential)"
         + _ASSIGN
         + rb"([0-9A-Za-z_+/.~!@#$%^&*=-]{16,256})",
         checks.assigned,
         weak=True,
-        hint=rb"(?i:key|secret|token|passwo?r?d|passphrase|credential)" + _ASSIGN + rb"[0-9A-Za-z_+/.~!@#$%^&*=-]{16}",
+        hint=rb"(?i:secret[_-]?key|access[_-]?key|secret|token|passwo?r?d|passphrase|credential)"
+        + _ASSIGN
+        + rb"[0-9A-Za-z_+/.~!@#$%^&*=-]{16}",
     ),
 )
 

@@ -16,11 +16,11 @@ import re2
 
 from providers.privacy.patterns import LEVELS, RANK, Level, Pattern, options
 
-LARGE_BYTES = 128 * 1024  # texts above this, taken together, are for `scan_large`
+LARGE_BYTES = 128 * 1024  # texts above this, taken together, are looked at slice by slice
 SLICE_BYTES = 64 * 1024  # what is looked at between two pauses
 OVERLAP_BYTES = 4096  # a match this long is found wherever it lies; longer ones of an operator's pattern may be missed
 MATCHES_MAX = 4096  # of one pattern in one scan
-_TRIES_PER_MATCH = 4  # spans a check may refuse, for each match that may be reported
+_TRIES_PER_MATCH = 64  # spans a check may refuse, for each match that may be reported: 262,144, in about 1.5 s
 _PAUSE_EVERY = 256  # spans looked at between two pauses
 _BETWEEN = b"\n\x00\n"  # between two texts: no built-in pattern matches across it
 _SET_BYTES = 32 << 20
@@ -39,7 +39,8 @@ class Match(msgspec.Struct, frozen=True, gc=False):
 class Findings(msgspec.Struct, frozen=True):
     """What a scan found, by text and start. `level` is the highest of the matches, public without any.
 
-    `overflow`: a pattern occurred more often than a scan reports, so that there is more than `matches` tells.
+    `overflow`: a pattern occurred more often than a scan reports, or so much looked like it that the scan gave up, so
+    that there is more than `matches` tells; a pattern that was given up is among them.
     """
 
     matches: tuple[Match, ...] = ()
@@ -112,12 +113,11 @@ class _Search:
         self.found: list[tuple[Pattern, int, int, int]] = []  # pattern, number of the buffer, start, end
         self.overflow = False
 
-    def whole(self, group: _Group, data: bytes, number: int, occurring: Sequence[int]) -> None:
-        """Search one buffer for the patterns that occur in it, at once."""
+    def whole(self, group: _Group, data: bytes, number: int) -> Iterator[None]:
+        """Search one buffer for the patterns that occur in it."""
         self._at.clear()
-        for place in occurring:
-            for _ in self._pattern(group.patterns[place], group.regexes[place], data, 0, len(data), number):
-                pass
+        for place in group.occurring(data):
+            yield from self._pattern(group.patterns[place], group.regexes[place], data, 0, len(data), number)
 
     def slices(self, group: _Group, data: bytes, number: int) -> Iterator[None]:
         """Search one buffer slice by slice."""
@@ -143,8 +143,13 @@ class _Search:
                 yield
                 continue
             tried += 1
-            if tried > _TRIES_PER_MATCH * self._max or found >= self._max:
+            if found >= self._max:
                 self.overflow = True
+                break
+            if tried > _TRIES_PER_MATCH * self._max:
+                # Nobody knows what stands behind it: the pattern counts as found.
+                self.overflow, found = True, self._max
+                self.found.append((pattern, number, start, stop))
                 break
             good = stop if check is None else check(data, start, stop)
             if good:
@@ -187,25 +192,32 @@ class Scanner:
     def scan(self, texts: Sequence[str | bytes]) -> Findings:
         """Everything in these texts, at once. Bytes are taken to be UTF-8. For `LARGE_BYTES` and less."""
         parts = [_bytes(text) for text in texts]
-        joined = parts[0] if len(parts) == 1 else _BETWEEN.join(parts)
         search = _Search(self._max)
-        if self._own is not None and (occurring := self._own.occurring(joined)):
-            search.whole(self._own, joined, -1, occurring)
+        for _ in self._small(search, parts):
+            pass
+        return _findings(search, parts)
+
+    async def scan_in_turns(self, texts: Sequence[str | bytes]) -> Findings:
+        """The same for texts of any size: other requests get their turn while a large one, or one with very many places
+        that look like a match, is looked at."""
+        parts = [_bytes(text) for text in texts]
+        search = _Search(self._max)
+        steps = self._large if sum(map(len, parts)) > LARGE_BYTES else self._small
+        for _ in steps(search, parts):
+            await asyncio.sleep(0)
+        return _findings(search, parts)
+
+    def _small(self, search: _Search, parts: Sequence[bytes]) -> Iterator[None]:
+        if self._own is not None:
+            yield from search.whole(self._own, _joined(parts), -1)
         if self._custom is not None:
             # Each text by itself: anchors mean its own ends, and nothing matches across two texts.
             for number, part in enumerate(parts):
-                if occurring := self._custom.occurring(part):
-                    search.whole(self._custom, part, number, occurring)
-        return _findings(search, parts)
+                yield from search.whole(self._custom, part, number)
 
-    async def scan_large(self, texts: Sequence[str | bytes]) -> Findings:
-        """The same in slices: other requests get their turn between them."""
-        parts = [_bytes(text) for text in texts]
-        joined = parts[0] if len(parts) == 1 else _BETWEEN.join(parts)
-        search = _Search(self._max)
+    def _large(self, search: _Search, parts: Sequence[bytes]) -> Iterator[None]:
         if self._own is not None:
-            for _ in search.slices(self._own, joined, -1):
-                await asyncio.sleep(0)
+            yield from search.slices(self._own, _joined(parts), -1)
         if self._custom is not None:
             seen = 0
             for number, part in enumerate(parts):
@@ -213,8 +225,11 @@ class Scanner:
                     seen += min(len(part), SLICE_BYTES)
                     if seen >= SLICE_BYTES:
                         seen = 0
-                        await asyncio.sleep(0)
-        return _findings(search, parts)
+                        yield
+
+
+def _joined(parts: Sequence[bytes]) -> bytes:
+    return parts[0] if len(parts) == 1 else _BETWEEN.join(parts)
 
 
 def _bytes(text: str | bytes) -> bytes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import datetime as dt
+import email.utils
 import json
 from collections.abc import Callable
 from typing import Any
@@ -141,6 +142,15 @@ class DeliveryTests(TransactionTestCase):
         ]
         assert least._pause_s(1) == pytest.approx(4)
         assert most._pause_s(1) == pytest.approx(6)
+
+    def test_a_receiver_may_ask_for_a_longer_pause_by_a_date(self):
+        then = email.utils.format_datetime(dt.datetime.now(dt.UTC) + dt.timedelta(seconds=600), usegmt=True)
+        with Receiver(answer=lambda received: (503, {"retry-after": then})) as receiver:
+            saved(receiver.url)
+            emit("a.b", {})
+            self.deliver(lambda: self.row().failures == 1, quiet_s=0.3)
+        wait = self.row().next_try_at - timezone.now()
+        assert dt.timedelta(seconds=580) < wait < dt.timedelta(seconds=601)
 
     def test_a_receiver_may_ask_for_a_longer_pause(self):
         with Receiver(answer=lambda received: (429, {"retry-after": "600"})) as receiver:

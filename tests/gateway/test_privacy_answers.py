@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 from typing import Any
 
 import pytest
@@ -358,3 +359,71 @@ def test_what_is_no_chunk_passes() -> None:
     redactor = Redactor(())
     redactor.placeholder("email", MAIL)
     assert StreamRestorer(redactor).feed(b'data: {"error": 1}\n\n') == b'data: {"error": 1}\n\n'
+
+
+def spelled(value: Any, places: list[int]) -> str:
+    """JSON text in which some of the characters of strings are written as escapes nobody needs."""
+    numbers, count = set(places), itertools.count()
+
+    def escaped(found: re.Match[str]) -> str:
+        character = found[0]
+        if len(character) > 1 or not (character.isascii() and character.isprintable()) or next(count) not in numbers:
+            return character
+        return r"\/" if character == "/" else f"\\u{ord(character):04X}"
+
+    def string(found: re.Match[str]) -> str:
+        return '"' + re.sub(r"\\.|.", escaped, found[0][1:-1], flags=re.DOTALL) + '"'
+
+    return re.sub(r'"(?:\\.|[^"\\])*"', string, json.dumps(value, ensure_ascii=False))
+
+
+def called(pieces: list[str], *, json_content: bool = False) -> tuple[str, str]:
+    """Arguments of a tool, then content, both in these pieces, as a guarded stream tells them."""
+    stream = guard().stream(json_content=json_content)
+    data = b"".join(
+        stream.feed(chunk({"tool_calls": [{"index": 0, "function": {"arguments": piece}}]})) for piece in pieces
+    )
+    data += b"".join(stream.feed(chunk({"content": piece})) for piece in pieces) + stream.finish()
+    told = heard(data)
+    return told.get((0, "tool", 0), ""), told.get((0, "content"), "")
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.lists(
+        st.sampled_from(["AKIAIOSFODNN7EXAMPLX", CARD, SSN, MAIL, PEM, PROSE * 4, 'ü😀 "\\', "\\\\u0041", "\n\t"]),
+        min_size=1,
+        max_size=6,
+    ),
+    st.lists(st.integers(0, 3000), max_size=20),
+    st.lists(st.integers(0, 6000), max_size=40),
+)
+@example([CARD, "AKIAIOSFODNN7EXAMPLX", MAIL], list(range(40)), list(range(200)))
+def test_escapes_hide_nothing_in_the_arguments_a_stream_tells(
+    parts: list[str], escapes: list[int], places: list[int]
+) -> None:
+    text = spelled({"q": " ".join(parts), "n": [1, {"deep": parts[0]}]}, escapes)
+    whole = guard().whole(
+        answer(content=text, tool_calls=[{"function": {"name": "f", "arguments": text}}]), json_content=True
+    )
+    message = message_of(whole.body)
+    wanted = json.loads(message["tool_calls"][0]["function"]["arguments"])
+    assert wanted == json.loads(message["content"])
+    arguments, content = called(cut(text, places), json_content=True)
+    assert json.loads(arguments) == json.loads(content) == wanted
+    for secret in (CARD, SSN, MAIL, PEM, "AKIAIOSFODNN7EXAMPLX"):
+        assert secret not in json.dumps(json.loads(arguments))
+        assert secret not in str(json.loads(arguments))
+
+
+def test_masked_content_that_is_json_stays_json() -> None:
+    text = '{"card": 4111111111111111, "mail": "alice\\u0040example.com"}'
+    wanted = {"card": mask("credit_card"), "mail": mask("email")}
+    whole = guard().whole(answer(content=text), json_content=True)
+    assert json.loads(message_of(whole.body)["content"]) == wanted
+    assert json.loads(called(list(text), json_content=True)[1]) == wanted
+
+
+def test_arguments_that_are_no_json_are_looked_at_as_they_are() -> None:
+    text = rf"run C:\users\u0041 for {CARD}"
+    assert called(list(text))[0].replace('"', "") == text.replace(CARD, mask("credit_card"))

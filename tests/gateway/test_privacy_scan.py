@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 import time
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -86,8 +88,26 @@ def test_the_first_of_very_many_matches_are_reported_and_the_rest_is_owned_up_to
     assert findings.overflow
     assert not few.scan([(MAIL + " ") * 10]).overflow
     refused = few.scan(["4111 1111 1111 1112 " * 500])  # checks that fail are bounded as well
-    assert refused.overflow
+    assert not refused.overflow
     assert refused.matches == ()
+    given_up = few.scan(["4111 1111 1111 1112 " * 800])
+    assert given_up.overflow
+    assert given_up.counts() == (("credit_card", 1),), "nobody knows what stands behind it"
+
+
+@pytest.mark.parametrize("numbers", [17_000, 24_000])
+def test_a_secret_behind_very_many_places_that_look_like_one_is_not_passed_over(numbers: int) -> None:
+    text = "2222 " * numbers + "; " + CARD
+    for found in (SCANNER.scan([text]), asyncio.run(SCANNER.scan_in_turns([text]))):
+        assert found.counts() == (("credit_card", 1),)
+        assert decide(Policy(), found).action == "refuse"
+        assert decide(Policy(restricted="redact"), found).redact == ("credit_card",)
+    few = Scanner(BUILT_IN, matches_max=100)  # gives up on the way
+    for found in (few.scan([text]), asyncio.run(few.scan_in_turns([text]))):
+        assert found.overflow
+        assert decide(Policy(), found).action == "refuse"
+        assert decide(Policy(restricted="redact"), found).action == "refuse"
+        assert decide(Policy(restricted="local"), found).local
 
 
 def test_a_large_text_is_scanned_as_a_small_one_wherever_slices_end() -> None:
@@ -97,7 +117,7 @@ def test_a_large_text_is_scanned_as_a_small_one_wherever_slices_end() -> None:
         text += (filler * (SLICE_BYTES // len(filler) + 1)) + MAIL
         assert len(text) > LARGE_BYTES
         own = Scanner([*BUILT_IN, custom("own", "4111 1111")])
-        assert asyncio.run(own.scan_large(["x", text, SSN])) == own.scan(["x", text, SSN])
+        assert asyncio.run(own.scan_in_turns(["x", text, SSN])) == own.scan(["x", text, SSN])
         assert own.scan([text]).counts() == (("credit_card", 1), ("email", 1), ("own", 1))
 
 
@@ -108,14 +128,14 @@ def test_a_match_longer_than_a_slice_is_one_match() -> None:
         + "-----END RSA PRIVATE KEY-----"
     )
     text = "x" * (SLICE_BYTES - OVERLAP_BYTES - 10) + " " + block + " and more, " + "words. " * 40_000
-    findings = asyncio.run(SCANNER.scan_large([text]))
+    findings = asyncio.run(SCANNER.scan_in_turns([text]))
     assert findings == SCANNER.scan([text])
     assert [match.end - match.start for match in findings.matches] == [len(block)]
 
 
 def test_others_get_their_turn_while_a_large_text_is_scanned() -> None:
     async def turns() -> int:
-        task = asyncio.ensure_future(SCANNER.scan_large(["plain words " * 400_000, (MAIL + " ") * 5000]))
+        task = asyncio.ensure_future(SCANNER.scan_in_turns(["plain words " * 400_000, (MAIL + " ") * 5000]))
         count = 0
         while not task.done():
             count += 1
@@ -124,6 +144,29 @@ def test_others_get_their_turn_while_a_large_text_is_scanned() -> None:
         return count
 
     assert asyncio.run(turns()) > 4_800_000 // SLICE_BYTES
+
+
+@pytest.mark.parametrize("unit", ["2222 ", "4111 1111 1111 1112 ", "AB12 3456 "])
+def test_others_get_their_turn_while_a_small_text_has_many_places_that_look_like_a_match(unit: str) -> None:
+    body = json.dumps(chat({"role": "user", "content": unit * (100_000 // len(unit))})).encode()
+    assert len(body) < LARGE_BYTES
+
+    async def turns() -> int:
+        task = asyncio.ensure_future(inspect(Call("chat", "m", body), SCANNER, Policy()))
+        count = 0
+        while not task.done():
+            count += 1
+            await asyncio.sleep(0)
+        return count
+
+    assert asyncio.run(turns()) > 10
+
+
+def test_beginnings_of_keys_without_ends_cost_no_more_than_their_length() -> None:
+    began = time.process_time()
+    found = SCANNER.scan(["-----BEGIN PRIVATE KEY-----\n" * 4000])
+    assert time.process_time() - began < 0.25  # a tenth of it on a quiet machine; 0.6 s where each looks for its end
+    assert found.counts() == (("private_key", 4000),)
 
 
 def test_ordinary_text_costs_little_and_time_is_linear() -> None:
@@ -195,6 +238,21 @@ def test_the_texts_of_a_chat_are_what_people_models_and_tools_said() -> None:
     assert len(said(doc, results=False)) == 12
 
 
+@pytest.mark.parametrize("name", ["data", "result", "bytes", "image", "url", "file_data", "encrypted_content"])
+@pytest.mark.parametrize("between", ["\n", " ", "\n\n"])
+def test_a_list_of_numbers_is_no_base64_wherever_it_stands(name: str, between: str) -> None:
+    listed = between.join(f"{100 + number}-22-{1000 + number}" for number in range(200))
+    texts = collect(chat({"role": "user", "content": "hello"}, x_tool={name: listed}))
+    assert SCANNER.scan([text.scanned for text in texts]).counts() == (("ssn", 200),)
+
+
+@pytest.mark.parametrize("encode", [base64.b64encode, base64.urlsafe_b64encode, base64.encodebytes])
+def test_base64_is_passed_over_in_lines_and_without(encode: Callable[[bytes], bytes]) -> None:
+    media = encode(bytes(range(256)) * 40).decode()
+    assert said(chat({"role": "user", "content": [{"type": "x", "data": media}]})) == []
+    assert said(chat({"role": "user", "content": [{"type": "x", "data": media.replace("\n", "\r\n")}]})) == []
+
+
 def test_prompts_and_inputs_are_texts() -> None:
     assert said({"model": "m", "prompt": ["a", "b"], "suffix": "c"}) == ["a", "b", "c"]
     assert said({"model": "m", "input": "a"}) == ["a"]
@@ -202,16 +260,16 @@ def test_prompts_and_inputs_are_texts() -> None:
 
 
 def test_media_are_passed_over_and_what_only_stands_in_their_place_is_not() -> None:
-    base64 = "QUtJQQ" * 500
+    media = "QUtJQQ" * 500
     doc = chat(
         {
             "role": "user",
             "content": [
-                {"type": "image_url", "image_url": {"url": "data:image/png;base64," + base64}},
-                {"type": "input_audio", "input_audio": {"data": base64, "format": "wav"}},
-                {"type": "file", "file": {"file_data": base64, "filename": "mine.pdf"}},
+                {"type": "image_url", "image_url": {"url": "data:image/png;base64," + media}},
+                {"type": "input_audio", "input_audio": {"data": media, "format": "wav"}},
+                {"type": "file", "file": {"file_data": media, "filename": "mine.pdf"}},
                 {"type": "image_url", "image_url": {"url": "https://example.com/?mail=" + MAIL}},
-                {"type": "text", "text": "data:text/plain;base64," + base64},
+                {"type": "text", "text": "data:text/plain;base64," + media},
                 {"type": "document", "source": {"type": "text", "data": "words of a document. " * 100}},
             ],
         }
@@ -244,6 +302,17 @@ def test_escapes_in_tool_arguments_hide_nothing(hidden: str) -> None:
     assert "1120" not in arguments
     if hidden.endswith("}"):
         assert "[SSN_1]" in str(json.loads(arguments))
+
+
+@pytest.mark.parametrize("before", ["", " ", "\n\t"])
+@pytest.mark.parametrize("value", [{"a": SSN}, [SSN], SSN])
+def test_escapes_in_a_tools_result_that_is_json_hide_nothing(before: str, value: Any) -> None:
+    result = before + json.dumps(value).replace("0", "\\u0030")
+    assert SSN not in result
+    doc = chat({"role": "tool", "tool_call_id": "c", "content": result})
+    texts = collect(doc)
+    Redactor(()).redact(texts, SCANNER.scan([text.scanned for text in texts]).matches)
+    assert "[SSN_1]" in str(json.loads(doc["messages"][0]["content"]))
 
 
 def test_numbers_in_arguments_become_strings_and_the_json_stays_json() -> None:
@@ -463,6 +532,17 @@ def test_all_that_a_client_said_is_looked_at_and_the_canonical_body_is_redacted(
         body, redactor = inspection.redacted()
         assert json.loads(body) == chat({"role": "user", "content": "I am [EMAIL_1]"})
         assert redactor.restore("[EMAIL_1]") == MAIL
+
+    asyncio.run(run())
+
+
+def test_a_placeholder_that_the_client_spelled_with_escapes_is_not_used() -> None:
+    body = json.dumps(chat({"role": "user", "content": f"[EMAIL_1] {MAIL}"})).replace("[EMAIL_1]", "\\u005bEMAIL_1]")
+
+    async def run() -> None:
+        inspection = await inspect(Call("chat", "m", body.encode()), SCANNER, Policy(internal="redact"))
+        redacted_body, _ = inspection.redacted()
+        assert json.loads(redacted_body)["messages"][0]["content"] == "[EMAIL_1] [EMAIL_2]"
 
     asyncio.run(run())
 
