@@ -11,6 +11,7 @@ from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString
 
 WIDTH, HEIGHT = 300, 64
+_DOT = 4.0  # how wide a moment is that has no neighbours
 
 
 def stacked(
@@ -62,7 +63,8 @@ def lines(
             points = " ".join(f"{i * step:.2f},{_y(value, top):.2f}" for i, value in piece)
             if len(piece) == 1:
                 i, value = piece[0]
-                points = f"{i * step:.2f},{_y(value, top):.2f} {i * step + 1:.2f},{_y(value, top):.2f}"
+                left = min(max(i * step, _DOT / 2), WIDTH - _DOT / 2) - _DOT / 2  # all of it inside
+                points = f"{left:.2f},{_y(value, top):.2f} {left + _DOT:.2f},{_y(value, top):.2f}"
             parts.append((tone, points, name))
     body = format_html_join("", '<polyline class="{}" points="{}"><title>{}</title></polyline>', parts)
     return _svg(label, body, f"{number(top)}{f' {unit}' if unit else ''}")

@@ -123,6 +123,17 @@ def test_charts_of_nothing_are_empty_and_names_are_escaped() -> None:
     assert "style" not in svg
 
 
+@pytest.mark.parametrize("place", [0, 30, 59])
+def test_a_moment_without_neighbours_is_wide_enough_to_be_seen_and_inside_the_chart(place: int) -> None:
+    values: list[float | None] = [None] * 60
+    values[place] = 5.0
+    found = re.search(r'points="([\d.]+),[\d.]+ ([\d.]+),', charts.lines([("x", "plain", values)], label="x"))
+    assert found is not None
+    left, right = float(found[1]), float(found[2])
+    assert right - left >= 3
+    assert 0 <= left < right <= charts.WIDTH
+
+
 @pytest.mark.parametrize(
     ("value", "text"), [(0, "0"), (0.25, "0.25"), (12, "12"), (1234, "1.23k"), (2e6, "2M"), (5e9, "5G"), (123.4, "123")]
 )
