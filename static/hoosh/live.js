@@ -54,6 +54,8 @@
         source.close();
         source = null;
         poll();
+      } else {
+        say("Not fresh: connecting…");
       }
     };
   }
