@@ -112,6 +112,7 @@ def test_bars_fill_the_chart_and_stand_on_each_other() -> None:
     assert "<title>a: good 1, bad 1</title>" in svg
     assert "<title>b: good 3</title>" in svg
     assert 'aria-label="x, up to 3"' in svg
+    assert "<span>a</span><span>b</span></div>" in svg
 
 
 def test_charts_of_nothing_are_empty_and_names_are_escaped() -> None:
