@@ -37,14 +37,14 @@ class PemArea(forms.Textarea):
         return _KEY.sub("", text) if isinstance(text, str) else None
 
 
-class _TypedOnce:
+class _TypedOnce(forms.Widget):
     """A field whose text never comes back with the page: a form that is shown again says that it is lost."""
 
     template_name = "admin/widgets/typed_once.html"
 
     def get_context(self, name: str, value: Any, attrs: dict[str, Any] | None) -> dict[str, Any]:
         """Django's, without the text; `widget.lost` names what says that one was typed."""
-        context: dict[str, Any] = super().get_context(name, None, attrs)  # type: ignore[misc]  # a mixin for widgets
+        context: dict[str, Any] = super().get_context(name, None, attrs)
         if value:
             lost = f"{context['widget']['attrs'].get('id', name)}_lost"
             context["widget"] |= {"lost": lost, "attrs": context["widget"]["attrs"] | {"aria-describedby": lost}}

@@ -111,17 +111,12 @@ class ProviderPagesTest(AdminTestCase):
         assert 'type="password"' in pages[0]
 
     def test_a_refused_form_does_not_send_the_secret_back(self):
-        response = self.add(name="", credentials=[{"name": "main", "secret": SECRET}])
+        response = self.add(name="", credentials=[{"name": "main", "secret": SECRET}], client_key="KEY-CANARY")
         assert "required" in self.errors(response)
         html = self.clean_html(response)
-        assert SECRET not in html
-        assert 'aria-describedby="id_credentials-0-secret_lost"' in html
-        assert 'id="id_credentials-0-secret_lost">Not saved. Type it again' in html
-        html = self.clean_html(self.add(name="", credentials=[{"name": "main", "secret": ""}], client_key="KEY-CANARY"))
-        assert "secret_lost" not in html
-        assert "KEY-CANARY" not in html
-        assert 'id="id_client_key_lost">Not saved' in html
-        assert "_lost" not in self.page("providers_provider_add")
+        assert (SECRET in html, "KEY-CANARY" in html) == (False, False)
+        for field in ("credentials-0-secret", "client_key"):
+            assert f'id="id_{field}_lost">Not saved. Type it again' in html
 
     def test_a_blank_secret_keeps_the_stored_one_and_a_typed_one_replaces_it(self):
         self.add(kind="custom", base_url="http://127.0.0.1:9", credentials=[{"name": "main", "secret": SECRET}])
@@ -450,7 +445,6 @@ class OtherPagesTest(AdminTestCase):
         ConfigVersion.objects.bulk_create(rows)
         html = self.page("providers_configversion_changelist")
         assert re.search(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d UTC", html)
-        assert "<title>Config versions | Hoosh</title>" in html
         assert "note 59" in html
         assert "note 9<" not in html
         assert "Older" in html

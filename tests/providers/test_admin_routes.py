@@ -49,6 +49,7 @@ class RouteOrderTest(AdminTestCase):
 
     def test_enter_in_a_field_of_the_list_saves_it(self):
         html = self.page("providers_route_changelist")
+        assert "<title>Routes | Hoosh</title>" in html
         form = html[html.index('id="changelist-form"') :]
         first = re.search(r'<(?:button|input)[^>]* type="submit"[^>]*>|<button type="submit"[^>]*>', form)
         assert first is not None
