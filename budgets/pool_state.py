@@ -25,6 +25,7 @@ _SPENDERS = 8
 _DRAWERS = 8
 _LATEST = 6
 _HOUR_S = 3600
+_SOON_S = 30 * 86_400
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +57,7 @@ class Outlook:
     unit: str
     text: str
     detail: str
-    tone: str  # "bad" when it is spent, "warn" when it runs out before the window ends, else ""
+    tone: str  # "bad" when it is spent, "warn" when it will be before the window ends (a lifetime: in 30 days), else ""
 
 
 @dataclass(slots=True)
@@ -137,7 +138,9 @@ def outlook(pool: Pool, balance: PoolBalance, purse: Balance, now: float) -> Out
     detail = f"{detail}. Give or take two standard deviations: earliest {earliest}, latest {latest}."
     if found.run_out is None:
         return Outlook(purse.unit_name, "probably lasts", detail, "")
-    return Outlook(purse.unit_name, f"runs out {amounts.local(int(found.run_out), pool.time_zone)}", detail, "warn")
+    is_near = bool(balance.end) or found.run_out - now < _SOON_S  # a lifetime's budget ends some day, whatever it is
+    text = f"runs out {amounts.local(int(found.run_out), pool.time_zone)}"
+    return Outlook(purse.unit_name, text, detail, "warn" if is_near else "")
 
 
 def _rate(unit: Unit, found: Forecast) -> str:

@@ -17,6 +17,7 @@ from django.db import connections
 from django.db.models import BooleanField, Q
 from django.db.models.expressions import RawSQL
 
+from budgets.keys import KEY_PREFIX
 from budgets.models import Agent, ApiKey, Team, Usage
 
 FIELDS = ("key", "agent", "team", "model", "route", "provider", "status", "error", "min")
@@ -78,7 +79,10 @@ def compiled(words: Collection[Word], *, providers: Names, routes: Names) -> Sea
     search = Search()
     for name, value in words:
         value = value.strip()
-        if name == "":
+        if name == "" and value.startswith(KEY_PREFIX):
+            search.problems.append("Write key: before a key's first characters or its name; never the whole key.")
+            search.is_empty = True
+        elif name == "":
             _by_id(search, value)
         elif name == "model":
             _by_model(search, value)

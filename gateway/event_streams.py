@@ -74,7 +74,7 @@ class Hub:
         self._reader: asyncio.Task[None] | None = None
         self._looked = asyncio.Event()  # since the reader began
         self._soon = asyncio.Event()
-        self._drained: set[str] = set()
+        self._drained: frozenset[str] = frozenset()
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="events")
 
     def open(self, wanted: names.Wanted, after: int | None, allowed: Callable[[], bool]) -> Stream | None:
@@ -172,9 +172,7 @@ class Hub:
 
     def _look_at_workers(self) -> None:
         """A worker that drains waits for its connections: its readers shall come back by another worker."""
-        control = plane.current
-        found = control.workers() if control is not None else []
-        draining = {str(entry["owner"]) for entry in found if entry["status"].get("draining")}
+        draining = plane.draining()
         if draining - self._drained:
             self.end_all()
         self._drained = draining

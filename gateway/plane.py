@@ -33,3 +33,11 @@ class ControlPlane(Protocol):
 
 
 current: ControlPlane | None = None
+
+
+def draining() -> frozenset[str]:
+    """The owners of workers that drain. They wait for their connections: streams through them end, and come back by
+    another worker."""
+    control = current
+    found = control.workers() if control is not None else []
+    return frozenset(str(entry["owner"]) for entry in found if entry["status"].get("draining"))

@@ -11,6 +11,7 @@ from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString
 
 WIDTH, HEIGHT = 300, 64
+_DOT = 4.0  # how wide a moment is that has no neighbours
 
 
 def stacked(
@@ -22,7 +23,7 @@ def stacked(
 ) -> SafeString:
     """Bars of several values each, one above the other: `series` are (name, class of its colour, values).
 
-    `ticks` name the bars, for the pointer. The highest bar has the full height.
+    `ticks` name the bars, for the pointer, and the ends of the axis. The highest bar has the full height.
     """
     count = max((len(values) for _, _, values in series), default=0)
     sums = [sum(values[i] for _, _, values in series if i < len(values)) for i in range(count)]
@@ -46,13 +47,13 @@ def stacked(
         )
         bars.append((title, whole, rects))
     body = format_html_join("", "<g><title>{}</title>{}{}</g>", bars)
-    return _svg(label, body, f"{number(top)}{f' {unit}' if unit else ''}")
+    return _svg(label, body, f"{number(top)}{f' {unit}' if unit else ''}", ticks)
 
 
 def lines(
     series: Sequence[tuple[str, str, Sequence[float | None]]], *, label: str, unit: str = "", ticks: Sequence[str] = ()
 ) -> SafeString:
-    """Lines over the same moments; None leaves a gap. `series` as for `stacked`."""
+    """Lines over the same moments; None leaves a gap. `series` as for `stacked`; `ticks` name the ends of the axis."""
     known = [value for _, _, values in series for value in values if value is not None]
     top = max(known, default=0.0)
     parts = []
@@ -62,10 +63,11 @@ def lines(
             points = " ".join(f"{i * step:.2f},{_y(value, top):.2f}" for i, value in piece)
             if len(piece) == 1:
                 i, value = piece[0]
-                points = f"{i * step:.2f},{_y(value, top):.2f} {i * step + 1:.2f},{_y(value, top):.2f}"
+                left = min(max(i * step, _DOT / 2), WIDTH - _DOT / 2) - _DOT / 2  # all of it inside
+                points = f"{left:.2f},{_y(value, top):.2f} {left + _DOT:.2f},{_y(value, top):.2f}"
             parts.append((tone, points, name))
     body = format_html_join("", '<polyline class="{}" points="{}"><title>{}</title></polyline>', parts)
-    return _svg(label, body, f"{number(top)}{f' {unit}' if unit else ''}")
+    return _svg(label, body, f"{number(top)}{f' {unit}' if unit else ''}", ticks)
 
 
 def _pieces(values: Sequence[float | None]) -> list[list[tuple[int, float]]]:
@@ -82,11 +84,13 @@ def _y(value: float, top: float) -> float:
     return HEIGHT - 1 - (value / top * (HEIGHT - 3) if top > 0 else 0.0)
 
 
-def _svg(label: str, body: SafeString, top: str) -> SafeString:
+def _svg(label: str, body: SafeString, top: str, ticks: Sequence[str]) -> SafeString:
+    ends = (ticks[0], ticks[-1]) if ticks else ()
+    axis = format_html('<div class="axis quiet"><span>{}</span><span>{}</span></div>', *ends) if ends else ""
     return format_html(
         '<figure class="hoosh-figure-chart"><figcaption>{} <span class="quiet">up to {}</span></figcaption>'
-        '<svg viewBox="0 0 {} {}" preserveAspectRatio="none" role="img" aria-label="{}, up to {}">{}</svg></figure>',
-        *(label, top, WIDTH, HEIGHT, label, top, body),
+        '<svg viewBox="0 0 {} {}" preserveAspectRatio="none" role="img" aria-label="{}, up to {}">{}</svg>{}</figure>',
+        *(label, top, WIDTH, HEIGHT, label, top, body, axis),
     )
 
 

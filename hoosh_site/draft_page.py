@@ -129,6 +129,9 @@ def _act(page: Any, request: HttpRequest) -> HttpResponse:
 
 
 def _discard(page: Any, request: HttpRequest, actor: str, back: HttpResponse) -> HttpResponse:
+    if "sure" not in request.POST:
+        messages.error(request, "Nothing was discarded. Tick the box above the button: a draft cannot be brought back.")
+        return back
     try:
         for warning in drafts.discard(actor, seen=request.POST.get("seen", "")):
             messages.warning(request, warning)
@@ -168,6 +171,7 @@ def revert_view(page: Any, request: HttpRequest, number: int) -> HttpResponse:
         "title": f"Back to version {number}",
         "version": version,
         "is_live": then == now,
+        "becomes_draft": revert.waits(version.number),
         "waiting": DraftChange.objects.order_by("-id")[:50],
     }
     return TemplateResponse(request, "admin/hoosh/revert.html", context)

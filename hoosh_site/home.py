@@ -31,6 +31,7 @@ from budgets import reports
 from budgets.balances import balances
 from budgets.models import Pool, UsageRollup
 from budgets.pool_state import Outlook, outlook
+from gateway import plane
 from gateway.event_streams import hub
 from hoosh_site import attention, charts
 from hoosh_site.kept import Kept
@@ -135,6 +136,7 @@ def _traffic_charts(spans: Sequence[Span | None]) -> list[SafeString]:
             ],
             label="Half and 95 of 100 within",
             unit="ms",
+            ticks=ticks,
         ),
     ]
 
@@ -259,9 +261,9 @@ def _fragment(found: dict[str, Any]) -> str:
 _open = 0
 
 
-def _is_ending() -> bool:
-    """Whether control stops: open streams would keep it waiting."""
-    return hub.ending
+def _is_ending(drained: frozenset[str]) -> bool:
+    """Whether control stops, or a worker that is not among `drained`: open streams would keep it waiting."""
+    return hub.ending or bool(plane.draining() - drained)
 
 
 def stream_view(page: Any, request: HttpRequest) -> HttpResponseBase:
@@ -283,9 +285,9 @@ async def _events(user_id: int, session_key: str) -> AsyncIterator[bytes]:
     global _open
     _open += 1
     try:
-        told = ""
+        told, drained = "", plane.draining()
         yield b"retry: 3000\n\n"
-        while not _is_ending():
+        while not _is_ending(drained):
             fragment = await sync_to_async(_told_to, thread_sensitive=False)(user_id, session_key)
             if fragment is None:
                 return
@@ -295,7 +297,7 @@ async def _events(user_id: int, session_key: str) -> AsyncIterator[bytes]:
             else:
                 yield b": still the same\n\n"
             for _ in range(int(STREAM_S)):
-                if _is_ending():
+                if _is_ending(drained):
                     return
                 await asyncio.sleep(1)
     finally:

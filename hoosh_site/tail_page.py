@@ -30,6 +30,7 @@ def tail_view(page: Any, request: HttpRequest) -> HttpResponse:
         "fields": FIELDS,
         "problems": search.problems,
         "query": request.GET.urlencode(),
+        "last": newest(),
     }
     return TemplateResponse(request, "admin/hoosh/tail.html", context)
 

@@ -106,7 +106,7 @@ class TailHub:
         self._tails: set[Tail] = set()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._reader: asyncio.Task[None] | None = None
-        self._drained: set[str] = set()
+        self._drained: frozenset[str] = frozenset()
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="tail")
 
     def open(self, search: Search, providers: dict[int, str], allowed: Callable[[], bool]) -> Tail | None:
@@ -171,8 +171,7 @@ class TailHub:
 
     def _look_at_workers(self) -> None:
         """A worker that drains waits for its connections: its watchers shall come back by another worker."""
-        found = plane.current.workers() if plane.current is not None else []
-        draining = {str(entry["owner"]) for entry in found if entry["status"].get("draining")}
+        draining = plane.draining()
         if draining - self._drained:
             self.ends += 1
             self._tell([], 0)

@@ -37,12 +37,26 @@ class PemArea(forms.Textarea):
         return _KEY.sub("", text) if isinstance(text, str) else None
 
 
-class KeyArea(PemArea):
-    """For a private key: typed, never shown."""
+class _TypedOnce(forms.Widget):
+    """A field whose text never comes back with the page: a form that is shown again says that it is lost."""
 
-    def format_value(self, value: Any) -> str | None:
-        """Nothing."""
-        return None
+    template_name = "admin/widgets/typed_once.html"
+
+    def get_context(self, name: str, value: Any, attrs: dict[str, Any] | None) -> dict[str, Any]:
+        """Django's, without the text; `widget.lost` names what says that one was typed."""
+        context: dict[str, Any] = super().get_context(name, None, attrs)
+        if value:
+            lost = f"{context['widget']['attrs'].get('id', name)}_lost"
+            context["widget"] |= {"lost": lost, "attrs": context["widget"]["attrs"] | {"aria-describedby": lost}}
+        return context
+
+
+class SecretInput(_TypedOnce, forms.PasswordInput):
+    """For a secret: typed, never shown."""
+
+
+class KeyArea(_TypedOnce, PemArea):
+    """For a private key: typed, never shown."""
 
 
 class ProviderForm(RowForm[Provider]):
@@ -148,7 +162,7 @@ class CredentialForm(RowForm[Credential]):
     secret = forms.CharField(
         required=False,
         strip=True,
-        widget=forms.PasswordInput(render_value=False, attrs={"autocomplete": "new-password", "class": "vTextField"}),
+        widget=SecretInput({"autocomplete": "new-password", "class": "vTextField"}),
     )
 
     class Meta:

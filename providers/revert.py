@@ -51,27 +51,32 @@ def revert(number: int, *, actor: str, note: str = "") -> Reverted:
     """
     document, owned = _document(number)
     warnings: list[str] = []
-    found = publish.latest()
-    waits = publish.is_reviewed() and found is not None and found[0] != number
+    waiting = waits(number)
     try:
         with publish.held_back(), transaction.atomic():
             _write(document, owned, actor, warnings)
             data = {"note": note, "warnings": warnings[:50]}
             record("config.reverted", actor=actor, target=f"Version {number}", data=data)
             publish.draft_digest()  # what cannot be published is not written either
-        if waits:
+        if waiting:
             publish.publish_on_commit(actor, f"back to version {number}")
     except ValidationError as exc:
         raise RevertError(" ".join(exc.messages)) from exc
     except publish.PublishError as exc:
         raise RevertError(str(exc)) from exc
-    if waits:
+    if waiting:
         return Reverted(ConfigVersion.objects.latest("number"), True, warnings)
     told = f"back to version {number}"
     try:
         return Reverted(publish.publish(actor, f"{told}: {note}" if note else told), False, warnings)
     except publish.PublishError as exc:  # somebody changed rows in between
         raise RevertError(f"The rows were written back, but not published. {exc}") from exc
+
+
+def waits(number: int) -> bool:
+    """Whether going back to this version makes a draft: where changes are reviewed, unless it is in force."""
+    found = publish.latest()
+    return publish.is_reviewed() and found is not None and found[0] != number
 
 
 def _document(number: int) -> tuple[ConfigDocument, Owners]:

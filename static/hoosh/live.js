@@ -28,7 +28,11 @@
   async function poll() {
     try {
       const reply = await fetch(part.dataset.part, { headers: { accept: "text/html" } });
-      if (!reply.ok || reply.redirected) {
+      if (reply.redirected) {
+        say("Not fresh: you are signed out. Load the page again.");
+        return;
+      }
+      if (!reply.ok) {
         throw new Error(String(reply.status));
       }
       show(await reply.text());
@@ -50,6 +54,8 @@
         source.close();
         source = null;
         poll();
+      } else {
+        say("Not fresh: connecting…");
       }
     };
   }

@@ -215,7 +215,7 @@
       facts(side, rows);
       const report = await booked(secret, id, signal);
       if (report) {
-        rows.push(["Cost", (report.cost_usd || "unknown").replace(/\.?0+$/, "") + " USD"]);
+        rows.push(["Cost", report.cost_usd ? "$" + report.cost_usd.replace(/(\.\d*?)0+$/, "$1").replace(/\.$/, "") : "unknown"]);
       }
       rows.push(["Request", id, form.dataset.usageUrl ? form.dataset.usageUrl + "?q=" + id : ""]);
     } catch (error) {

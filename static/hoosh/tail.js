@@ -13,7 +13,8 @@
   let paused = false;
   let source = null;
   let failures = 0;
-  let last = null;
+  let last = Number(table.dataset.last);  // the newest row there was, or was told of
+  let seen = new Set();  // ids: a stream and an answer may tell of the same row
 
   // Said again, the same words would be read out again.
   function say(text) {
@@ -70,7 +71,13 @@
   }
 
   function take(told) {
-    waiting = waiting.concat(told.rows);
+    const fresh = told.rows.filter(function (each) { return !seen.has(each.id); });
+    seen = new Set([...seen].slice(-4 * SHOWN));
+    fresh.forEach(function (each) {
+      seen.add(each.id);
+      last = Math.max(last, each.id);
+    });
+    waiting = waiting.concat(fresh);
     missed += told.skipped + Math.max(0, waiting.length - SHOWN);
     waiting = waiting.slice(-SHOWN);
     show();
@@ -78,11 +85,11 @@
 
   async function poll() {
     try {
-      const reply = await fetch(table.dataset.rows + (last === null ? "" : "&after=" + last));
+      const reply = await fetch(table.dataset.rows + "&after=" + last);
       if (reply.ok) {
         const told = await reply.json();
-        last = told.last;
         take(told);
+        last = told.last;
       } else {
         say("No answer (" + reply.status + "). Sign in again?");
       }
@@ -92,11 +99,24 @@
     window.setTimeout(poll, 2000);
   }
 
+  // What was settled before a stream held, or while none did.
+  async function catchUp() {
+    try {
+      const reply = await fetch(table.dataset.rows + "&after=" + last);
+      if (reply.ok) {
+        take({ rows: (await reply.json()).rows, skipped: 0 });
+      }
+    } catch {
+      // The gateway is away: the stream ends too, and comes back.
+    }
+  }
+
   function listen() {
     source = new EventSource(table.dataset.stream);
     source.addEventListener("open", function () {
       failures = 0;
       show();
+      catchUp();
     });
     source.addEventListener("message", function (event) { take(JSON.parse(event.data)); });
     source.addEventListener("error", function () {

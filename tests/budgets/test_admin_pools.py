@@ -14,6 +14,7 @@ from audit.models import OutboxEntry
 from budgets import access, keys
 from budgets.balances import Balance, balances
 from budgets.models import Agent, Lease, LedgerEntry, Pool, PoolAlert, PoolSample, PoolWindow, Team, Usage
+from budgets.pool_state import outlook
 from budgets.records import Unit
 from tests.admin_case import AdminTestCase
 
@@ -169,6 +170,16 @@ class ForecastTest(PoolCase):
         at = dt.datetime.now(dt.UTC) + dt.timedelta(minutes=40)
         assert "600 tokens an hour" in html
         assert any(f"runs out {at + dt.timedelta(minutes=step):%Y-%m-%d %H:%M}" in html for step in (-1, 0, 1)), html
+
+    def test_a_lifetime_that_lasts_for_months_needs_no_attention(self):
+        spent = self.samples(self.pool, 0, 10)
+        self.window(capacity=1_000_000, committed=spent)  # 1,667 hours at that rate
+        (balance,) = balances([self.pool]).values()
+        far = outlook(self.pool, balance, balance.limited[0], time.time())
+        assert (far.text.startswith("runs out "), far.tone) == (True, "")
+        PoolWindow.objects.update(capacity=400_000)  # 666 hours
+        (balance,) = balances([self.pool]).values()
+        assert outlook(self.pool, balance, balance.limited[0], time.time()).tone == "warn"
 
     def test_a_spent_pool_and_one_nobody_used_say_so(self):
         assert "not known yet" in self.page("budgets_pool_change", self.pool.pk).lower()

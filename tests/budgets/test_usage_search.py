@@ -135,6 +135,8 @@ class UsageSearchTest(AdminTestCase):
             ("?q=key:hk-zzz", "There is no key"),
             ("?q=route:nowhere", "There is no route"),
             (f"?q=key:{self.text}", "never the whole key"),
+            (f"?q={self.text}", "never the whole key"),
+            (f"?q={self.text[:11]}", "Write key: before"),
         ):
             assert words in self.found(query)[1], query
         assert self.found("?q=agent:nobody")[0] == []

@@ -70,6 +70,16 @@ class RouteBrowserTest(AdminBrowserCase):
         assert self.order() == "cabd"
         assert self.complaints == []
 
+    def test_enter_in_the_list_saves_what_was_typed(self) -> None:
+        _, page = self.open()
+        self.sign_in(page)
+        page.goto(f"{self.live_server_url}/admin/providers/route/")
+        page.locator("#id_form-0-priority").fill("77")
+        page.keyboard.press("Enter")
+        expect(page.get_by_text("was changed successfully")).to_be_visible()
+        assert Route.objects.get(name="a").priority == 77
+        assert self.complaints == []
+
     def test_what_was_typed_in_the_list_is_not_lost_without_a_question(self) -> None:
         _, page = self.open()
         self.sign_in(page)

@@ -182,6 +182,7 @@ def test_two_operators_do_not_overwrite_what_they_have_not_seen(people: People, 
     edit_route(other, priority="34")
     page.get_by_role("button", name="Publish", exact=True).click()
     expect(page.get_by_text("has changed since you looked at it")).to_be_visible()
+    page.get_by_label("Everything above is lost").check()
     page.get_by_role("button", name="Discard the draft").click()
     expect(page.get_by_text("The draft is what is in force again.")).to_be_visible()
     page.goto("/admin/providers/route/")

@@ -100,6 +100,7 @@ def test_a_refused_change_is_gone_and_was_never_in_force(
     people.complaints.clear()
     change(ann, "refused", "second-model")
     open_draft(rex)
+    rex.get_by_label("Everything above is lost").check()
     rex.get_by_role("button", name="Discard the draft").click()
     expect(rex.get_by_text("The draft is what is in force again.")).to_be_visible()
     ann.goto("/admin/providers/route/")
@@ -125,6 +126,7 @@ def test_whoever_joins_a_draft_reviews_it_no_more_and_to_end_reviews_is_reviewed
     open_draft(third)
     expect(third.get_by_text("You changed this draft")).to_be_visible()
     assert status(gateway, "third-model") == 404
+    third.get_by_label("Everything above is lost").check()
     third.get_by_role("button", name="Discard the draft").click()
     expect(third.get_by_text("The draft is what is in force again.")).to_be_visible()
     assert people.complaints == []

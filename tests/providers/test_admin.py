@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -110,9 +111,12 @@ class ProviderPagesTest(AdminTestCase):
         assert 'type="password"' in pages[0]
 
     def test_a_refused_form_does_not_send_the_secret_back(self):
-        response = self.add(name="", credentials=[{"name": "main", "secret": SECRET}])
+        response = self.add(name="", credentials=[{"name": "main", "secret": SECRET}], client_key="KEY-CANARY")
         assert "required" in self.errors(response)
-        assert SECRET not in self.clean_html(response)
+        html = self.clean_html(response)
+        assert (SECRET in html, "KEY-CANARY" in html) == (False, False)
+        for field in ("credentials-0-secret", "client_key"):
+            assert f'id="id_{field}_lost">Not saved. Type it again' in html
 
     def test_a_blank_secret_keeps_the_stored_one_and_a_typed_one_replaces_it(self):
         self.add(kind="custom", base_url="http://127.0.0.1:9", credentials=[{"name": "main", "secret": SECRET}])
@@ -440,6 +444,7 @@ class OtherPagesTest(AdminTestCase):
         rows = [ConfigVersion(digest=f"{number:064}", document=document, note=f"note {number}") for number in range(60)]
         ConfigVersion.objects.bulk_create(rows)
         html = self.page("providers_configversion_changelist")
+        assert re.search(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d UTC", html)
         assert "note 59" in html
         assert "note 9<" not in html
         assert "Older" in html

@@ -47,6 +47,23 @@ class RouteOrderTest(AdminTestCase):
         assert self.order() == "dbca"
         assert self.versions() == before + 2
 
+    def test_enter_in_a_field_of_the_list_saves_it(self):
+        html = self.page("providers_route_changelist")
+        assert "<title>Routes | Hoosh</title>" in html
+        form = html[html.index('id="changelist-form"') :]
+        first = re.search(r'<(?:button|input)[^>]* type="submit"[^>]*>|<button type="submit"[^>]*>', form)
+        assert first is not None
+        assert 'name="_save"' in first[0]
+        assert " hidden" in first[0]
+        data = {
+            "form-TOTAL_FORMS": 1,
+            "form-INITIAL_FORMS": 1,
+            "form-0-id": self.routes["a"].pk,
+            "form-0-enabled": "on",
+        }
+        self.post("providers_route_changelist", {**data, "form-0-priority": 77, "action": "", "_save": "1"})
+        assert Route.objects.get(name="a").priority == 77
+
     def test_the_arrows_of_the_page_do_what_they_say(self):
         html = self.page("providers_route_changelist")
         found = re.findall(r'value="([\d:a-z]+)" class="hoosh-arrow \w+" aria-label="(Move \w \w+)"', html)

@@ -95,7 +95,10 @@ class DraftPageTest(AdminTestCase):
 
     def test_it_is_discarded(self) -> None:
         self.change()
-        self.post("draft", {"discard": "1"})
+        self.assertIn("Nothing was discarded", self.messages(self.post("draft", {"discard": "1"})))
+        self.assertEqual(Route.objects.get().priority, 99)
+        self.assertTrue(DraftChange.objects.exists())
+        self.post("draft", {"discard": "1", "sure": "1"})
         self.assertEqual(Route.objects.get().priority, 10)
         self.assertFalse(DraftChange.objects.exists())
 
@@ -103,7 +106,7 @@ class DraftPageTest(AdminTestCase):
         self.change()
         self.allow(self.bob, "view_configversion")
         self.assertNotIn("Discard the draft", self.page("draft"))
-        for data in (self.seen(), {"discard": "1"}, {"cancel": "1"}):
+        for data in (self.seen(), {"discard": "1", "sure": "1"}, {"cancel": "1"}):
             self.assertEqual(self.post("draft", data).status_code, 403)
         self.assertEqual(self.client.get(self.url("version_revert", self.first.number)).status_code, 403)
         self.assertEqual(self.post("provider_off", {}, self.provider.pk).status_code, 403)
@@ -127,6 +130,9 @@ class DraftPageTest(AdminTestCase):
         self.post("draft", self.seen())
         before = publish.latest()
         oldest = ConfigVersion.objects.order_by("number").first()
+        html = self.page("version_revert", oldest.number)
+        self.assertIn("somebody else has to publish", html)
+        self.assertNotIn("published as a new version", html)
         response = self.post("version_revert", {}, oldest.number)
         self.assertIn("Somebody else has to publish it", self.messages(response))
         self.assertEqual(publish.latest(), before)
@@ -150,6 +156,7 @@ class RevertPageTest(AdminTestCase):
         self.assertIn("priority", self.page("providers_configversion_change", self.second.number))
         html = self.page("version_revert", self.first.number)
         self.assertIn("99", html)
+        self.assertIn("published as a new version", html)
         response = self.post("version_revert", {"note": "it broke"}, self.first.number)
         self.assertIn("it says what version", self.messages(response))
         self.assertEqual(Route.objects.get().priority, 10)

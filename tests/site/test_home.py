@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import time
 from decimal import Decimal
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 from django.contrib.auth.models import User
@@ -12,6 +14,7 @@ from django.test import AsyncClient, TransactionTestCase
 from django.urls import reverse
 
 from budgets.models import UsageRollup
+from gateway import plane
 from hoosh_site import home
 from hoosh_site.live_figures import Sample, figures
 from providers import services
@@ -104,3 +107,19 @@ class StreamTest(TransactionTestCase):
         await client.alogout()
         assert [piece async for piece in pieces] == []
         assert home._open == 0
+
+    async def test_the_stream_ends_with_the_worker_it_goes_through(self) -> None:
+        home.forget()
+        client = AsyncClient()
+        await client.aforce_login(await User.objects.acreate_superuser("ada", "", "pw"))
+        workers = [{"owner": "w-old", "status": {"draining": True}}, {"owner": "w-1", "status": {"draining": False}}]
+        before, plane.current = plane.current, cast(Any, SimpleNamespace(workers=lambda: workers))
+        try:
+            pieces = aiter((await client.get(reverse("admin:live_stream"))).streaming_content)
+            await anext(pieces)
+            assert (await asyncio.wait_for(anext(pieces), 5)).startswith(b"data: ")
+            workers[1]["status"] = {"draining": True}
+            async with asyncio.timeout(20):
+                assert [piece async for piece in pieces] == []
+        finally:
+            plane.current = before

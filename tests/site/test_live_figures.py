@@ -112,6 +112,7 @@ def test_bars_fill_the_chart_and_stand_on_each_other() -> None:
     assert "<title>a: good 1, bad 1</title>" in svg
     assert "<title>b: good 3</title>" in svg
     assert 'aria-label="x, up to 3"' in svg
+    assert "<span>a</span><span>b</span></div>" in svg
 
 
 def test_charts_of_nothing_are_empty_and_names_are_escaped() -> None:
@@ -121,6 +122,17 @@ def test_charts_of_nothing_are_empty_and_names_are_escaped() -> None:
     assert "<b>" not in svg
     assert "<i>" not in svg
     assert "style" not in svg
+
+
+@pytest.mark.parametrize("place", [0, 30, 59])
+def test_a_moment_without_neighbours_is_wide_enough_to_be_seen_and_inside_the_chart(place: int) -> None:
+    values: list[float | None] = [None] * 60
+    values[place] = 5.0
+    found = re.search(r'points="([\d.]+),[\d.]+ ([\d.]+),', charts.lines([("x", "plain", values)], label="x"))
+    assert found is not None
+    left, right = float(found[1]), float(found[2])
+    assert right - left >= 3
+    assert 0 <= left < right <= charts.WIDTH
 
 
 @pytest.mark.parametrize(

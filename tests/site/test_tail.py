@@ -40,6 +40,8 @@ class TailPageTest(AdminTestCase):
         assert "There is no agent" in html
         assert 'data-stream="/admin/tail/stream/?q=agent%3Anobody"' in html
         assert "<noscript>" in html
+        assert 'data-last="0"' in html
+        assert f'data-last="{make(1).pk}"' in self.page("tail")
         assert self.url("tail") in self.page("index")
         assert self.url("tail") in self.page("budgets_usage_changelist")
 
