@@ -36,6 +36,7 @@ BASIS_WORDS: dict[int, str] = {
     Basis.BOUND: "the whole hold, because nobody knows how it ended",
     Basis.DELIVERED: "what was announced as delivered before it was cut off",
     Basis.NONE: "nothing was used",
+    Basis.KEPT: "the part of a kept answer's first cost that its route asks for",
 }
 # Parts of the input and of the output; what is left of either is plain text.
 _INPUT_PARTS = (
@@ -281,7 +282,10 @@ def cost_cell(usage: Usage) -> SafeString:
     if usage.price_id == PRICE_FREE:
         return badge("free (local)")
     if usage.price_id == PRICE_NONE:
-        return badge("not priced") if usage.attempts else badge("kept answer", "good")
+        if usage.attempts:
+            return badge("not priced")
+        kept = badge("kept answer", "good")
+        return format_html("{} {}", money(usage.cost_usd), kept) if usage.cost_pico else kept
     if usage.price_id == PRICE_UNKNOWN and usage.tokens:
         return badge("no price known", "bad")
     return money(usage.cost_usd)

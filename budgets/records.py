@@ -44,6 +44,7 @@ class Basis(enum.IntEnum):
     BOUND = 2  # the hold's upper bound: the end is unknown (crash before anything was delivered)
     DELIVERED = 3  # crash or cut: charged at the last delivered mark
     NONE = 4  # nothing was consumed (refused by the provider, never sent)
+    KEPT = 5  # a part of what a kept answer cost at first
 
 
 # Whose requests go first where they wait.

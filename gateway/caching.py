@@ -1,8 +1,9 @@
 """Answers that were given before, on the request path. Keys, storage and replay are `gateway.cache`.
 
 A request is looked up when its key, limits and privacy policy have been asked and its route is known, so that a hit
-skips none of them. It costs nothing and is booked as an attempt that used nothing. What is kept is the canonical answer
-as the provider gave it; privacy policies look at it again each time it is told.
+skips none of them. It is booked as an attempt that used no tokens and costs nothing, or the part of the answer's first
+cost that its route asks for. What is kept is the canonical answer as the provider gave it; privacy policies look at it
+again each time it is told.
 
 Where the route asked first says so, what was not found is looked for once more, by the meaning of its question.
 """
@@ -15,7 +16,7 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
 
 from budgets.journal import JournalError
-from budgets.records import PRICE_NONE, Basis, UsageRecord
+from budgets.records import PRICE_NONE, Basis, Draw, UsageRecord
 from gateway import limiting
 from gateway.cache.answers import Place
 from gateway.cache.collecting import Collector
@@ -27,14 +28,13 @@ from gateway.cache.replaying import gathered, replay
 from gateway.cache.semantic import Question, question_of
 from gateway.cache.store import Entry
 from gateway.context import shaping
-from gateway.holding import chain_of
+from gateway.holding import chain_of, hold_exactly
 from gateway.relay import journal_error
 from gateway.through import AnswerRefusedError
 from providers.canonical import Answer, Call, Usage
 from providers.routing import Step
 
 if TYPE_CHECKING:
-    from budgets.chain import Chain
     from gateway.attempt import Attempt
     from gateway.pipeline import Job
     from gateway.snapshot import Snapshot
@@ -244,21 +244,26 @@ def _told_of(step: Step, snapshot: Snapshot) -> str:
 
 
 async def tell(job: Job, entry: Entry, how: bytes = HIT) -> None:
-    """Answer with what is kept, in the caller's dialect, and book that nothing was used. `how` it was found.
+    """Answer with what is kept, in the caller's dialect, and book that no tokens were used. `how` it was found.
 
-    Raises the 503 where that cannot be booked, the 403 of a disabled pool, and that of an answer which holds what the
-    privacy policy does not let through.
+    Raises the 503 where that cannot be booked, the 403 of a disabled pool, the 429 of one that has not got what the
+    answer costs, and the 403 of an answer which holds what the privacy policy does not let through.
     """
-    call, runtime = job.call, job.runtime
+    call, runtime, snapshot = job.call, job.runtime, job.snapshot
     assert call is not None
-    chain = chain_of(job)
+    assert snapshot is not None
+    chain, pico = chain_of(job), price_of(entry, snapshot)
+    draws = await hold_exactly(job, snapshot, chain, pico) if pico else tuple(leg.counted for leg in chain.legs)
     job.cache, job.told = how, entry
     try:
         pieces = _streamed(job, call, entry) if call.stream else [_whole(job, call, entry)]
     except AnswerRefusedError as error:
-        book(job, chain, entry, error.status, error.code or "")
+        book(job, draws, entry, error.status, error.code or "")
         raise
-    book(job, chain, entry, 200)
+    except BaseException:
+        runtime.desk.release(draws)
+        raise
+    book(job, draws, entry, 200, pico=pico)
     if runtime.durable:
         try:
             await runtime.journal.durable()
@@ -279,6 +284,12 @@ async def tell(job: Job, entry: Entry, how: bytes = HIT) -> None:
     await job.exchange.finish(pieces[-1])
 
 
+def price_of(entry: Entry, snapshot: Snapshot) -> int:
+    """What telling a kept answer costs, in pico-USD: the part its route asks for of what it cost at first."""
+    candidate = snapshot.candidates.get(entry.route_id)
+    return entry.cost_pico * candidate.route.cache_price_percent // 100 if candidate is not None else 0
+
+
 def _whole(job: Job, call: Call, entry: Entry) -> bytes:
     return entry.body if entry.native else job.endpoint.dialect.answer(job.asked, job.through.whole(entry.body))
 
@@ -290,8 +301,8 @@ def _streamed(job: Job, call: Call, entry: Entry) -> list[bytes]:
     return [*filter(None, pieces), writer.finish()]
 
 
-def book(job: Job, chain: Chain, entry: Entry, status: int, error: str = "") -> None:
-    """The usage row of an answer that was kept. Raises the 503 where it cannot be written."""
+def book(job: Job, draws: tuple[Draw, ...], entry: Entry, status: int, error: str = "", *, pico: int = 0) -> None:
+    """The usage row of an answer that was kept and costs this. Raises the 503 where it cannot be written."""
     call, key, snapshot, decision = job.call, job.key, job.snapshot, job.decision
     assert call is not None
     assert key is not None
@@ -306,7 +317,7 @@ def book(job: Job, chain: Chain, entry: Entry, status: int, error: str = "") -> 
         agent_id=key.record.agent_id,
         team_id=key.record.team_id,
         pool_id=job.pool_id,
-        window_start=chain.starts.get(job.pool_id, 0),
+        window_start=next((draw.window_start for draw in draws if draw.pool_id == job.pool_id), 0),
         route_id=entry.route_id,
         provider_id=entry.provider_id,
         endpoint=job.endpoint.name,
@@ -322,18 +333,18 @@ def book(job: Job, chain: Chain, entry: Entry, status: int, error: str = "") -> 
         reasoning_tokens=0,
         tokens=0,
         held=0,
-        cost_pico=0,
+        cost_pico=pico,
         price_id=PRICE_NONE,
-        basis=int(Basis.NONE),
+        basis=int(Basis.KEPT if pico else Basis.NONE),
         latency_us=latency_us,
         ttft_us=job.ttft_us,
         config_version=snapshot.version,
         shape=decision.shape.digest,
         attempts=0,
         client_request_id=job.client_id.decode("ascii"),
-        draws=tuple(leg.counted for leg in chain.legs),
+        draws=draws,
     )
     try:
-        job.runtime.book(record, decision.shape, 0)
+        job.runtime.book(record, decision.shape, pico)
     except JournalError:
         raise journal_error() from None

@@ -22,6 +22,7 @@ from gateway.errors import (
     BadRequestError,
     BudgetExceededError,
     ForbiddenError,
+    GatewayError,
     GatewayUnavailableError,
     PriceUnknownError,
 )
@@ -150,6 +151,17 @@ def price_bound(
     return FREE if candidate.free else UNKNOWN
 
 
+async def hold_exactly(job: Job, snapshot: Snapshot, chain: Chain, pico: int) -> tuple[Draw, ...]:
+    """Reserve a known sum of money, and no tokens. The caller books or releases it before it waits for anything.
+
+    Raises the refusal when it does not fit.
+    """
+    try:
+        return await job.runtime.desk.wait_hold(chain, 0, pico, snapshot.settings.hold_wait_s)
+    except (PoolSpentError, NoLeaseError, PoolDisabledError) as exc:
+        raise refusal_of(job, exc) from None
+
+
 async def wait_or_shorten(attempt: Attempt, chain: Chain, timeout_s: float) -> tuple[Draw, ...]:
     """Wait for what a call lacks; when that does not come, try it with a shorter answer where the pools allow it."""
     job = attempt.job
@@ -169,12 +181,8 @@ async def wait(attempt: Attempt, chain: Chain, timeout_s: float) -> tuple[Draw, 
     """Wait for the holds of a call. Raises `PoolSpentError`; everything else as the caller is told it."""
     try:
         return await attempt.job.runtime.desk.wait_hold(chain, attempt.held, attempt.held_pico, timeout_s)
-    except NoLeaseError as missing:
-        raise GatewayUnavailableError(
-            "The gateway cannot grant tokens right now.", code="no_lease", retry_after_s=1
-        ) from missing
-    except PoolDisabledError as disabled:
-        raise disabled_error(attempt.job, disabled) from None
+    except (NoLeaseError, PoolDisabledError) as exc:
+        raise refusal_of(attempt.job, exc) from exc
 
 
 def shorten(attempt: Attempt) -> bool:
@@ -213,6 +221,16 @@ def surcharge_error(call: Call) -> BadRequestError:
         text = "What the provider reads and runs for this cannot be bounded, and a pool of this request has a limit."
     field = names.told(call.names, call.surcharge)
     return BadRequestError(f"{text} Leave out '{field}'.", param=field)
+
+
+def refusal_of(job: Job, exc: PoolSpentError | NoLeaseError | PoolDisabledError) -> GatewayError:
+    """What the caller is told of a hold that could not be made."""
+    match exc:
+        case PoolSpentError():
+            return budget_error(job, exc)
+        case PoolDisabledError():
+            return disabled_error(job, exc)
+    return GatewayUnavailableError("The gateway cannot grant tokens right now.", code="no_lease", retry_after_s=1)
 
 
 def disabled_error(job: Job, disabled: PoolDisabledError) -> ForbiddenError:

@@ -98,7 +98,10 @@ class RouteAdmin(PublishingAdmin):
                 ),
             },
         ),
-        ("Answers kept", {"classes": ("collapse",), "fields": ("cache_s", "semantic_threshold")}),
+        (
+            "Answers kept",
+            {"classes": ("collapse",), "fields": ("cache_s", "cache_price_percent", "semantic_threshold")},
+        ),
         ("Long prompts", {"classes": ("collapse",), "fields": ("compact_percent", "compress")}),
         ("Labels", {"classes": ("collapse",), "fields": ("tags", "capabilities")}),
     )

@@ -218,6 +218,8 @@ def _route_problems(route: RouteDoc, providers: set[int]) -> Iterator[Problem]:
         yield Problem(row, "on disconnect", f"choose one of {', '.join(DisconnectPolicy.values)}.")
     if route.disconnect_cap < 1:
         yield Problem(row, "tokens read on", "enter a number above zero.")
+    if not 0 <= route.cache_price_percent <= 100:
+        yield Problem(row, "price of a kept answer", "enter a number from 0 to 100.")
     if route.compact_percent > 100:
         yield Problem(row, "shorten conversations above", "enter a number from 0 to 100.")
     yield from _check(row, "tell them to similar questions from", validation.threshold, route.semantic_threshold)

@@ -85,6 +85,7 @@ class RouteDoc(msgspec.Struct, frozen=True, gc=False):
     semantic_threshold: float = 0.0  # cosine from which on two questions are the same to the cache; 0 = never
     compact_percent: int = 0  # of the model's context: longer conversations are shortened; 0 = never
     compress: bool = False  # white space in prompts
+    cache_price_percent: int = 0  # of what an answer cost at first: what telling it again costs; 0 = nothing
 
 
 class PolicyDoc(msgspec.Struct, frozen=True):

@@ -47,6 +47,7 @@ ROUTE_FIELDS = (
     "duplicates_allowed",
     *LIMIT_FIELDS,
     "cache_s",
+    "cache_price_percent",
     "semantic_threshold",
     "compact_percent",
     "compress",

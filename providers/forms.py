@@ -217,6 +217,7 @@ class RouteForm(RowForm[Route]):
             "duplicates_allowed",
             *LIMIT_FIELDS,
             "cache_s",
+            "cache_price_percent",
             "semantic_threshold",
             "compact_percent",
             "compress",

@@ -72,7 +72,13 @@ class Route(models.Model):
         "keep answers for (s)",
         default=0,
         validators=(MaxValueValidator(7 * 86_400),),
-        help_text="The same request of the same team gets the same answer again, for nothing. 0 = never.",
+        help_text="The same request of the same team gets the same answer again. 0 = never.",
+    )
+    cache_price_percent = models.PositiveSmallIntegerField(
+        "price of a kept answer (%)",
+        default=0,
+        validators=(MaxValueValidator(100),),
+        help_text="Of what the answer cost when it was given first. 0 = nothing.",
     )
     semantic_threshold = models.FloatField(
         "tell them to similar questions from",
