@@ -182,11 +182,12 @@ def _proof(row: AuditEntry, log: Log, size: int | None, *, with_rotations: bool 
     return {**found, "rotations": rotated} if rotated else found
 
 
-def rotations(end: int) -> list[dict[str, Any]]:
-    """How the key that signed up to the entry `end` (exclusively) follows from the first one: for each change of keys
-    the proof of its entry, at the checkpoint that both keys signed."""
+def rotations(end: int | None = None, *, since: int = 0) -> list[dict[str, Any]]:
+    """How the key that signed up to the entry `end` (exclusively; None: all there are) follows from the one in force at
+    the entry `since`: for each change of keys the proof of its entry, at the checkpoint that both keys signed."""
     found = []
-    for row in AuditEntry.objects.filter(action=ROTATED, source="log", seq__lt=end).order_by("seq"):
+    rows = AuditEntry.objects.filter(action=ROTATED, source="log", seq__gte=since)
+    for row in (rows if end is None else rows.filter(seq__lt=end)).order_by("seq"):
         log = log_of(row.seq)
         size = row.seq - log.first_seq
         head = Checkpoint.objects.filter(log=log.number, size__gt=size).order_by("size").first()
