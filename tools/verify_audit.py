@@ -289,12 +289,12 @@ def check_path(proof: dict[str, Any], leaf: str, size: int, root: bytes, what: s
 
 
 def anchored_notes(path: str) -> Iterator[str]:
-    """The checkpoint notes in an anchor file: one JSON object with "note" per line, maybe behind a syslog prefix."""
+    """The checkpoint notes in an anchor file: a JSON object with "note", maybe in its "data", per line, behind any prefix."""
     with open(path, encoding="utf-8", errors="replace") as lines:
         for number, line in ((i, line) for i, line in enumerate(lines, start=1) if '"note"' in line):
             try:
-                note = json.JSONDecoder().raw_decode(line, line.index("{"))[0]["note"]
-                read_note(note)
+                found = json.JSONDecoder().raw_decode(line, line.index("{"))[0]
+                read_note(note := found.get("data", found)["note"])
             except MALFORMED:
                 raise OSError(f"{path}: line {number} has no checkpoint note") from None
             yield note

@@ -206,6 +206,10 @@ def test_the_command_says_what_it_found_by_its_exit_status(files):
     (path / "empty").write_text("another line\n")
     unused = run(path / "good", *key, "--anchors", path / "empty")
     assert "WARNING: the anchor files hold no checkpoint" in unused.stdout
+    bodies = [{"type": "audit.checkpoint", "id": 7, "data": {"size": 1, "note": note}} for note in all_notes(log)]
+    (path / "webhook").write_text("".join(f"{json.dumps(body)}\n" for body in bodies))
+    called = run(path / "good", *key, "--anchors", path / "webhook")
+    assert f"anchors matched   {len(all_notes(log))}" in called.stdout
     bad = run(path / "bad", *key)
     assert bad.returncode == 1
     assert "FAULT at line 45, entry 21: entries 21 to 40 are not those that were signed" in bad.stdout
