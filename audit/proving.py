@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 from audit import canonical, merkle, reading, tiles
 from audit.models import AuditEntry, AuditState, Checkpoint, Log, LoggedBatch, Tile, UsageBatch
+from audit.retention import PRUNED_THROUGH
 from audit.walking import ROTATED
 
 Found = TypeVar("Found")
@@ -154,6 +155,9 @@ def inclusion(seq: int, size: int | None = None) -> dict[str, Any]:
     if row is None:
         if seq > reading.last_seq():
             raise UnknownError(f"There is no entry {seq}.")
+        told = AuditState.objects.filter(name=PRUNED_THROUGH).values_list("value", flat=True).first()
+        if log.number > int(told or 0):
+            raise BrokenError(f"Entry {seq} is not there, and its month, {log.name}, was not pruned.")
         raise PrunedError(f"The text of entry {seq} was deleted with its month, {log.name}.")
     return _proof(row, log, size)
 

@@ -289,7 +289,7 @@ def check_path(proof: dict[str, Any], leaf: str, size: int, root: bytes, what: s
 
 
 def anchored_notes(path: str) -> Iterator[str]:
-    """The checkpoint notes in an anchor file: a JSON object with "note", maybe in its "data", per line, behind any prefix."""
+    """The checkpoint notes in a file: an object with "note", maybe in its "data", per line, behind any prefix."""
     with open(path, encoding="utf-8", errors="replace") as lines:
         for number, line in ((i, line) for i, line in enumerate(lines, start=1) if '"note"' in line):
             try:
