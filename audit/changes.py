@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from datetime import datetime
 
 from django.db import models
+
+from audit.canonical import text_of
 
 Changes = dict[str, tuple[object, object]]
 
@@ -26,9 +29,16 @@ def changed_fields(before: models.Model | None, row: models.Model) -> Changes:
     return found
 
 
-def recordable(changes: Mapping[str, tuple[object, object]]) -> dict[str, list[str | None]]:
-    """Changes as text: ciphertexts and digests left out, long texts by their SHA-256."""
-    return {name: [_shown(old), _shown(new)] for name, (old, new) in changes.items() if name not in _UNRECORDED}
+def recordable(
+    changes: Mapping[str, tuple[object, object]], *, texts: Collection[str] = ()
+) -> dict[str, list[str | None]]:
+    """Changes as text: ciphertexts and digests left out, long texts by their SHA-256; those of the fields `texts`,
+    which models are sent, whatever their length."""
+    return {
+        name: [_shown(value, 0 if name in texts else _TEXT_LIMIT) for value in pair]
+        for name, pair in changes.items()
+        if name not in _UNRECORDED
+    }
 
 
 def object_of(row: models.Model) -> str:
@@ -36,8 +46,8 @@ def object_of(row: models.Model) -> str:
     return f"{row._meta.label_lower}:{row.pk}"
 
 
-def _shown(value: object) -> str | None:
+def _shown(value: object, limit: int) -> str | None:
     if value is None:
         return None
-    text = str(value)
-    return text if len(text) <= _TEXT_LIMIT else f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"
+    text = text_of(value) if isinstance(value, bool | datetime) else str(value)
+    return text if len(text) <= limit else f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"

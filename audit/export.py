@@ -9,8 +9,8 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from typing import BinaryIO, Protocol
+from datetime import UTC, datetime, timedelta
+from typing import Any, BinaryIO, Protocol
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
@@ -21,6 +21,8 @@ from audit.walking import Head, head
 
 _CHUNK = 2000
 _ENTRY_CHUNK = 200
+# A checkpoint is stored some moments behind its own time: what was signed longer ago than this was there to be read.
+_IN_FLIGHT = timedelta(seconds=5)
 
 
 class ExportError(Exception):
@@ -51,9 +53,15 @@ def export(out: BinaryIO, *, first: str = "", last: str = "", signer: Signer, re
         raise ExportError("There is no log yet: nothing was signed so far.")
     logs = _logs(first, last, newest)
     ends = {log.number: newest.row.size for log in logs if log.number == newest.row.log}
+    until = newest.end if ends else logs[-1].first_seq + proving.checkpoint(logs[-1]).size
+    sign, rotations = _signing(signer, until)
     number = size = 0
     for line in export_lines.export_lines(
-        _header(logs), (_log(log, ends) for log in logs), _batches(logs, ends, newest, records), _signing(signer)
+        _header(logs, newest),
+        (_log(log, ends) for log in logs),
+        _batches(logs, bool(ends), until, records),
+        sign,
+        rotations,
     ):
         out.write(line)
         number, size = number + 1, size + len(line)
@@ -69,15 +77,16 @@ def _logs(first: str, last: str, newest: Head) -> list[Log]:
     return found
 
 
-def _header(logs: Sequence[Log]) -> export_lines.ExportHeader:
+def _header(logs: Sequence[Log], newest: Head) -> export_lines.ExportHeader:
     opened = reading.entry(logs[0].first_seq)
     if opened is None:
         raise ExportError(f"The first entry of {logs[0].name} is missing.")
     before = proving.checkpoint(proving.log_of(logs[0].first_seq - 1)).note if logs[0].number > 1 else ""
     vkeys = proving.vkeys()
+    complete = canonical.moment_text(datetime.now(UTC) - _IN_FLIGHT)
     return export_lines.ExportHeader(
         instance=notes.parse_vkey(vkeys[0]).name.partition("/")[2],
-        at=canonical.moment_text(datetime.now(UTC)),
+        at=max(complete, notes.parse(newest.row.note).at),
         from_log=logs[0].number,
         to_log=logs[-1].number,
         key=str(reading.body_of(opened)["data"]["key"]),
@@ -86,12 +95,13 @@ def _header(logs: Sequence[Log]) -> export_lines.ExportHeader:
     )
 
 
-def _signing(signer: Signer) -> Callable[[bytes], bytes]:
-    """The key in force, loaded now: a change of keys meanwhile would be behind the end of the export."""
+def _signing(signer: Signer, until: int) -> tuple[Callable[[bytes], bytes], list[dict[str, Any]]]:
+    """The key in force, loaded now, and the changes of keys behind the end of the export that lead to it."""
     vkeys = proving.vkeys()
     signer.load(notes.parse_vkey(vkeys[-1]).public if vkeys else None)
     key: Ed25519PrivateKey = signer.key
-    return key.sign
+    behind = proving.rotations(since=until)
+    return key.sign, [each for each in behind if int(json.loads(each["entry"])["data"]["epoch"]) <= len(vkeys)]
 
 
 # --- logs -------------------------------------------------------------------------------------------------------------
@@ -144,12 +154,8 @@ def _kept(log: Log, seq: int) -> dict[int, bytes]:
 # --- usage ------------------------------------------------------------------------------------------------------------
 
 
-def _batches(
-    logs: Sequence[Log], ends: dict[int, int], newest: Head, records: ReadRecords
-) -> Iterator[export_lines.ExportBatch]:
+def _batches(logs: Sequence[Log], whole: bool, end: int, records: ReadRecords) -> Iterator[export_lines.ExportBatch]:
     """The batches that the entries name, in that order; then those that should have been named and were not."""
-    whole = logs[-1].number in ends
-    end = newest.end if whole else logs[-1].first_seq + proving.checkpoint(logs[-1]).size
     first = last = 0
     for stored in _named(logs[0].first_seq, end):
         first, last = first or stored[0].pk, max(last, *(each.pk for each in stored))

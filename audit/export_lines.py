@@ -1,8 +1,8 @@
 """The lines of an export: JSON Lines that `tools/verify_audit.py` reads, each in canonical form (`docs/audit.md`).
 
-Header, then each log with its entries and checkpoints, then batches with their usage records, then the signed end. The
-lines are made one by one from iterators, so that an export of any length needs little memory. Pure: the caller reads
-the rows and signs.
+Header, then each log with its entries and checkpoints, then batches with their usage records, then changes of keys
+behind the logs, then the signed end. The lines are made one by one from iterators, so that an export of any length
+needs little memory. Pure: the caller reads the rows and signs.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class ExportHeader:
     """What the first line says."""
 
     instance: str
-    at: str  # the time of the export, as `canonical.moment_text` writes it
+    at: str  # every checkpoint up to this moment is there; as `canonical.moment_text` writes it
     from_log: int
     to_log: int
     key: str  # the vkey that was in use when log `from_log` opened
@@ -62,17 +62,21 @@ class ExportBatch:
 
 
 def export_lines(
-    header: ExportHeader, logs: Iterable[ExportLog], batches: Iterable[ExportBatch], sign: Callable[[bytes], bytes]
+    header: ExportHeader,
+    logs: Iterable[ExportLog],
+    batches: Iterable[ExportBatch],
+    sign: Callable[[bytes], bytes],
+    rotations: Iterable[Mapping[str, object]] = (),
 ) -> Iterator[bytes]:
     """All lines of an export, each with its newline.
 
     `logs` by number without gaps; `batches` those that exported entries name, in the order in which they are named;
-    `sign` gives the 64-byte Ed25519 signature of the key in use at the end. Raises ValueError where the rows of a log
-    have gaps or end before its last checkpoint.
+    `sign` gives the 64-byte Ed25519 signature of the key in use, `rotations` prove that it follows from the one in use
+    at the end of the logs. Raises ValueError where the rows of a log have gaps or end before its last checkpoint.
     """
     digest = sha256()
     count = 0
-    for line in _content(header, logs, batches):
+    for line in _content(header, logs, batches, rotations):
         digest.update(line)
         count += 1
         yield line
@@ -80,12 +84,19 @@ def export_lines(
     yield _line({"kind": "end", "lines": str(count), "sha256": digest.hexdigest(), "signature": signature})
 
 
-def _content(header: ExportHeader, logs: Iterable[ExportLog], batches: Iterable[ExportBatch]) -> Iterator[bytes]:
+def _content(
+    header: ExportHeader,
+    logs: Iterable[ExportLog],
+    batches: Iterable[ExportBatch],
+    rotations: Iterable[Mapping[str, object]],
+) -> Iterator[bytes]:
     yield _header_line(header)
     for log in logs:
         yield from _log_lines(log)
     for batch in batches:
         yield from _batch_lines(batch)
+    for rotation in rotations:
+        yield encode({"kind": "rotation", **rotation}) + b"\n"
 
 
 def _header_line(header: ExportHeader) -> bytes:

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 from audit import canonical, merkle, reading, tiles
 from audit.models import AuditEntry, AuditState, Checkpoint, Log, LoggedBatch, Tile, UsageBatch
+from audit.retention import PRUNED_THROUGH
 from audit.walking import ROTATED
 
 Found = TypeVar("Found")
@@ -154,6 +155,9 @@ def inclusion(seq: int, size: int | None = None) -> dict[str, Any]:
     if row is None:
         if seq > reading.last_seq():
             raise UnknownError(f"There is no entry {seq}.")
+        told = AuditState.objects.filter(name=PRUNED_THROUGH).values_list("value", flat=True).first()
+        if log.number > int(told or 0):
+            raise BrokenError(f"Entry {seq} is not there, and its month, {log.name}, was not pruned.")
         raise PrunedError(f"The text of entry {seq} was deleted with its month, {log.name}.")
     return _proof(row, log, size)
 
@@ -182,11 +186,12 @@ def _proof(row: AuditEntry, log: Log, size: int | None, *, with_rotations: bool 
     return {**found, "rotations": rotated} if rotated else found
 
 
-def rotations(end: int) -> list[dict[str, Any]]:
-    """How the key that signed up to the entry `end` (exclusively) follows from the first one: for each change of keys
-    the proof of its entry, at the checkpoint that both keys signed."""
+def rotations(end: int | None = None, *, since: int = 0) -> list[dict[str, Any]]:
+    """How the key that signed up to the entry `end` (exclusively; None: all there are) follows from the one in force at
+    the entry `since`: for each change of keys the proof of its entry, at the checkpoint that both keys signed."""
     found = []
-    for row in AuditEntry.objects.filter(action=ROTATED, source="log", seq__lt=end).order_by("seq"):
+    rows = AuditEntry.objects.filter(action=ROTATED, source="log", seq__gte=since)
+    for row in (rows if end is None else rows.filter(seq__lt=end)).order_by("seq"):
         log = log_of(row.seq)
         size = row.seq - log.first_seq
         head = Checkpoint.objects.filter(log=log.number, size__gt=size).order_by("size").first()

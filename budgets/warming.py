@@ -12,6 +12,7 @@ from budgets.models.access import WarmQuestion
 from budgets.records import WarmRecord
 
 WARMING = "warming"  # the sequence that moves with each change
+_TEXTS = ("question", "system")
 QUESTIONS_MAX = 1_000  # enabled ones: every worker asks each of them
 
 
@@ -32,8 +33,8 @@ def save_question(row: WarmQuestion, *, actor: str) -> WarmQuestion:
         else:
             row.save(update_fields=list(changes))
         action = "created" if before is None else "changed"
-        data = {"object": object_of(row), "fields": recordable(changes)}
-        record(f"warm_question.{action}", actor=actor, target=str(row)[:200], data=data)
+        data = {"object": object_of(row), "fields": recordable(changes, texts=_TEXTS)}
+        record(f"warm_question.{action}", actor=actor, target=_named(row), data=data)
     return row
 
 
@@ -41,8 +42,13 @@ def delete_question(row: WarmQuestion, *, actor: str) -> None:
     """Delete a question. What is kept of it stays until its time is over."""
     with transaction.atomic():
         bump(WARMING)
-        record("warm_question.deleted", actor=actor, target=str(row)[:200], data={"id": row.pk})
+        record("warm_question.deleted", actor=actor, target=_named(row), data={"object": object_of(row)})
         row.delete()
+
+
+def _named(row: WarmQuestion) -> str:
+    """What entries call a question: nothing of its texts, which are in no log."""
+    return f"{row.model} #{row.pk}"[:200]
 
 
 def records() -> list[WarmRecord]:

@@ -9,20 +9,16 @@ VKEY is the gateway's first public key, which you got when the gateway was set u
 Exit status: 0 everything fits; 1 a fault, of which the first is named; 2 the input cannot be used.
 
 What is checked
-- Entries: canonical JSON with the hash given; `seq` without gaps; `number` without gaps for each source of entries, so
-  that an event taken out before it was logged is missed as well.
-- Checkpoints: the Merkle root (RFC 6962) over all entries of the month so far is the signed one; each checkpoint names
-  the hash of the one before; each month names the last checkpoint of the month before.
-- Keys: every checkpoint is signed by the key of its time and no other. A new key comes in by an entry that it signed
-  itself, below a checkpoint that the old key signed too. From the pinned first key on there is no other way.
-- Requests: entries name batches of usage records with count and Merkle root. All of them are there with every record,
-  the batches of each owner have no gaps, and no batch is there that no entry names.
-- Anchors: every anchored checkpoint of the export's time is in it, unchanged. The whole: SHA-256 and signature.
+- Entries: canonical JSON with the hash given; neither `seq` nor the `number` each source gave before has a gap.
+- Checkpoints: the root (RFC 6962) over the month so far is the signed one; each names the one before, as months do.
+- Keys: every checkpoint is signed by the key of its time and no other. From the pinned first key on a new one comes in
+  only by an entry that it signed itself, below a checkpoint that the old key signed too.
+- Requests: each batch of usage records that entries name is there whole, no owner's have a gap, and there is no other.
+- Anchors: each that is not behind the export's end is in it, unchanged. The whole: SHA-256 and signature.
 
 What cannot be checked
-- What never was recorded, and whether an entry is true: only that it is what was written at the time.
+- What never was recorded, what is behind the end (newer anchors are counted), and whether an entry is true.
 - A log rewritten by somebody who has the signing key, from the newest anchor on (without --anchors: all of it).
-- Whether there is more behind the end: an export ends at the time that is printed. Newer anchors are counted.
 - What was pruned: only hashes are left of it. To lack more than the log's own entries announce is a fault.
 - Without --key the key is the export's own, and everything may have been made anew by anybody.
 """
@@ -52,9 +48,9 @@ NOTE_TEXT = re.compile(
     r"([!-~]+)\n(0|[1-9][0-9]{0,18})\n([A-Za-z0-9+/]{43}=)\n"
     r"time ([0-9-]{10}T[0-9:.]{15}Z)\nepoch ([1-9][0-9]{0,8})\nprevious (-|[0-9a-f]{64})\n"
 )
-HEADER, LOGS, USAGE, END = range(4)  # the parts of an export, and which lines they have
+HEADER, LOGS, USAGE, KEYS, END = range(5)  # the parts of an export, and which lines they have
 PARTS = {"export": HEADER, "log": LOGS, "entry": LOGS, "leaf": LOGS, "checkpoint": LOGS}
-PARTS |= {"batch": USAGE, "usage": USAGE, "end": END}
+PARTS |= {"batch": USAGE, "usage": USAGE, "rotation": KEYS, "end": END}
 
 Key = namedtuple("Key", "name hash public vkey")  # `vkey` is its text, name+hash+base64; the others are in it
 Note = namedtuple("Note", "origin size root at epoch previous hash")  # a checkpoint; `hash` is the whole note's
@@ -195,11 +191,10 @@ def signed_by(public: bytes, signature: bytes, message: bytes) -> bool:
     """Whether the signature is the key's over the message."""
     if ed25519 is None:
         return ed25519_in_python(public, signature, message)
-    try:
+    with suppress(InvalidSignature, ValueError):
         ed25519.Ed25519PublicKey.from_public_bytes(public).verify(signature, message)
-    except (InvalidSignature, ValueError):
-        return False
-    return True
+        return True
+    return False
 
 
 write_json = json.JSONEncoder(ensure_ascii=False, sort_keys=True, separators=(",", ":"), check_circular=False).encode
@@ -251,7 +246,7 @@ def read_note(note: str, keys: Sequence[Key] = ()) -> Note:
     for line, key in zip(lines, keys, strict=False):
         name, _, blob = line.rpartition(" ")
         key_hash, signature = unbase64(blob)[:4], unbase64(blob)[4:]
-        what = f"the checkpoint is signed by {name}+{key_hash.hex()}, due is {key.vkey}"
+        what = f"the checkpoint is signed by {name[2:]}+{key_hash.hex()}, due is {key.vkey}"
         demand((name, key_hash) == (f"— {key.name}", key.hash), what)
         what = f"the checkpoint's signature by {key.vkey} is wrong"
         demand(signed_by(key.public, signature, f"{body}\n".encode()), what)
@@ -294,46 +289,44 @@ def check_path(proof: dict[str, Any], leaf: str, size: int, root: bytes, what: s
 
 
 def anchored_notes(path: str) -> Iterator[str]:
-    """The checkpoint notes in an anchor file: one JSON object with "note" per line, maybe behind a syslog prefix."""
+    """The checkpoint notes in a file: an object with "note", maybe in its "data", per line, behind any prefix."""
     with open(path, encoding="utf-8", errors="replace") as lines:
-        for number, line in enumerate(lines, start=1):
-            if '"note"' not in line:
-                continue
+        for number, line in ((i, line) for i, line in enumerate(lines, start=1) if '"note"' in line):
             try:
-                note = json.JSONDecoder().raw_decode(line, line.index("{"))[0]["note"]
-                read_note(note)
+                found = json.JSONDecoder().raw_decode(line, line.index("{"))[0]
+                read_note(note := found.get("data", found)["note"])
             except MALFORMED:
                 raise OSError(f"{path}: line {number} has no checkpoint note") from None
             yield note
 
 
 class Anchors:
-    """Checkpoints that were kept elsewhere: per origin the hash of the note of each size (some 200 bytes each)."""
+    """Checkpoints that were kept elsewhere: per origin the one of each size."""
 
     def __init__(self, anchored: Iterable[str]) -> None:
-        self.anchored = anchored
-        self.notes: dict[str, dict[int, str]] = {}
-        self.matched = self.newer = 0
+        self.anchored, self.until, self.matched = anchored, "", 0
+        self.notes: dict[str, dict[int, Note]] = {}  # those that were not met yet
 
     def load(self, until: str) -> None:
-        """Take all that are not newer than `until`; two different checkpoints of one size are a fault already."""
+        """Take all; only one newer than `until` may be behind the end. Two different ones of a size are a fault."""
+        self.until = until
         for note in map(read_note, self.anchored):
-            if note.at > until:
-                self.newer += 1
-            elif self.notes.setdefault(note.origin, {}).setdefault(note.size, note.hash) != note.hash:
-                raise Fault(f"two different checkpoints of {note.origin} with size {note.size} are anchored")
+            known = self.notes.setdefault(note.origin, {}).setdefault(note.size, note)
+            demand(known == note, f"two different checkpoints of {note.origin} with size {note.size} are anchored")
 
     def match(self, note: Note) -> None:
         """Compare a checkpoint with the anchored one of its size, if there is one."""
         anchored = self.notes.get(note.origin, {}).pop(note.size, None)
-        demand(anchored in (None, note.hash), f"size {note.size} of {note.origin} was anchored otherwise: rewritten")
+        demand(anchored in (None, note), f"size {note.size} of {note.origin} was anchored otherwise: rewritten")
         self.matched += anchored is not None
 
     def close(self, last: Note, pruned: bool) -> None:
         """At the last checkpoint of a log: all anchored ones were met, but for those that went when it was pruned."""
-        for size in sorted(self.notes.get(last.origin, ())):
-            where = "not in the export" if size < last.size else "behind the end, which was cut off"
-            demand(pruned and size < last.size, f"the anchored checkpoint {size} of {last.origin} is {where}")
+        for size, note in sorted(self.notes.get(last.origin, {}).items()):
+            inside = size < last.size  # no time in the header excuses these: whoever forges the log chooses it too
+            where = "not in the export" if inside else "behind the end, which was cut off"
+            excused = pruned if inside else note.at > self.until
+            demand(excused, f"the anchored checkpoint {size} of {last.origin} is {where}")
 
 
 class Requests:
@@ -408,13 +401,11 @@ class Export:
         self.last: Note | None = None  # the last checkpoint
         self.log, self.origin, self.tree, self.epoch = 0, "", Tree(), 1
         self.starts: dict[int, int] = {}  # the first seq of each log
+        self.origins: list[str] = []  # their names in checkpoints
         self.next_seq = self.signed_seq = 0
         self.numbers: dict[str, int] = {}  # the last number of each source
         self.gaps: list[Fault] = []  # which the log itself tells of
-        self.announced = {
-            "entries_through": 0,
-            "usage_through": 0,
-        }  # up to which log `audit.pruned` says things are gone
+        self.announced = {"entries_through": 0, "usage_through": 0}  # the last log of which `audit.pruned` tells
         self.pruned_log = 0  # entries up to this log are pruned
         self.kept = False  # whether an entry was met that pruning would have taken
         self.from_start = True  # whether everything since the very first entry is there
@@ -458,6 +449,7 @@ class Export:
             self.last = read_note(before, self.keys[-2:] if rotated else self.keys[-1:])
             self.epoch = self.last.epoch
             demand(self.last.origin.startswith(f"{self.name}/"), "the checkpoint before is not the instance's")
+            self.origin = self.last.origin
         self.anchors.load(record["at"])
         self.header, self.log, self.from_start, self.part = record, first - 1, first == 1, LOGS
 
@@ -470,14 +462,15 @@ class Export:
         due = (self.log + 1, self.next_seq)
         demand((number, first_seq) == due, f"log {number} from seq {first_seq} follows where {due} is due")
         self.log, self.tree, self.starts[number] = number, Tree(), first_seq
-        self.origin = f"{self.name}/{record['name']}"
+        self.origins.append(f"{self.name}/{record['name']}")
+        demand(self.origin < self.origins[-1], f"the log {self.origins[-1]} does not come after {self.origin!r}")
+        self.origin = self.origins[-1]
 
     def take_entry(self, record: dict[str, Any]) -> None:
         """An entry, with the hash of its body beside it, so that a change is pinned to it."""
         body = record["body"].encode()
         leaf = leaf_hash(body)
-        if leaf.hex() != record["leaf"]:
-            raise Fault("the entry does not have the hash given with it: changed")
+        demand(leaf.hex() == record["leaf"], "the entry does not have the hash given with it: changed")
         entry = read_canonical(body, "the entry")
         source, action, data = entry["source"], entry["action"], entry["data"]
         if entry["seq"] != str(self.next_seq):
@@ -534,16 +527,14 @@ class Export:
         demand(self.tree.size and not self.kept, "a hash in place of an entry that pruning does not take")
         self.tree.append(bytes.fromhex(record["hash"]))
         self.pruned_log, self.from_start = self.log, False
-        self.pruned += 1
-        self.next_seq += 1
+        self.pruned, self.next_seq = self.pruned + 1, self.next_seq + 1
 
     def take_checkpoint(self, record: dict[str, Any]) -> None:
         """A signed checkpoint over all entries of the log so far."""
         signers = [self.keys[-1], self.rotating] if self.rotating else [self.keys[-1]]
         note = read_note(record["note"], signers)
         if note.previous != (self.last.hash if self.last else "-"):
-            what = "the checkpoint does not name the one before: one is missing or was replaced"
-            demand(not self.kept, what)
+            demand(not self.kept, "the checkpoint does not name the one before: one is missing or was replaced")
             self.pruned_log = self.log  # pruning leaves one checkpoint of an hour
         due = (self.origin, self.tree.size, self.epoch + len(signers) - 1)
         demand((note.origin, note.size, note.epoch) == due, f"not the checkpoint of (log, entries, epoch) {due}")
@@ -569,10 +560,19 @@ class Export:
         self.close_log()
         complete = self.starts and str(self.log) == self.header["to_log"]
         demand(complete, f"the logs end with {self.log}, not {self.header['to_log']}")
+        first = f"{self.name}/" if 1 in self.starts else self.origins[0]
+        for origin in filter(self.anchors.notes.get, {*self.anchors.notes} - {*self.origins}):
+            demand(not first <= origin <= self.origin, f"the log {origin} was anchored and is not in the export")
         what = f"entries or checkpoints of log {self.pruned_log} are gone, and no entry says that they were pruned"
         demand(self.pruned_log <= self.announced["entries_through"], what)
         kept = [seq for log, seq in self.starts.items() if log > self.announced["usage_through"]]
         self.requests.pruned_below = min(kept, default=self.next_seq)
+
+    def take_rotation(self, record: dict[str, Any]) -> None:
+        """A change of keys behind the last log of the export: the key in force when it was made signs its end."""
+        keys = follow_rotations({"rotations": [record]}, self.keys[-1])
+        demand(len(keys) == 2, "a change of keys that does not follow the one before")
+        self.keys += keys[1:]
 
     def take_end(self, record: dict[str, Any]) -> None:
         """The last line: nothing named is missing, and the export's bytes are those it was closed with."""
@@ -589,13 +589,14 @@ class Export:
     def summary(self) -> dict[str, Any]:
         """What was read so far."""
         requests, anchors = self.requests, self.anchors
+        newer = [note.at > anchors.until for unmet in anchors.notes.values() for note in unmet.values()]
         return {
             **{"instance": self.name, "keys": [key.vkey for key in self.keys], "exported": self.header["at"]},
             **{"from": self.since, "to": self.last.at if self.last else "", "checkpoints": self.checkpoints},
             **{"entries": self.entries, "pruned_entries": self.pruned, "omissions": len(self.gaps)},
             **{"batches": requests.batches, "requests": requests.records, "pruned_requests": requests.pruned},
             **{"cost_usd": format(Decimal(requests.cost_pico).scaleb(-12), "f"), "anchors_matched": anchors.matched},
-            **{"anchors_newer": anchors.newer, "anchors_elsewhere": sum(map(len, anchors.notes.values()))},
+            **{"anchors_newer": sum(newer), "anchors_elsewhere": newer.count(False)},
         }
 
 
@@ -688,9 +689,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     lines = [f"WARNING: {warning}" for warning in result["warnings"]]
     lines += [f"{name.replace('_', ' '):18}{value}" for name, value in summary.items()]
     if found := result["fault"]:
-        lines += [f"FAULT at line {found['line']}, entry {found['seq']}: {found['what']}\nThe rest was not looked at."]
-    lines += ["OK: everything fits." if result["ok"] else "NOT OK."]
-    print(json.dumps(result, indent=1, ensure_ascii=False) if options.json else "\n".join(lines))
+        lines += [f"FAULT at line {found['line']}, entry {found['seq']}: {found['what']}"]
+    lines += ["OK: everything fits."] if result["ok"] else ["The rest was not looked at.", "NOT OK."]
+    lines = [json.dumps(result, indent=1)] if options.json else [json.dumps(line)[1:-1] for line in lines]
+    print("\n".join(lines))  # ASCII: no control characters of the input, none that a terminal lacks
     return 0 if result["ok"] else 1
 
 

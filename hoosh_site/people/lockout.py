@@ -88,6 +88,7 @@ def begin(name: str, address: str) -> Attempt:
                 row.locked_until = now + window
                 attempt.closes.append(row)
             row.save(update_fields=["attempts", "since", "locked_until"])
+        _throw_out(now)
     return attempt
 
 
@@ -118,13 +119,20 @@ def erase(name: str) -> int:
 
 
 def _row(name: str, address: str, now: datetime) -> SignInFailure:
-    """The row of a subject, locked until the transaction ends. Making one throws out those that count no more."""
-    row, made = SignInFailure.objects.get_or_create(name=name, address=address, defaults={"since": now})
-    if made:
-        forgotten = now - timedelta(minutes=2 * settings.HOOSH_SIGN_IN_LOCK_MINUTES)
-        SignInFailure.objects.filter(since__lt=forgotten).delete()
-        return row
-    return SignInFailure.objects.select_for_update().get(pk=row.pk)
+    """The row of a subject, locked until the transaction ends."""
+    while True:
+        row, made = SignInFailure.objects.get_or_create(name=name, address=address, defaults={"since": now})
+        locked = row if made else SignInFailure.objects.select_for_update().filter(pk=row.pk).first()
+        if locked is not None:  # else another sign-in deleted it meanwhile
+            return locked
+
+
+def _throw_out(now: datetime) -> None:
+    """Delete the rows that count no more, but for those that another sign-in is about to count in."""
+    forgotten = now - timedelta(minutes=2 * settings.HOOSH_SIGN_IN_LOCK_MINUTES)
+    stale = SignInFailure.objects.select_for_update(skip_locked=True).filter(since__lt=forgotten)
+    if found := list(stale.values_list("pk", flat=True)):
+        SignInFailure.objects.filter(pk__in=found).delete()
 
 
 def counted_name(name: str) -> str:

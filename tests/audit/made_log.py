@@ -180,7 +180,8 @@ class MadeLog:
             previous_note=before.checkpoints[-1][1] if before else "", rotations=rotations,
         )  # fmt: skip
         logs = [self._log(month, month.number in pruned) for month in months]
-        return list(export_lines(header, logs, self._batches(months, pruned, usage_pruned), self.key.sign))
+        behind = [proof for proof in self.rotations if self._month_of(proof) > months[-1].number]
+        return list(export_lines(header, logs, self._batches(months, pruned, usage_pruned), self.key.sign, behind))
 
     def _log(self, month: MadeMonth, pruned: bool) -> ExportLog:
         rows = (

@@ -6,6 +6,7 @@ import io
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -107,7 +108,20 @@ class GoodTest(ExportCase):
             self.verified()
         self.export(first=names[1], last=names[1])
         assert self.verified()["requests"] == 30
+        self.export(first=names[0], last=names[0])
+        assert self.verified()["requests"] == 30
         assert Walk().step(10_000, key=proving.vkeys()[-1]) is None
+
+    def test_a_checkpoint_that_was_being_stored_when_the_export_began_is_not_taken_for_cut_off(self) -> None:
+        self.busy()
+        self.clock.now = time.time()
+        self.export()
+        record("late.one")
+        self.log()  # at a moment before the export's, and stored behind it
+        anchors = self.directory / "anchors.jsonl"
+        anchors.write_text("".join(json.dumps({"note": head.note}) + "\n" for head in self.heads))
+        told = self.verified("--anchors", str(anchors))
+        assert told["anchors_newer"] == 1
 
     def test_what_is_not_signed_yet_is_left_out(self) -> None:
         self.busy()

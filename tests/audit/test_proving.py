@@ -167,6 +167,8 @@ class ProvingTest(TestCase):
         changed("audit_entry", "DELETE FROM audit_entry WHERE seq = %s", 7)
         with pytest.raises(proving.BrokenError, match="missing"):
             proving.inclusion(6)
+        with pytest.raises(proving.BrokenError, match="Entry 7 is not there"):
+            proving.inclusion(7)
 
     def test_behind_a_change_of_keys_a_proof_leads_there_from_the_first_key(self):
         first = self.log.vkey

@@ -88,6 +88,26 @@ def test_a_key_that_was_rotated_below_the_months_last_checkpoint_is_followed():
         assert check(log.export(first), log).keys[-1].vkey == str(log.vkey)
 
 
+def test_a_month_from_before_a_change_of_keys_is_signed_by_the_key_in_force_and_proves_the_way_to_it():
+    log = MadeLog()
+    log.open("2026-11")
+    log.fill(30)
+    log.open("2026-12")
+    for seed in ("second", "third"):
+        log.rotate(seed)
+        log.fill(10)
+    november = log.export(1, 1)
+    assert check(november, log).keys[-1].vkey == str(log.vkey)
+    places = [place for place, line in enumerate(november) if kind_of(line) == "rotation"]
+    assert places == [len(november) - 3, len(november) - 2]
+    for place in places:
+        without = [*november[:place], *november[place + 1 : -1]]
+        fault_of(closed(without, log.key), log)
+    assert "does not follow" in fault_of(closed([*november[:-1], november[places[1]]], log.key), log).what
+    forged = json.loads(november[places[0]]) | {"checkpoint": log.months[0].checkpoints[-1][1]}
+    fault_of(closed([*november[: places[0]], canonical.encode(forged) + b"\n"], log.key), log)
+
+
 # Structure: deletion, insertion, swap, duplication, head and tail cut.
 
 
@@ -343,6 +363,32 @@ def test_a_log_written_anew_with_the_true_key_is_found_against_the_anchors():
     for anchored in (all_notes(true), all_notes(true)[-1:], all_notes(true)[4:5]):
         assert "anchored" in fault_of(rewritten.export(), true, anchored).what
     assert check(rewritten.export(), true, all_notes(true)[:3]).summary()["anchors_matched"] == 3
+
+
+def test_no_time_that_a_rewritten_log_gives_itself_hides_it_from_the_anchors():
+    true, rewritten = made(), MadeLog()
+    rewritten.open("2026-11")
+    rewritten.entry("site", "made.up", {})
+    rewritten.fill(120, every=20)
+    lines = rewritten.export()
+    header = json.loads(lines[0]) | {"at": notes.parse(all_notes(true)[0]).at}
+    backdated = closed([canonical.encode(header) + b"\n", *lines[1:-1]], rewritten.key)
+    check(backdated, true)
+    for anchored, found in ((all_notes(true), "anchored otherwise"), (all_notes(true)[1:3], "not in the export")):
+        assert found in fault_of(backdated, true, anchored).what
+
+
+def test_a_rewritten_log_of_another_month_is_found_against_the_anchors():
+    true, rewritten = made(), MadeLog()
+    rewritten.open("2026-12-again")
+    rewritten.fill(120, every=20)
+    check(rewritten.export(), true)
+    assert "was anchored and is not in the export" in fault_of(rewritten.export(), true, all_notes(true)).what
+    backwards = MadeLog()
+    for name in ("2026-12", "2026-11"):
+        backwards.open(name)
+        backwards.fill(20)
+    assert "does not come after" in fault_of(backwards.export(), backwards).what
 
 
 def test_two_anchored_checkpoints_of_one_size_show_a_fork():

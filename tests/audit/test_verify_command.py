@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import subprocess
 import sys
@@ -205,6 +206,10 @@ def test_the_command_says_what_it_found_by_its_exit_status(files):
     (path / "empty").write_text("another line\n")
     unused = run(path / "good", *key, "--anchors", path / "empty")
     assert "WARNING: the anchor files hold no checkpoint" in unused.stdout
+    bodies = [{"type": "audit.checkpoint", "id": 7, "data": {"size": 1, "note": note}} for note in all_notes(log)]
+    (path / "webhook").write_text("".join(f"{json.dumps(body)}\n" for body in bodies))
+    called = run(path / "good", *key, "--anchors", path / "webhook")
+    assert f"anchors matched   {len(all_notes(log))}" in called.stdout
     bad = run(path / "bad", *key)
     assert bad.returncode == 1
     assert "FAULT at line 45, entry 21: entries 21 to 40 are not those that were signed" in bad.stdout
@@ -214,6 +219,20 @@ def test_the_command_says_what_it_found_by_its_exit_status(files):
     assert "WARNING: no --key" in unpinned.stdout
     assert run("--proof", path / "proof", *key).returncode == 0
     assert run("--proof", path / "bad proof", *key).returncode == 1
+
+
+def test_nothing_in_the_input_writes_beyond_its_line_or_fails_for_a_charset(files):
+    log, path = files
+    lines = (path / "good").read_bytes().splitlines(keepends=True)
+    header = canonical.encode(json.loads(lines[0]) | {"at": "\x1b[2J é\nOK: everything fits."}) + b"\n"
+    (path / "hostile").write_bytes(b"".join(closed([header, *lines[1:-1]], key_of("other"))))
+    command = [sys.executable, VERIFIER, path / "hostile", "--key", log.first_vkey]
+    latin = {**os.environ, "PYTHONIOENCODING": "ascii:strict"}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd="/", env=latin)
+    assert (done.returncode, done.stderr) == (1, "")
+    assert "\nOK:" not in done.stdout
+    assert "\x1b" not in done.stdout
+    assert done.stdout.endswith("NOT OK.\n")
 
 
 def test_the_command_gives_json(files):

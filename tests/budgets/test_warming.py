@@ -40,6 +40,20 @@ class ServiceTests(TestCase):
         told = ["created", "created", "changed", "deleted"]
         self.assertEqual(list(actions.order_by("id")), [f"warm_question.{what}" for what in told])
 
+    def test_their_texts_are_in_no_entry_of_the_audit_log(self) -> None:
+        row = warming.save_question(
+            WarmQuestion(key=key(), model="m", system="Say nothing", question="Who?"), actor="a"
+        )
+        row.question = "Whom?"
+        warming.save_question(row, actor="a")
+        warming.delete_question(row, actor="a")
+        told = list(OutboxEntry.objects.filter(action__startswith="warm_question").values_list("target", "data"))
+        self.assertEqual(len(told), 3)
+        self.assertNotRegex(str(told), "Who|Say")
+        self.assertEqual(told[1][1]["fields"].keys(), {"question"})
+        self.assertNotEqual(*told[1][1]["fields"]["question"])
+        self.assertEqual({data["object"] for _, data in told}, {told[0][1]["object"]})
+
     def test_the_line_ends_of_forms_become_those_of_clients(self) -> None:
         row = WarmQuestion(key=key(), model="m", system="a\r\nb", question="c\r\nd\r\n")
         warming.save_question(row, actor="a")

@@ -124,6 +124,14 @@ class LockoutTest(AdminTestCase):
         self.tries("another", 1)
         assert set(SignInFailure.objects.values_list("name", flat=True)) == {"another", ""}
 
+    def test_a_first_sign_in_from_where_somebody_failed_long_ago_is_no_failure(self):
+        lockout.begin("mistyped", "203.0.113.9").failed()
+        SignInFailure.objects.update(since=timezone.now() - timedelta(minutes=31))
+        lockout.begin("somebody", "203.0.113.9").succeeded()
+        lockout.begin("somebody", "203.0.113.9").failed()
+        counted = set(SignInFailure.objects.values_list("name", "address", "attempts"))
+        assert counted == {("", "203.0.113.9", 1), ("somebody", "", 1), ("somebody", "203.0.113.9", 1)}
+
     @override_settings(HOOSH_SIGN_IN_ATTEMPTS=0)
     def test_it_can_be_switched_off(self):
         assert self.tries("ada", 12) == [200] * 12
