@@ -285,7 +285,7 @@ def cost_cell(usage: Usage) -> SafeString:
         if usage.attempts:
             return badge("not priced")
         kept = badge("kept answer", "good")
-        return format_html("{} {}", money(usage.cost_usd), kept) if usage.cost_pico else kept
+        return format_html("{} {}", money(usage.cost_usd), kept) if usage.cost_usd else kept
     if usage.price_id == PRICE_UNKNOWN and usage.tokens:
         return badge("no price known", "bad")
     return money(usage.cost_usd)

@@ -26,6 +26,13 @@ access.add_price(
     Price(provider="*", pattern="*", output_usd_per_mtok=Decimal(10), valid_from=timezone.now()), actor="test"
 )
 """
+_HALF = """
+from providers import services
+from providers.models import Route
+for route in Route.objects.filter(cache_s__gt=0):
+    route.cache_price_percent = 50
+    services.save_route(route, actor="test")
+"""
 
 
 @contextlib.contextmanager
@@ -97,8 +104,29 @@ def test_a_kept_answer_is_in_the_books_with_nothing_and_costs_no_pool(
         assert stats["saved_tokens"] == 2 * called["tokens"]
         counted = 'hoosh_cache_total{result="hit"} 2.0'
         children.wait_for(lambda: counted in http.get("/metrics").text, "the counter")
+        a_hit_costs_its_part(gateway, http, called["cost_pico"])
         assert http.post("/v1/cache/purge").json() == {"purged": True, "workers": 1}
         assert ask(http).headers["x-hoosh-cache"] == "miss"
+
+
+def a_hit_costs_its_part(gateway: Gateway, http: httpx.Client, first_cost: int) -> None:
+    """Where the route asks for half of the first cost, the ledger charges half of it and no tokens."""
+    before = {(purse["pool_id"], purse["unit"]): purse["committed"] for purse in purses(gateway)}
+    gateway.manage("shell", "-c", _HALF)
+
+    def charged() -> dict[str, Any] | None:
+        row = gateway.wait_settled(request_id(ask(http).headers))
+        return row if row["cost_pico"] else None
+
+    row = children.wait_for(charged, "the worker to know the part", log=gateway.log)
+    assert (row["cost_pico"], row["tokens"], row["attempts"]) == (first_cost // 2, 0, 0)
+    after = {(purse["pool_id"], purse["unit"]): purse["committed"] for purse in purses(gateway)}
+    assert {name: after[name] - before[name] for name in after if after[name] != before[name]} == {
+        (1, 1): first_cost // 2
+    }
+    told = http.get(f"/v1/requests/{row['rid']}").json()
+    assert [entry["basis"] for entry in told["attempts"]] == ["kept"]
+    assert told["cached"]
 
 
 def test_each_worker_keeps_its_own_and_a_killed_one_loses_it_and_nothing_else(
