@@ -342,15 +342,18 @@ async def call_candidates(job: Job, waited_for: Sequence[Step] | None = None) ->
             job.exchange.keep_running = False  # a route before this one may have set it
             if job.exchange.gone:
                 raise asyncio.CancelledError
+            is_further = job.attempts > 0
             try:
                 failed = await call_one(job, snapshot, candidate, step, line)
             except (PriceUnknownError, RateLimitedError) as passed_over:
-                if job.attempts:
+                if is_further:
                     runtime.retries.unused()
                 failure = limiting.sooner(failure, passed_over)
                 if isinstance(passed_over, BusyError):
                     busy = [*busy, step]
                 break
+            if is_further:
+                runtime.retries.ended(helped=failed is None)
             if failed is None:
                 return
             failure = failed.error

@@ -167,8 +167,8 @@ def _write(webhook: Webhook, before: Webhook | None, actor: str, address_class: 
     if before is not None and not changes:
         return
     told = {name: values for name, values in changes.items() if name not in _UNRECORDED}
-    if "url" in told:  # a query is often what lets one in
-        told["url"] = tuple(None if url is None else str(url).partition("?")[0] for url in told["url"])  # type: ignore[assignment]
+    if "url" in told:  # path and query are often what lets one in
+        told["url"] = tuple(None if url is None else split(str(url)).base for url in told["url"])  # type: ignore[assignment]
     with transaction.atomic():
         if before is None:
             webhook.save(force_insert=True)

@@ -61,15 +61,19 @@ class Pace:
 class RetryBudget:
     """How many further upstream calls requests may make: a share of the requests of the last seconds, and a floor.
 
-    Fallbacks help while few calls fail; when all fail they only multiply the load. Counted in two windows of
-    `WINDOW_S`, the present one and, by the part of it that is still less than a window ago, the one before.
+    Fallbacks help while few calls fail; when all fail they only multiply the load. So the floor is high while they help,
+    and low once `VAIN` of them have failed in a row, until one does not. Counted in two windows of `WINDOW_S`, the
+    present one and, by the part of it that is still less than a window ago, the one before.
     """
 
     WINDOW_S = 10.0
     FLOOR_PER_S = 3.0
-    __slots__ = ("_before", "_began", "_now")
+    VAIN = 5
+    VAIN_FLOOR_PER_S = 0.3
+    __slots__ = ("_before", "_began", "_now", "_vain")
 
     def __init__(self) -> None:
+        self._vain = 0  # further calls that failed since one did not
         self._began = 0.0
         self._now = [0, 0]  # requests, further calls
         self._before = [0, 0]
@@ -85,10 +89,15 @@ class RetryBudget:
         past = 1 - (now - self._began) / self.WINDOW_S
         requests = self._now[0] + past * self._before[0]
         further = self._now[1] + past * self._before[1]
-        if further + 1 > max(self.FLOOR_PER_S * self.WINDOW_S, share * requests):
+        floor_per_s = self.FLOOR_PER_S if self._vain < self.VAIN else self.VAIN_FLOOR_PER_S
+        if further + 1 > max(floor_per_s * self.WINDOW_S, share * requests):
             return False
         self._now[1] += 1
         return True
+
+    def ended(self, *, helped: bool) -> None:
+        """What came of a further call."""
+        self._vain = 0 if helped else self._vain + 1
 
     def unused(self) -> None:
         """A further call that was allowed was not made."""

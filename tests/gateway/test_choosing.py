@@ -265,7 +265,17 @@ def test_further_calls_are_bounded_when_everything_fails(up: FaultUpstream, tmp_
     with world(tmp_path, up, "priority", *routes, settings=settings) as server:
         for _ in range(60):
             assert post(server, body()).status_code == 502
-    assert 60 + 30 <= len(up.inference) <= 60 + 30 * 3
+    windows = 3  # the longest it can take
+    assert 60 + 5 <= len(up.inference) <= 60 + 5 * windows
+
+
+def test_when_everything_fails_a_fifth_more_is_called_and_no_more(up: FaultUpstream, tmp_path: Path) -> None:
+    settings = SettingsDoc(breaker_failures=10**6)
+    routes = [to(1, "boom-500"), to(2, "boom-503"), to(3, "boom-500")]
+    with world(tmp_path, up, "priority", *routes, settings=settings) as server:
+        for _ in range(200):
+            assert post(server, body()).status_code == 502
+    assert 200 * 1.1 < len(up.inference) <= 200 * 1.2
 
 
 def test_a_candidate_that_is_passed_over_is_no_further_call(up: FaultUpstream, tmp_path: Path) -> None:

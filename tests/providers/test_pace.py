@@ -57,6 +57,23 @@ def test_a_few_further_calls_are_always_allowed_and_then_a_share() -> None:
     assert not budget.allows(101.0, 0.2)
 
 
+def test_the_floor_is_low_while_further_calls_are_in_vain() -> None:
+    budget = RetryBudget()
+    for _ in range(RetryBudget.VAIN):
+        assert budget.allows(100.0, 0.2)
+        budget.ended(helped=False)
+    assert not budget.allows(100.0, 0.2)
+    for _ in range(1000):
+        budget.request(100.0)
+    assert spend(budget, 100.0) == 195, "the share is as it was"
+    budget = RetryBudget()
+    for _ in range(RetryBudget.VAIN):
+        assert budget.allows(100.0, 0.2)
+        budget.ended(helped=False)
+    budget.ended(helped=True)
+    assert spend(budget, 100.0) == 25, "one that helped brings it back"
+
+
 def test_the_budget_comes_back_as_time_passes() -> None:
     budget = RetryBudget()
     assert spend(budget, 100.0) == 30
