@@ -89,6 +89,8 @@ def discard(actor: str, *, seen: str = "") -> list[str]:
     made = revert.revert(found[0], actor=actor, note="draft discarded")
     DraftChange.objects.all().delete()
     record("config.draft_discarded", actor=actor, target=f"Version {found[0]}", data={"dropped": dropped})
+    for row in ScheduledPublication.objects.filter(state=ScheduledPublication.State.WAITING):
+        cancel(row, actor, why=f"the draft was discarded by {actor}")
     return made.warnings
 
 
@@ -133,11 +135,11 @@ def schedule(actor: str, at: dt.datetime, *, seen: str, note: str = "") -> Sched
     return row
 
 
-def cancel(row: ScheduledPublication, actor: str) -> bool:
+def cancel(row: ScheduledPublication, actor: str, *, why: str = "") -> bool:
     """Do not publish it; False when it was too late."""
     with transaction.atomic():
         waiting = ScheduledPublication.objects.filter(pk=row.pk, state=ScheduledPublication.State.WAITING)
-        if not waiting.update(state=ScheduledPublication.State.CANCELLED, result=f"by {actor}"[:500]):
+        if not waiting.update(state=ScheduledPublication.State.CANCELLED, result=(why or f"by {actor}")[:500]):
             return False
         record("config.schedule_cancelled", actor=actor, target=str(row))
     return True

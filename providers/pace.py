@@ -61,9 +61,9 @@ class Pace:
 class RetryBudget:
     """How many further upstream calls requests may make: a share of the requests of the last seconds, and a floor.
 
-    Fallbacks help while few calls fail; when all fail they only multiply the load. So the floor is high while they help,
-    and low once `VAIN` of them have failed in a row, until one does not. Counted in two windows of `WINDOW_S`, the
-    present one and, by the part of it that is still less than a window ago, the one before.
+    Fallbacks help while few calls fail; when all fail they only multiply the load. So the floor is high while they
+    help, and low once `VAIN` of them have failed in a row, until one does not. Counted in two windows of `WINDOW_S`,
+    the present one and, by the part of it that is still less than a window ago, the one before.
     """
 
     WINDOW_S = 10.0

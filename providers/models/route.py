@@ -74,7 +74,7 @@ class Route(models.Model):
         validators=(MaxValueValidator(7 * 86_400),),
         help_text="The same request of the same team gets the same answer again. 0 = never.",
     )
-    cache_price_percent = models.PositiveSmallIntegerField(
+    cache_price_percent = models.PositiveIntegerField(
         "price of a kept answer (%)",
         default=0,
         validators=(MaxValueValidator(100),),

@@ -88,6 +88,7 @@ class GatewaySettings(models.Model):
         help_text="Answers carry x-hoosh-audit, the audit log's last checkpoint: callers who keep it are witnesses.",
     )
     cors_origins = models.CharField(
+        "CORS origins",
         max_length=1024,
         default="*",
         blank=True,

@@ -17,6 +17,7 @@ class ConfigVersion(models.Model):
     created_at = models.DateTimeField(auto_now_add=True)
 
     class Meta:
+        verbose_name = "configuration version"
         ordering = ("-number",)
 
     def __str__(self) -> str:

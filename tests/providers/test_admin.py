@@ -58,9 +58,7 @@ def route_form(provider, name="all", pattern="*", **more):
         "enabled": "on",
         "on_disconnect": "cancel",
         "disconnect_cap": 1024,
-        "cache_s": 0,
-        "semantic_threshold": 0,
-        "compact_percent": 0,
+        **dict.fromkeys(("cache_s", "cache_price_percent", "semantic_threshold", "compact_percent"), 0),
         **more,
     }
 

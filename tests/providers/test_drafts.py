@@ -231,6 +231,14 @@ class ScheduleTests(Case):
         drafts.publish_due()
         self.assertGreater(self.latest(), self.first.number)
 
+    def test_what_would_have_published_a_discarded_draft_is_cancelled(self) -> None:
+        self.change()
+        row = drafts.schedule("bob", soon(), seen="")
+        drafts.discard("ann")
+        row.refresh_from_db()
+        self.assertEqual((row.state, row.result), ("cancelled", "the draft was discarded by ann"))
+        self.assertTrue(OutboxEntry.objects.filter(action="config.schedule_cancelled", actor="ann").exists())
+
     def test_it_can_be_cancelled_once(self) -> None:
         self.change()
         row = drafts.schedule("bob", soon(), seen="")

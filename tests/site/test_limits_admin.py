@@ -66,6 +66,7 @@ class Case(AdminTestCase):
                     "on_disconnect": "cancel",
                     "disconnect_cap": 1024,
                     "cache_s": 0,
+                    "cache_price_percent": 0,
                     "semantic_threshold": 0,
                     "compact_percent": 0,
                 },
