@@ -28,6 +28,7 @@ class RouteBrowserTest(AdminBrowserCase):
         return "".join(Route.objects.order_by("priority", "name").values_list("name", flat=True))
 
     def shown(self, page: Page) -> str:
+        page.wait_for_load_state()  # a click only waits until the next page begins
         return "".join(page.locator("#result_list .field-name").all_inner_texts())
 
     def drag(self, page: Page, row: int, onto: int) -> None:

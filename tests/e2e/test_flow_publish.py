@@ -104,6 +104,8 @@ def test_a_change_is_looked_at_weighed_published_and_taken_back(gateway: Gateway
 
     page.get_by_role("button", name="Try").click()
     run = page.get_by_role("region", name="Dry run")
+    expect(run).to_be_visible()
+    page.wait_for_load_state()
     facts = dict(zip(run.locator("dt").all_inner_texts(), run.locator("dd").all_inner_texts(), strict=True))
     count = int(facts["Requests"].split()[0])
     assert count >= 9
