@@ -277,18 +277,23 @@ def milliseconds(duration_us: int) -> str:
     return f"{duration_us / 1000:,.1f} ms" if duration_us < 10_000 else f"{duration_us // 1000:,} ms"
 
 
-def cost_cell(usage: Usage) -> SafeString:
-    """The cost with six places, or why there is none."""
+def cost_note(usage: Usage) -> SafeString | None:
+    """Why the cost is by no price of the list; None where it is, or where nothing was used."""
     if usage.price_id == PRICE_FREE:
         return badge("free (local)")
     if usage.price_id == PRICE_NONE:
-        if usage.attempts:
-            return badge("not priced")
-        kept = badge("kept answer", "good")
-        return format_html("{} {}", money(usage.cost_usd), kept) if usage.cost_usd else kept
+        return badge("not priced") if usage.attempts else badge("kept answer", "good")
     if usage.price_id == PRICE_UNKNOWN and usage.tokens:
         return badge("no price known", "bad")
-    return money(usage.cost_usd)
+    return None
+
+
+def cost_cell(usage: Usage) -> SafeString:
+    """The cost with six places, why it is by no price, or both."""
+    note = cost_note(usage)
+    if note is None:
+        return money(usage.cost_usd)
+    return format_html("{} {}", money(usage.cost_usd), note) if usage.cost_usd else note
 
 
 def token_classes(usage: Usage) -> list[tuple[str, int, list[tuple[str, int]]]]:
@@ -342,8 +347,7 @@ def _detail(usage: Usage, providers: dict[int, str]) -> dict[str, Any]:
         "agent": Agent.objects.select_related("team").filter(pk=usage.agent_id).first(),
         "pools": pools_charged(usage),
         "price": Price.objects.filter(pk=usage.price_id).first() if usage.price_id > 0 else None,
-        "is_free": usage.price_id == PRICE_FREE,
-        "is_not_priced": usage.price_id == PRICE_NONE,
+        "cost_note": cost_note(usage),
         "is_unpriced": usage.price_id == PRICE_UNKNOWN and usage.tokens > 0,
         "add_price": f"{reverse('admin:budgets_price_add')}?{urlencode(_price_of(usage, providers))}",
         "basis": BASIS_WORDS.get(usage.basis, str(usage.basis)),

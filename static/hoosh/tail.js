@@ -83,9 +83,13 @@
     show();
   }
 
+  function askNewer() {
+    return fetch(table.dataset.rows + "&after=" + last);
+  }
+
   async function poll() {
     try {
-      const reply = await fetch(table.dataset.rows + "&after=" + last);
+      const reply = await askNewer();
       if (reply.ok) {
         const told = await reply.json();
         take(told);
@@ -102,7 +106,7 @@
   // What was settled before a stream held, or while none did.
   async function catchUp() {
     try {
-      const reply = await fetch(table.dataset.rows + "&after=" + last);
+      const reply = await askNewer();
       if (reply.ok) {
         take({ rows: (await reply.json()).rows, skipped: 0 });
       }

@@ -17,7 +17,7 @@ from django.utils import timezone
 
 from budgets import access, keys
 from budgets.models import ApiKey, LedgerOrder, LedgerState, Pool, Price, Usage, UsageRollup
-from budgets.records import PRICE_FREE, PRICE_UNKNOWN
+from budgets.records import PRICE_FREE, PRICE_NONE, PRICE_UNKNOWN
 from providers.models import Provider, Route
 from tests.admin_case import AdminTestCase
 
@@ -242,6 +242,11 @@ class UnpricedTest(CostsCase):
         for words, row in rows.items():
             assert words in listed
             assert words in self.page("budgets_usage_change", row.pk)
+        kept = self.use("0.003200", price_id=PRICE_NONE, tokens=0, attempts=0)
+        for html in (self.page("budgets_usage_changelist"), self.page("budgets_usage_change", kept.pk)):
+            assert "kept answer" in html
+            assert "$0.0032" in html
+            assert "not priced" not in html
         refused = self.use("0", price_id=PRICE_UNKNOWN, tokens=0, status=429)
         assert "nothing was used" in self.page("budgets_usage_change", refused.pk)
 
